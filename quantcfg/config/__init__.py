@@ -1,0 +1,1 @@
+"""The config stack: text, schema, presets and rules. Never imports torch."""

@@ -1,0 +1,1 @@
+"""The numeric stack: dtypes, qparams, observers and fake quantizes. Never imports the config."""

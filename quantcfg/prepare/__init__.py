@@ -1,0 +1,1 @@
+"""From a model to a prepared model: record, assign, apply, state."""

@@ -1,0 +1,1 @@
+"""The stages: calib, qat, evaluate."""
