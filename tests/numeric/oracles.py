@@ -1,0 +1,57 @@
+"""Slow, obvious and independent references for the arithmetic: exact rationals and plain Python integers."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+
+EPS = Fraction(1, 2**23)
+
+
+def round_half_even(value: Fraction) -> int:
+    """Fraction's own rounding is half to even and exact."""
+    return round(value)
+
+
+def quantize(x: float, scale: float, zero_point: int, quant_min: int, quant_max: int) -> int:
+    """ONNX QuantizeLinear of one float32: the quotient is a float32, all else is exact."""
+    if math.isinf(x):
+        return quant_max if x > 0 else quant_min
+    with np.errstate(over="ignore"):
+        quotient = float(np.float32(x) / np.float32(scale))
+    if math.isinf(quotient):
+        return quant_max if quotient > 0 else quant_min
+    return min(max(round_half_even(Fraction(quotient)) + zero_point, quant_min), quant_max)
+
+
+def dequantize(integer: int, scale: float, zero_point: int) -> np.float32:
+    """ONNX DequantizeLinear of one integer: an exact product, rounded once to float32."""
+    exact = (integer - zero_point) * Fraction(float(np.float32(scale)))
+    return np.float32(float(exact))  # at most 16 + 24 bits: exact in float64
+
+
+def fake_quantize(x: float, scale: float, zero_point: int, quant_min: int, quant_max: int) -> np.float32:
+    """The two one after the other; NaN stays NaN."""
+    if math.isnan(x):
+        return np.float32("nan")
+    return dequantize(quantize(x, scale, zero_point, quant_min, quant_max), scale, zero_point)
+
+
+def choose_qparams(
+    min_val: float, max_val: float, quant_min: int, quant_max: int, symmetric: bool
+) -> tuple[np.float32, int]:
+    """Design section 6 in exact rationals."""
+    low, high = Fraction(min_val), Fraction(max_val)
+    levels = quant_max - quant_min
+    if symmetric:
+        return _float32(max(max(abs(low), abs(high)) / Fraction(levels, 2), EPS)), 0
+    low, high = min(low, Fraction(0)), max(high, Fraction(0))
+    scale = max((high - low) / levels, EPS)
+    zero_point = quant_min - round_half_even(low / scale)
+    return _float32(scale), min(max(zero_point, quant_min), quant_max)
+
+
+def _float32(value: Fraction) -> np.float32:
+    return np.float32(float(value))
