@@ -1,0 +1,176 @@
+"""The parameters of every observer and fake quantize, typed per kind."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+DType = Literal[
+    "qint2",
+    "qint3",
+    "qint4",
+    "qint5",
+    "qint6",
+    "qint7",
+    "qint8",
+    "qint9",
+    "qint10",
+    "qint11",
+    "qint12",
+    "qint13",
+    "qint14",
+    "qint15",
+    "qint16",
+    "quint2",
+    "quint3",
+    "quint4",
+    "quint5",
+    "quint6",
+    "quint7",
+    "quint8",
+    "quint9",
+    "quint10",
+    "quint11",
+    "quint12",
+    "quint13",
+    "quint14",
+    "quint15",
+    "quint16",
+]
+QScheme = Literal["per_tensor_symmetric", "per_channel_symmetric", "per_tensor_affine", "per_channel_affine"]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Parameters(BaseModel):
+    """Base of all parameter sets: unknown names are refused, nothing is coerced."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class ObserverParameters(Parameters):
+    """What every observer takes."""
+
+    dtype: DType = "qint8"
+    """The integer grid: qint2 to qint16 or quint2 to quint16."""
+    qscheme: QScheme = "per_tensor_symmetric"
+    """One scale per tensor or per channel; symmetric around 0 or affine. Weights: per_channel_symmetric."""
+    ch_axis: Annotated[int, Field(ge=0)] | None = None
+    """Channel axis of a per-channel scheme; 0 for weights that do not say."""
+    quant_min: int | None = None
+    """Smallest integer used, when it is not the smallest of the dtype. Needs quant_max."""
+    quant_max: int | None = None
+    """Largest integer used, when it is not the largest of the dtype. Needs quant_min."""
+    averaging_constant: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Weight of the newest batch after the first: 0 freezes, 1 follows the latest batch."""
+    nonfinite: Literal["error", "skip"] = "error"
+    """What a NaN or infinity does: end the run naming op and batch, or be left out and counted."""
+
+
+class MinMax(ObserverParameters):
+    """Smallest and largest value seen."""
+
+
+class FixedScale(ObserverParameters):
+    """A scale that is known beforehand; the data is not looked at."""
+
+    scale: Positive | None = None
+    """Real units per integer step."""
+    threshold: Positive | None = None
+    """Largest magnitude to represent, in real units; gives scale = threshold / -quant_min."""
+    zero_point: int = 0
+    """The integer that stands for real 0."""
+
+
+class Clip(ObserverParameters):
+    """Smallest and largest value seen, cut to a given range."""
+
+    xmin: float = -1.0
+    """Lower end of the range, in real units."""
+    xmax: float = 1.0
+    """Upper end of the range, in real units."""
+
+
+class Percentile(ObserverParameters):
+    """The range that holds a given share of the values."""
+
+    percentile: Annotated[float, Field(gt=0, le=100)] = 99.99
+    """Share of the values inside the range, in percent."""
+    bins: Annotated[int, Field(ge=1, le=1 << 20)] = 2048
+    """Bins of the histogram of magnitudes."""
+
+
+class ClipStd(ObserverParameters):
+    """Mean plus and minus some standard deviations."""
+
+    std_scale: Positive = 3.0
+    """How many standard deviations on each side."""
+
+
+class MSE(ObserverParameters):
+    """The range whose quantization error is the smallest in the mean square."""
+
+    stride: Annotated[int, Field(ge=1, le=95)] = 1
+    """Step of the search through the 95 candidate ranges (100 % down to 6 % of the observed one)."""
+
+
+class KL(ObserverParameters):
+    """The range whose quantized histogram diverges least from the real one."""
+
+    bins: Annotated[int, Field(ge=256, le=1 << 20)] = 512
+    """Bins of the histogram of magnitudes."""
+    update_interval: Annotated[int, Field(ge=1)] = 1
+    """Batches that are gathered before a range is computed."""
+
+
+class Mix(ObserverParameters):
+    """The best of nine percentiles, by quantization error."""
+
+
+class FakeQuantizeParameters(Parameters):
+    """Plain fake quantize has no parameters of its own."""
+
+
+class LSQ(Parameters):
+    """Learned step size."""
+
+    use_grad_scaling: bool = False
+    """Scale the gradient of the step by 1 / sqrt(elements * quant_max)."""
+
+
+class PACT(Parameters):
+    """Learned clipping."""
+
+    alpha: Positive = 6.0
+    """Where the clip starts when nothing was observed, in real units."""
+
+
+OBSERVER_PARAMETERS: dict[str, type[ObserverParameters]] = {
+    "min_max": MinMax,
+    "fixed_scale": FixedScale,
+    "clip": Clip,
+    "percentile": Percentile,
+    "clip_std": ClipStd,
+    "mse": MSE,
+    "kl": KL,
+    "mix": Mix,
+}
+FAKE_QUANT_PARAMETERS: dict[str, type[Parameters]] = {
+    "fake_quant": FakeQuantizeParameters,
+    "lsq": LSQ,
+    "pact": PACT,
+}
+
+
+def owners(parameter: str) -> list[str]:
+    """The kinds that have this parameter, observers first; every kind of observer for a common one."""
+    tables = (OBSERVER_PARAMETERS, FAKE_QUANT_PARAMETERS)
+    return [kind for table in tables for kind, model in table.items() if parameter in model.model_fields]
+
+
+def accepted(observer: str | None, fake_quant: str | None) -> dict[str, type[Parameters]]:
+    """Parameter name -> the model that types it, for one observer inside one fake quantize."""
+    models = (OBSERVER_PARAMETERS.get(observer or ""), FAKE_QUANT_PARAMETERS.get(fake_quant or ""))
+    return {name: model for model in models if model for name in model.model_fields}

@@ -1,0 +1,160 @@
+"""The one dialect of name patterns: whole names by segments, ``*``, ``**``, ``?``, ``{a,b}``, ``{2..9}``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+REGEX_PREFIX = "re:"
+MAX_LENGTH = 1000
+MAX_RANGE = 10_000
+_SPECIAL = re.compile(r"[*?{}\[\]]")
+_RANGE = re.compile(r"(0|[1-9]\d{0,8})\.\.(0|[1-9]\d{0,8})")
+
+
+class PatternError(ValueError):
+    """A pattern that cannot be read; ``offset`` counts characters from its start."""
+
+    def __init__(self, message: str, offset: int = 0, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.offset = offset
+        self.hint = hint
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One part of a pattern between dots: a literal name, a glob, or ``**``."""
+
+    text: str
+    regex: re.Pattern[str] | None = None
+
+    @property
+    def is_any_depth(self) -> bool:
+        """Whether this is ``**``."""
+        return self.text == "**"
+
+    def matches(self, name: str) -> bool:
+        """Whether one segment of a module name fits."""
+        return self.regex.fullmatch(name) is not None if self.regex else self.text == name
+
+
+def is_exact(pattern: str) -> bool:
+    """Whether a pattern is just a name: no wildcard, no braces, no ``re:``."""
+    return not pattern.startswith(REGEX_PREFIX) and not _SPECIAL.search(pattern)
+
+
+def parse_pattern(pattern: str) -> tuple[Segment, ...]:
+    """Split a glob pattern into segments.
+
+    Raises:
+        PatternError: with the offset of what cannot be read.
+    """
+    if len(pattern) > MAX_LENGTH:
+        raise PatternError(f"longer than {MAX_LENGTH} characters")
+    return tuple(_segment(text, offset) for text, offset in _split(pattern))
+
+
+def parse_regex(pattern: str) -> re.Pattern[str]:
+    """Compile a ``re:`` pattern; it is matched against the whole name.
+
+    Raises:
+        PatternError: not a regular expression, or one whose time may explode: a repeat of a repeat.
+    """
+    body = pattern.removeprefix(REGEX_PREFIX)
+    if len(body) > MAX_LENGTH:
+        raise PatternError(f"longer than {MAX_LENGTH} characters")
+    try:
+        compiled = re.compile(body)
+    except (re.error, RecursionError, OverflowError) as error:
+        offset = getattr(error, "pos", None) or 0
+        message = getattr(error, "msg", "too complex")
+        raise PatternError(f"not a regular expression: {message}", offset + len(REGEX_PREFIX)) from None
+    if _NESTED_REPEAT.search(body):
+        raise PatternError(
+            "repeats a group that itself repeats, which may take forever",
+            len(REGEX_PREFIX),
+            hint="repeat one thing at a time, or use `*` and `**` without `re:`",
+        )
+    return compiled
+
+
+_NESTED_REPEAT = re.compile(r"\([^()]*(?<!\\)[*+}][^()]*\)[*+{]")
+
+
+def _split(pattern: str) -> Iterator[tuple[str, int]]:
+    """The segments and their offsets; dots inside braces do not separate."""
+    start, opened = 0, -1
+    for offset, char in enumerate(pattern):
+        if char == "{":
+            if opened >= 0:
+                raise PatternError("braces inside braces", offset)
+            opened = offset
+        elif char == "}":
+            if opened < 0:
+                raise PatternError("`}` without `{`", offset)
+            opened = -1
+        elif char == "." and opened < 0:
+            yield pattern[start:offset], start
+            start = offset + 1
+    if opened >= 0:
+        raise PatternError("`{` is never closed", opened)
+    yield pattern[start:], start
+
+
+def _segment(text: str, offset: int) -> Segment:
+    if not text:
+        raise PatternError("an empty segment: two dots in a row, or a dot at an end", offset)
+    if text == "**":
+        return Segment(text)
+    if "**" in text:
+        raise PatternError("`**` must be a whole segment", offset + text.index("**"))
+    if "[" in text or "]" in text:
+        position = next(i for i, char in enumerate(text) if char in "[]")
+        hint = "write `{a,b}` or `{0..9}`, or start the pattern with `re:`"
+        raise PatternError("`[` and `]` are not part of patterns", offset + position, hint=hint)
+    if not _SPECIAL.search(text):
+        return Segment(text)
+    return Segment(text, re.compile(_glob_regex(text, offset), re.DOTALL))
+
+
+def _glob_regex(text: str, offset: int) -> str:
+    pieces: list[str] = []
+    position = 0
+    while position < len(text):
+        char = text[position]
+        if char == "{":
+            end = text.index("}", position)
+            pieces.append(_braces(text[position + 1 : end], offset + position))
+            position = end
+        else:
+            pieces.append({"*": ".*", "?": "."}.get(char) or re.escape(char))
+        position += 1
+    return "".join(pieces)
+
+
+def _braces(body: str, offset: int) -> str:
+    span = _RANGE.fullmatch(body)
+    if span:
+        names = _range_names(int(span[1]), int(span[2]), offset)
+    elif ".." in body:
+        raise PatternError(f"`{{{body}}}` is not a range of two whole numbers", offset)
+    else:
+        names = body.split(",")
+        if len(names) < 2 or not all(names):
+            raise PatternError(f"`{{{body}}}` needs two or more alternatives", offset)
+        if "." in body:
+            raise PatternError("alternatives hold one segment each, without dots", offset)
+    return f"(?:{'|'.join(_alternative(name) for name in names)})"
+
+
+def _range_names(first: int, last: int, offset: int) -> list[str]:
+    if first > last:
+        raise PatternError(f"the range is empty: {first} is above {last}", offset)
+    if last - first > MAX_RANGE:
+        raise PatternError(f"a range of more than {MAX_RANGE} numbers", offset)
+    return [str(number) for number in range(first, last + 1)]
+
+
+def _alternative(name: str) -> str:
+    return "".join({"*": ".*", "?": "."}.get(char) or re.escape(char) for char in name)

@@ -1,0 +1,177 @@
+"""Which rule wins for each op: tiers, then the nearest module, then the later rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from quantcfg.config.matching import NameIndex
+from quantcfg.config.overlay import overlay
+from quantcfg.config.patterns import is_exact
+from quantcfg.config.spec import Field, QConfigSpec, make_spec
+from quantcfg.errors import Place
+
+TIERS = {"global": 0, "template": 1, "module_type": 2, "module_name": 3, "attribute": 5}
+EXACT_NAME_TIER = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One line of the rules: what it matches and the qconfig that it gives.
+
+    ``spec`` None leaves in float. ``inherit`` holds the changed fields of a rule that starts from what would
+    have won without it, and then ``spec`` is not looked at. ``order`` is the position in the file, after
+    `extends`; ``expect`` pins how many names the rule matches.
+    """
+
+    kind: str
+    pattern: str
+    spec: QConfigSpec | None
+    place: Place | None = None
+    optional: bool = False
+    expect: int | None = None
+    order: int = 0
+    inherit: tuple[tuple[str, Field], ...] | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether the pattern is one whole name."""
+        return self.kind == "attribute" or (self.kind == "module_name" and is_exact(self.pattern))
+
+    @property
+    def tier(self) -> int:
+        """Rank of the kind of rule; the higher wins whatever else holds."""
+        return EXACT_NAME_TIER if self.kind == "module_name" and self.exact else TIERS[self.kind]
+
+    def __str__(self) -> str:
+        where = f" ({self.place})" if self.place else ""
+        return f"{self.kind} {self.pattern}{where}" if self.pattern else f"{self.kind}{where}"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An op and the modules around it, the root first and the op itself last.
+
+    ``chain`` pairs each path with every accepted spelling of the class there; a functional op has none.
+    """
+
+    name: str
+    chain: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What one op gets and why. No winner means that no rule speaks of it: it stays in float."""
+
+    target: str
+    spec: QConfigSpec | None
+    winner: Rule | None
+    losers: tuple[Rule, ...] = ()
+
+    @property
+    def contributors(self) -> tuple[Rule, ...]:
+        """The winner and, while they inherit, the rules beneath it."""
+        stack = (self.winner, *self.losers) if self.winner else ()
+        for position, rule in enumerate(stack):
+            if rule.inherit is None:
+                return stack[: position + 1]
+        return stack
+
+
+Ranked = tuple[tuple[int, int, int], Rule]
+"""A matching rule with its (tier, depth of the matched module, order)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Matched:
+    """Every rule that speaks of a module or of something around it, best first, and what comes of them."""
+
+    ranked: tuple[Ranked, ...]
+    rules: tuple[Rule, ...]
+    spec: QConfigSpec | None
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSet:
+    """The rules of one stage. ``sources`` are the texts that their places point into."""
+
+    rules: tuple[Rule, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    def resolve(self, targets: Sequence[Target]) -> list[Decision]:
+        """Decide every target. Linear: what a module matches is found once, however many ops it holds."""
+        resolver = _Resolver(self.rules)
+        return [resolver.decide(target) for target in targets]
+
+
+def resolve_stack(stack: Sequence[Rule]) -> QConfigSpec | None:
+    """What comes of rules that match one op, best first: the winner's qconfig, or its changes on the rest."""
+    if not stack:
+        return None
+    winner = stack[0]
+    if winner.inherit is None:
+        return winner.spec
+    beneath = resolve_stack(stack[1:])
+    if beneath is None:
+        return None
+    return make_spec(overlay(beneath.fields(), dict(winner.inherit)), name=f"{beneath.name}*")
+
+
+class _Resolver:
+    """Caches matches by path, so that a module is looked at once."""
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        everywhere = [rule for rule in rules if rule.kind in ("global", "template")]
+        self._names = NameIndex([(rule.pattern, rule) for rule in rules if _is_name(rule)])
+        self._types: dict[str, list[Rule]] = {}
+        for rule in rules:
+            if rule.kind == "module_type":
+                self._types.setdefault(rule.pattern, []).append(rule)
+        self._root = _matched([((rule.tier, 0, rule.order), rule) for rule in everywhere])
+        self._cache: dict[tuple[int, str, tuple[str, ...]], _Matched] = {}
+
+    def decide(self, target: Target) -> Decision:
+        matched = self._root
+        for depth, (path, type_names) in enumerate(target.chain):
+            matched = self._step(matched, path, type_names, depth)
+        winner = matched.rules[0] if matched.rules else None
+        return Decision(target.name, matched.spec, winner, matched.rules[1:])
+
+    def _step(self, above: _Matched, path: str, type_names: tuple[str, ...], depth: int) -> _Matched:
+        key = (id(above), path, type_names)
+        found = self._cache.get(key)
+        if found is None:
+            own = [((rule.tier, depth, rule.order), rule) for rule in self._own(path, type_names)]
+            found = self._cache[key] = _matched([*own, *above.ranked]) if own else above
+        return found
+
+    def _own(self, path: str, type_names: tuple[str, ...]) -> Iterator[Rule]:
+        yield from self._names.matches(path)
+        seen: set[int] = set()
+        for name in type_names:
+            for rule in self._types.get(name, ()):
+                if id(rule) not in seen:
+                    seen.add(id(rule))
+                    yield rule
+
+
+def _is_name(rule: Rule) -> bool:
+    return rule.kind in ("module_name", "attribute")
+
+
+def _matched(ranked: list[Ranked]) -> _Matched:
+    ranked.sort(key=_rank, reverse=True)
+    unique: dict[int, Ranked] = {}
+    for item in ranked:
+        unique.setdefault(id(item[1]), item)
+    rules = tuple(rule for _, rule in unique.values())
+    return _Matched(tuple(unique.values()), rules, resolve_stack(rules))
+
+
+def _rank(item: Ranked) -> tuple[int, int, int]:
+    return item[0]
+
+
+def in_order(rules: Sequence[Rule]) -> tuple[Rule, ...]:
+    """The same rules with ``order`` counted from their position."""
+    return tuple(replace(rule, order=position) for position, rule in enumerate(rules))
