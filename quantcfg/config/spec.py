@@ -65,6 +65,7 @@ class QConfigSpec:
     weight: FakeQuantSpec | None
     name: str = field(default="custom", compare=False)
     origins: tuple[tuple[str, Origin], ...] = field(default=(), compare=False)
+    input: FakeQuantSpec | None = None  # for inputs that arrive in float; None: as the activation
 
     @property
     def slots(self) -> dict[str, FakeQuantSpec | None]:
