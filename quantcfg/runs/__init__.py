@@ -1,0 +1,1 @@
+"""The run directory: atomic writer, manifest, lock, checkpoints."""

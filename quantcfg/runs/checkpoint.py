@@ -1,0 +1,94 @@
+"""Checkpoints: ``checkpoints/<step>/``, tensors in safetensors, the rest in JSON, a manifest over both."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from quantcfg.errors import RunError
+from quantcfg.runs.manifest import verify, write_manifest
+from quantcfg.runs.tree import detached_copy, join_tensors, split_tensors
+from quantcfg.runs.writer import new_directory, write_bytes, write_json
+
+_MODEL, _TRAINING, _STATE = "model.safetensors", "training.safetensors", "state.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A stage stopped between two steps.
+
+    ``model`` is the model's state_dict; ``state`` is everything else by name (position, optimizer, scheduler,
+    random generators), of plain values and tensors.
+    """
+
+    step: int
+    model: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write ``folder/<step>`` under a temporary name, read it back, and only then give it its own.
+
+    Raises:
+        RunError: The disk refused, or what was read back differs from what was written.
+    """
+    target = folder / str(checkpoint.step)
+    document, tensors = split_tensors(checkpoint.state)
+    with new_directory(target) as temporary:
+        write_bytes(temporary / _MODEL, save({k: detached_copy(v) for k, v in checkpoint.model.items()}))
+        write_bytes(temporary / _TRAINING, save(tensors))
+        write_json(temporary / _STATE, {"step": checkpoint.step, "state": document})
+        write_manifest(temporary, (_MODEL, _TRAINING, _STATE), step=checkpoint.step)
+        verify(temporary)
+    return target
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Verify ``path`` against its manifest, then read it.
+
+    Raises:
+        RunError: Damaged, unfinished, or not the step that its name says.
+    """
+    manifest = verify(path)
+    try:
+        document = json.loads((path / _STATE).read_bytes())
+        model, tensors = load((path / _MODEL).read_bytes()), load((path / _TRAINING).read_bytes())
+        checkpoint = Checkpoint(document["step"], model, join_tensors(document["state"], tensors))
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise RunError(f"'{path}' is damaged: {error}") from error
+    if not str(checkpoint.step) == path.name == str(manifest.facts.get("step")):
+        raise RunError(f"'{path}' holds step {checkpoint.step}: it was moved or renamed")
+    return checkpoint
+
+
+def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, tuple[str, ...]]:
+    """The newest valid checkpoint in ``folder``, and what was wrong with each newer one."""
+    skipped: list[str] = []
+    for path in reversed(checkpoint_paths(folder)):
+        try:
+            return load_checkpoint(path), tuple(skipped)
+        except RunError as error:
+            skipped.append(error.message)
+    return None, tuple(skipped)
+
+
+def checkpoint_paths(folder: Path) -> list[Path]:
+    """The checkpoints in ``folder``, valid or not, oldest first."""
+    if not folder.is_dir():
+        return []
+    paths = [path for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()]
+    return sorted(paths, key=lambda path: int(path.name))
+
+
+def prune_checkpoints(folder: Path, *, keep: int) -> None:
+    """Delete all but the newest ``keep``. Call it after a save, which has read the newest one back."""
+    for path in checkpoint_paths(folder)[:-keep]:
+        shutil.rmtree(path, ignore_errors=True)

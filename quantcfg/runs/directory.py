@@ -1,0 +1,191 @@
+"""The run directory: who may use it, what lies where in it, and in which order it becomes whole.
+
+    config/input.yaml config/overrides.yaml config/resolved.yaml
+    plan.json metrics.jsonl log.txt timing.json result.json manifest.json
+    checkpoints/<step>/model.safetensors training.safetensors state.json manifest.json
+    calib/        only in a qat run that calibrated first: that calibration, a run directory itself
+
+``result.json``, ``plan.json``, ``metrics.jsonl`` and the tensors depend on config, model, data, seed and
+versions alone. `VOLATILE` names what a repeated run writes differently: times, and the hashes of those.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantcfg.errors import RunError, UsageError
+from quantcfg.runs import lock, manifest
+from quantcfg.runs.metrics import NAME as METRICS
+from quantcfg.runs.metrics import MetricsLog
+from quantcfg.runs.writer import TEMPORARY_MARK, remove_leftovers, write_json, write_text
+
+VOLATILE = ("log.txt", "timing.json", manifest.NAME)
+_CONFIG, _CHECKPOINTS, _CALIB = "config", "checkpoints", "calib"
+_PLAN, _RESULT, _TIMING, _LOG = "plan.json", "result.json", "timing.json", "log.txt"
+_FOLDERS = (_CONFIG, _CHECKPOINTS, _CALIB)
+_FILES = (_PLAN, METRICS, _LOG, _TIMING, _RESULT, manifest.NAME)
+_ELSEWHERE = "choose another directory with -o"
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """The paths of one run and the few ways to change what is there."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / _CHECKPOINTS
+
+    @property
+    def calib(self) -> Path:
+        """Where a qat run keeps the calibration that it ran first."""
+        return self.path / _CALIB
+
+    @property
+    def log(self) -> Path:
+        """The log: times and sentences, for people."""
+        return self.path / _LOG
+
+    @property
+    def metrics(self) -> MetricsLog:
+        """What was measured, step by step."""
+        return MetricsLog(self.path / METRICS)
+
+    @property
+    def resolved_config(self) -> Path:
+        """The config that the run used, without extends and overrides left to apply."""
+        return self.path / _CONFIG / "resolved.yaml"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run came to its end; `verify` tells whether it is still whole."""
+        return (self.path / manifest.NAME).is_file()
+
+    @property
+    def is_started(self) -> bool:
+        """Whether a run left something here to go on from."""
+        return self.checkpoints.is_dir() or self.calib.is_dir()
+
+    def begin(self, *, config_files: Mapping[str, str], plan: Any) -> None:
+        """Write what is known before the first batch: ``config_files`` by name, and the plan.
+
+        What an earlier run left here is removed first: not sooner, so that a run that cannot even begin
+        destroys nothing.
+        """
+        self._clear()
+        folder = self.path / _CONFIG
+        folder.mkdir(exist_ok=True)
+        for name, text in config_files.items():
+            write_text(folder / name, text)
+        write_json(self.path / _PLAN, plan)
+
+    def finish(self, *, result: Any, timing: Any, facts: Mapping[str, Any]) -> None:
+        """Write the result and, last of all, the manifest."""
+        write_json(self.path / _TIMING, timing)
+        write_json(self.path / _RESULT, result)
+        manifest.write_manifest(self.path, self._file_names(), **facts)
+
+    def read_result(self) -> dict[str, Any]:
+        """``result.json`` of a finished run."""
+        return self._read(_RESULT)
+
+    def read_timing(self) -> dict[str, Any]:
+        """``timing.json`` of a finished run."""
+        return self._read(_TIMING)
+
+    def verify(self) -> manifest.Manifest:
+        """Check every file of a finished run.
+
+        Raises:
+            UsageError: There is no run here, or it is not finished.
+            RunError: Something in it was changed or lost.
+        """
+        if not (self.path / _CONFIG).is_dir():
+            raise UsageError(f"'{self.path}' is not a run directory")
+        if not self.is_finished:
+            hint = "run its command again" + (" with --resume" if self.is_started else "")
+            raise UsageError(f"the run in '{self.path}' is not finished", hint=hint)
+        return manifest.verify(self.path)
+
+    def _clear(self) -> None:
+        for name in _FOLDERS:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for name in _FILES:
+            (self.path / name).unlink(missing_ok=True)
+
+    def _file_names(self) -> list[str]:
+        tops = [self.path / name for name in _FILES if name != manifest.NAME]
+        below = [path for name in _FOLDERS for path in (self.path / name).rglob("*")]
+        files = [path for path in tops + below if path.is_file() and path.name != lock.NAME]
+        return [path.relative_to(self.path).as_posix() for path in files]
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            document = json.loads((self.path / name).read_bytes())
+        except (OSError, ValueError) as error:
+            raise RunError(f"'{self.path / name}' is damaged: {error}") from error
+        assert isinstance(document, dict)
+        return document
+
+
+@contextmanager
+def open_run(path: Path, *, resume: bool = False, force: bool = False) -> Iterator[RunDirectory]:
+    """Lock ``path`` for one run, and refuse what would destroy another.
+
+    A new or empty directory is taken, and one whose run failed before its first checkpoint. ``resume`` goes
+    on with an unfinished run, ``force`` lets `RunDirectory.begin` replace one.
+
+    Raises:
+        UsageError: The directory is in use, holds a run, or holds files that are no part of one.
+    """
+    run = RunDirectory(path)
+    with _created(path), lock.locked(path):
+        _refuse_foreign_files(path)
+        remove_leftovers(path)
+        if not resume:
+            _refuse_to_destroy(run, force=force)
+        yield run
+
+
+@contextmanager
+def _created(path: Path) -> Iterator[None]:
+    """Make the directory; take it away again when the run failed before writing anything."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make '{path}': {error.strerror}", hint=_ELSEWHERE) from error
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # not empty: something of worth is in it
+            for folder in missing:
+                folder.rmdir()
+        raise
+
+
+def _refuse_foreign_files(path: Path) -> None:
+    known = {*_FOLDERS, *_FILES, lock.NAME}
+    foreign = sorted(p.name for p in path.iterdir() if p.name not in known and TEMPORARY_MARK not in p.name)
+    if foreign:
+        shown = ", ".join(f"'{name}'" for name in foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        raise UsageError(f"'{path}' holds files that are no part of a run: {shown}", hint=_ELSEWHERE)
+
+
+def _refuse_to_destroy(run: RunDirectory, *, force: bool) -> None:
+    if force:
+        return
+    if run.is_finished:
+        hint = "--force replaces it; -o names another directory"
+        raise UsageError(f"'{run.path}' already holds a finished run", hint=hint)
+    if run.is_started:
+        hint = "--resume goes on with it, --force starts again; -o names another directory"
+        raise UsageError(f"'{run.path}' holds an unfinished run", hint=hint)

@@ -1,0 +1,121 @@
+"""A lock file that keeps two runs out of one directory and never outlives its owner."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from quantcfg.errors import UsageError
+
+NAME = ".lock"
+_ATTEMPTS = 16  # each is lost only to another process that took or freed the lock meanwhile
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The process that holds a lock. ``start`` (clock ticks since boot) tells two owners of one pid apart."""
+
+    pid: int
+    start: str
+    host: str
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the lock of ``directory``.
+
+    The kernel frees a lock with its process. What a forked child of a killed run still holds is reclaimed.
+
+    Raises:
+        UsageError: A living process holds it.
+    """
+    path = directory / NAME
+    handle = _acquire(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _acquire(path: Path) -> int:
+    for _ in range(_ATTEMPTS):
+        handle = _open(path)
+        if _take(handle) and _is_current(handle, path):
+            os.ftruncate(handle, 0)
+            os.write(handle, json.dumps(asdict(_this_process())).encode())
+            return handle
+        owner = _read_owner(handle)
+        os.close(handle)
+        if owner and not _is_alive(owner):
+            path.unlink(missing_ok=True)
+    raise UsageError(
+        f"another run holds '{path.parent}'{f' (process {owner.pid} on {owner.host})' if owner else ''}",
+        hint="wait for it, or choose another directory with -o",
+    )
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise UsageError(f"cannot write in '{path.parent}': {error.strerror}") from error
+
+
+def _take(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_current(handle: int, path: Path) -> bool:
+    """Whether ``path`` still names the locked file: its last owner may have unlinked it in between."""
+    try:
+        return os.fstat(handle).st_ino == path.stat().st_ino
+    except FileNotFoundError:
+        return False
+
+
+def _read_owner(handle: int) -> Owner | None:
+    try:
+        return Owner(**json.loads(os.pread(handle, 4096, 0)))
+    except (ValueError, TypeError):
+        return None
+
+
+def _this_process() -> Owner:
+    return Owner(os.getpid(), _start_of(os.getpid()), socket.gethostname())
+
+
+def _is_alive(owner: Owner) -> bool:
+    if owner.host != socket.gethostname():
+        return True
+    start = _start_of(owner.pid)
+    return start == owner.start if start else _exists(owner.pid)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _start_of(pid: int) -> str:
+    """Field 22 of ``/proc/PID/stat``; empty where the system has no such file."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
+    return text.rpartition(")")[2].split()[19]

@@ -1,0 +1,100 @@
+"""The manifest: size and SHA-256 of every file of a run or checkpoint. Valid means that all of them match."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from quantcfg.errors import RunError
+from quantcfg.runs.writer import write_json
+
+FORMAT_VERSION = 1
+NAME = "manifest.json"
+_BLOCK = 1 << 20  # bytes read at a time
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """What a file must be: its size in bytes and the SHA-256 of its content."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The files of a directory, by their path below it, and facts about how they came to be."""
+
+    files: Mapping[str, FileRecord]
+    facts: Mapping[str, Any]
+
+
+def write_manifest(directory: Path, names: Iterable[str], **facts: Any) -> None:
+    """Record ``names``, paths below ``directory``. A writer writes this file last."""
+    files = {name: asdict(record_file(directory / name)) for name in sorted(names)}
+    write_json(directory / NAME, {"format_version": FORMAT_VERSION, **facts, "files": files})
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Parse the manifest of ``directory`` without looking at the files.
+
+    Raises:
+        RunError: There is none, it cannot be parsed, or a newer quantcfg wrote it.
+    """
+    path = directory / NAME
+    try:
+        document = json.loads(path.read_bytes())
+        files = {
+            name: FileRecord(entry["size"], entry["sha256"]) for name, entry in document.pop("files").items()
+        }
+        version = document.pop("format_version")
+    except FileNotFoundError:
+        raise RunError(f"'{directory}' has no {NAME}: what it holds was never finished") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"'{path}' is damaged: {error}") from error
+    if version != FORMAT_VERSION:
+        raise RunError(f"'{path}' has format version {version}; this quantcfg reads {FORMAT_VERSION}")
+    return Manifest(files, document)
+
+
+def verify(directory: Path) -> Manifest:
+    """Compare every file with the manifest of ``directory`` before anybody uses one.
+
+    Raises:
+        RunError: Some file is missing, short or changed; the message names each.
+    """
+    manifest = read_manifest(directory)
+    faults = [fault for name, record in manifest.files.items() if (fault := _fault(directory / name, record))]
+    if faults:
+        raise RunError(f"'{directory}' does not match its manifest: {', '.join(faults)}")
+    return manifest
+
+
+def record_file(path: Path) -> FileRecord:
+    """Size and hash of one file."""
+    try:
+        return FileRecord(path.stat().st_size, hash_file(path))
+    except OSError as error:
+        raise RunError(f"cannot read '{path}': {error.strerror or error}") from error
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of the content of ``path``, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _fault(path: Path, record: FileRecord) -> str:
+    if path.is_symlink() or not path.is_file():
+        return f"'{path.name}' is missing"
+    found = record_file(path)
+    if found.size != record.size:
+        return f"'{path.name}' has {found.size} bytes instead of {record.size}"
+    return "" if found == record else f"'{path.name}' has other content"

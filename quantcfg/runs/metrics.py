@@ -1,0 +1,47 @@
+"""``metrics.jsonl``: one JSON object per line, in the order of the steps, and no times in it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantcfg.runs.writer import append_line, write_text
+
+NAME = "metrics.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsLog:
+    """Appends what was measured after each step."""
+
+    path: Path
+
+    def append(self, *, step: int, **values: Any) -> None:
+        """Write one line. Floats that are not finite become their names: JSON has no word for them."""
+        append_line(self.path, json.dumps({"step": step} | {k: _plain(v) for k, v in values.items()}))
+
+    def read(self) -> list[dict[str, Any]]:
+        """The whole lines; a last one that a killed run left torn is passed over."""
+        if not self.path.exists():
+            return []
+        return [row for line in self.path.read_text().splitlines() if (row := _parse(line)) is not None]
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines after ``step``: a resumed run writes them again."""
+        kept = [row for row in self.read() if row["step"] <= step]
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def _plain(value: Any) -> Any:
+    is_strange = isinstance(value, float) and value - value != 0
+    return str(value) if is_strange else value
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and "step" in row else None

@@ -1,0 +1,146 @@
+"""The one way to put a file under its final name: whole, durable, or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from quantcfg.errors import RunError
+
+TEMPORARY_MARK = ".tmp-"
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path``: temporary name, flush, fsync, rename, fsync of the directory.
+
+    Whoever reads ``path`` sees the old content or the new one, also after a power cut.
+
+    Raises:
+        RunError: The system refused a step; nothing is left under a temporary name.
+    """
+    temporary = temporary_name(path)
+    with _naming(path):
+        try:
+            _write_durably(temporary, data)
+            os.replace(temporary, path)  # noqa: PTH105  os.replace is the call that the tests trace
+            sync_directory(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` in UTF-8, like `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` to ``path`` as JSON whose bytes depend on the value alone."""
+    write_text(path, to_json(value))
+
+
+def to_json(value: Any) -> str:
+    """JSON, indented by two, with a final newline. NaN and inf are refused: JSON has no word for them."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """Fill a directory under a temporary name; it gets its own when the block ends well.
+
+    A directory already at ``path`` is replaced.
+    """
+    temporary = temporary_name(path)
+    with _naming(path):
+        temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        with _naming(path):
+            _publish_directory(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line to a log by one system call, so that lines of a killed run are not interleaved."""
+    with _naming(path):
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        try:
+            _write_all(handle, line.encode() + b"\n")
+        finally:
+            os.close(handle)
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside ``path`` that nobody uses and that `remove_leftovers` recognises."""
+    return path.with_name(f".{path.name}{TEMPORARY_MARK}{secrets.token_hex(6)}")
+
+
+def remove_leftovers(directory: Path) -> list[str]:
+    """Delete what a killed writer left in ``directory`` and below; returns the names."""
+    leftovers = sorted(p for p in directory.rglob(f".*{TEMPORARY_MARK}*") if _is_temporary(p))
+    for path in leftovers:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return [str(path.relative_to(directory)) for path in leftovers]
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in ``directory`` durable."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _is_temporary(path: Path) -> bool:
+    return path.name.startswith(".") and TEMPORARY_MARK in path.name
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    handle = os.open(path, _CREATE, 0o644)
+    try:
+        _write_all(handle, data)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_all(handle: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:  # a write may be short and still succeed
+        rest = rest[os.write(handle, rest) :]
+
+
+def _publish_directory(temporary: Path, path: Path) -> None:
+    for folder in sorted((p for p in temporary.rglob("*") if p.is_dir()), reverse=True):
+        sync_directory(folder)
+    sync_directory(temporary)
+    if path.exists():
+        replaced = temporary_name(path)
+        path.rename(replaced)
+        temporary.rename(path)
+        sync_directory(path.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+    else:
+        temporary.rename(path)
+        sync_directory(path.parent)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write '{path}': {error.strerror or error}") from error
