@@ -1,0 +1,158 @@
+"""Batches as users have them (tensors, pairs, dicts, dataclasses), and what a stage needs of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quantcfg.errors import UserCodeError
+
+TARGET_KEYS = ("labels", "label", "targets", "target")
+_OUTPUT_KEYS = ("logits", "out", "output")
+
+
+def forward(model: nn.Module, batch: Any) -> Any:
+    """Run ``model`` on the inputs of ``batch``.
+
+    A tensor is the input itself. Of a tuple or list the last item is the target and the others are inputs (a
+    single one is the input). A dict or dataclass is passed by name, without its targets unless the model's
+    forward takes them by their name, as Hugging Face models do.
+    """
+    named = _as_mapping(batch)
+    if named is not None:
+        return model(**_without_targets(named, model))
+    inputs = batch[:-1] if isinstance(batch, tuple | list) and len(batch) > 1 else batch
+    while isinstance(inputs, tuple | list) and len(inputs) == 1:
+        inputs = inputs[0]
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+
+
+def targets_of(batch: Any) -> Any:
+    """The targets in ``batch``, or None when it has none."""
+    named = _as_mapping(batch)
+    if named is not None:
+        return next((named[key] for key in TARGET_KEYS if key in named), None)
+    return batch[-1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """``batch`` with every tensor in it on ``device``; the containers keep their kind."""
+    return _map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def check_batch(batch: Any, what: str, index: int) -> None:
+    """Refuse a batch in which there is no tensor.
+
+    Raises:
+        UserCodeError: ``what`` gave something that no model can take.
+    """
+    if first_tensor(batch) is None:
+        raise UserCodeError(
+            f"batch {index} of {what}() is of type {type(batch).__name__} and holds no tensor",
+            hint="a batch is a tensor, (inputs, targets), a dict of tensors or a dataclass of tensors",
+        )
+
+
+def num_samples(batch: Any) -> int:
+    """The size of the first axis of the first tensor of ``batch``."""
+    tensor = first_tensor(batch)
+    return tensor.shape[0] if tensor is not None and tensor.dim() else 1
+
+
+def first_tensor(batch: Any) -> Tensor | None:
+    """The first tensor in ``batch``, in the order of its items."""
+    return next(_tensors_in(batch), None)
+
+
+def logits_of(outputs: Any) -> Tensor | None:
+    """The tensor of class scores in what a model returned, or None when it is not obvious."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    named = _as_mapping(outputs)
+    if named is not None:
+        outputs = next((named[key] for key in _OUTPUT_KEYS if key in named), None)
+    elif isinstance(outputs, tuple | list) and outputs:
+        outputs = outputs[0]
+    return outputs if isinstance(outputs, Tensor) else None
+
+
+def loss_in(outputs: Any) -> Tensor | None:
+    """The loss that the model computed itself (Hugging Face style), or None."""
+    named = _as_mapping(outputs)
+    loss = named.get("loss") if named is not None else None
+    return loss if isinstance(loss, Tensor) else None
+
+
+def class_scores(outputs: Any, targets: Any) -> tuple[Tensor, Tensor] | None:
+    """Scores ``(N, C)`` and class numbers ``(N,)`` when cross-entropy is the obvious reading, else None.
+
+    Shapes:
+        logits ``(..., C)`` with integer targets ``(...)``, or ``(N, C, d1, ...)`` with ``(N, d1, ...)``.
+    """
+    logits = logits_of(outputs)
+    if logits is None or not isinstance(targets, Tensor) or not logits.is_floating_point():
+        return None
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        return None
+    if logits.dim() > 3 and logits.shape[:1] + logits.shape[2:] == targets.shape:
+        return logits.movedim(1, -1).flatten(0, -2), targets.flatten()
+    if logits.dim() > 1 and logits.shape[:-1] == targets.shape:
+        return logits.flatten(0, -2), targets.flatten()
+    if logits.dim() == 3 and logits.shape[:1] + logits.shape[2:] == targets.shape:
+        return logits.movedim(1, -1).flatten(0, -2), targets.flatten()
+    return None
+
+
+def default_loss(outputs: Any, batch: Any) -> Tensor | None:
+    """The model's own loss, or cross-entropy where the targets make that obvious, else None."""
+    own = loss_in(outputs)
+    if own is not None:
+        return own
+    scores = class_scores(outputs, targets_of(batch))
+    return F.cross_entropy(scores[0].float(), scores[1].long()) if scores else None
+
+
+def _as_mapping(value: Any) -> Mapping[str, Any] | None:
+    if isinstance(value, Mapping):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return None
+
+
+def _without_targets(named: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    wanted = inspect.signature(model.forward).parameters
+    return {key: value for key, value in named.items() if key not in TARGET_KEYS or key in wanted}
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors_in(item)
+    elif (named := _as_mapping(value)) is not None:
+        yield from _tensors_in(list(named.values()))
+
+
+def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a NamedTuple takes its fields one by one
+        return type(value)(*(_map_tensors(item, function) for item in value))
+    if isinstance(value, tuple | list):
+        return type(value)(_map_tensors(item, function) for item in value)
+    if isinstance(value, Mapping):
+        return {key: _map_tensors(item, function) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value) if field.init]
+        return dataclasses.replace(value, **{n: _map_tensors(getattr(value, n), function) for n in names})
+    return value

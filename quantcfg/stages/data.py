@@ -1,0 +1,106 @@
+"""The user's data functions as streams of batches whose order depends on (seed, epoch) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+
+from quantcfg.errors import UserCodeError
+from quantcfg.stages.batches import check_batch, to_device
+from quantcfg.stages.model_file import ModelFile
+from quantcfg.stages.seeding import derive_seed, seed_all
+from quantcfg.stages.user_code import place_of, user_code
+
+Numbered: TypeAlias = tuple[int, Any]  # a batch and its number in the pass
+
+
+@dataclass(slots=True)
+class DataSource:
+    """One data function of a model file, such as ``train_data``.
+
+    It is called once; for an iterator, which can be used only once, again for each further pass.
+    """
+
+    model_file: ModelFile
+    name: str
+    seed: int
+    device: torch.device
+    _data: Iterable[Any] | None = field(default=None, init=False)
+
+    @property
+    def exists(self) -> bool:
+        """Whether the model file has the function."""
+        return self.model_file.has(self.name)
+
+    def num_batches(self) -> int | None:
+        """The length that the data claims; None when it has none."""
+        length = getattr(self._open(), "__len__", None)
+        try:
+            return int(length()) if length is not None else None
+        except TypeError:  # a DataLoader over an iterable dataset has __len__ and no length
+            return None
+
+    def batches(self, epoch: int = 0, *, skip: int = 0, limit: int | None = None) -> Iterator[Numbered]:
+        """Batches ``skip`` to ``limit`` of one pass, numbered from 0, on the device.
+
+        Every generator is seeded from (seed, name, epoch) before the pass, those of a DataLoader too, so a
+        pass can be repeated. Skipped batches are read: no other way keeps the order of every loader.
+
+        Raises:
+            UserCodeError: The data raised, gave no batch, or gave something that is none.
+        """
+        iterator = self._iterate(epoch)
+        index = -1
+        for index, batch in enumerate(self._guarded(iterator)):
+            if index == limit:
+                return
+            if index >= skip:
+                check_batch(batch, self.name, index)
+                yield index, to_device(batch, self.device)
+        if index < 0:
+            raise UserCodeError(f"{self.name}() gave no batch", where=self._place())
+
+    def _iterate(self, epoch: int) -> Iterator[Any]:
+        data, seed = self._open(), derive_seed(self.seed, self.name, epoch)
+        seed_all(seed)
+        for generator in _generators(data):
+            generator.manual_seed(seed)
+        set_epoch = getattr(getattr(data, "sampler", None), "set_epoch", None)
+        with user_code(f"{self.name}()", self.model_file.function(self.name)):
+            if set_epoch is not None:
+                set_epoch(epoch)
+            iterator = iter(data)
+        if iterator is data:
+            self._data = None
+        return iterator
+
+    def _open(self) -> Iterable[Any]:
+        if self._data is None:
+            seed_all(derive_seed(self.seed, self.name))
+            self._data = self.model_file.data(self.name)
+        return self._data
+
+    def _guarded(self, iterator: Iterator[Any]) -> Iterator[Any]:
+        function = self.model_file.function(self.name)
+        index = 0
+        while True:
+            with user_code(f"{self.name}(), in batch {index},", function):
+                try:
+                    batch = next(iterator)
+                except StopIteration:
+                    return
+            yield batch
+            index += 1
+
+    def _place(self) -> str:
+        return place_of(self.model_file.function(self.name))
+
+
+def _generators(data: Iterable[Any]) -> list[torch.Generator]:
+    """The generators that decide the order of a DataLoader: its own and its sampler's."""
+    holders = (data, getattr(data, "sampler", None), getattr(data, "batch_sampler", None))
+    found = (getattr(holder, "generator", None) for holder in holders)
+    return [generator for generator in found if isinstance(generator, torch.Generator)]

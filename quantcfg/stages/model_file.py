@@ -1,0 +1,242 @@
+"""The user's model file: loading it, and telling apart the ways in which that can fail."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantcfg.errors import QuantcfgWarning, UsageError, UserCodeError
+from quantcfg.stages import batches
+from quantcfg.stages.user_code import place_of, user_code
+
+FUNCTIONS = {
+    "build_model": "def build_model() -> nn.Module",
+    "calib_data": "def calib_data() -> Iterable[Batch]",
+    "train_data": "def train_data() -> Iterable[Batch]",
+    "eval_data": "def eval_data() -> Iterable[Batch]",
+    "forward": "def forward(model, batch) -> Any",
+    "loss": "def loss(outputs, batch) -> Tensor",
+    "evaluate": "def evaluate(model, data) -> dict[str, float]",
+    "example_inputs": "def example_inputs() -> tuple | dict",
+    "optimizer": "def optimizer(model) -> Optimizer",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """A loaded model file. ``builder`` builds the model; ``shown`` is the file as the user typed it."""
+
+    module: ModuleType
+    shown: str
+    builder: str = "build_model"
+
+    def has(self, name: str) -> bool:
+        """Whether the file defines the function ``name``."""
+        return hasattr(self.module, name)
+
+    def function(self, name: str) -> Callable[..., Any]:
+        """The function ``name``.
+
+        Raises:
+            UserCodeError: It is missing, or is no function.
+        """
+        if not self.has(name):
+            raise UserCodeError(f"{self.shown} has no '{name}'", hint=self._hint(name))
+        function = getattr(self.module, name)
+        if not callable(function):
+            kind = type(function).__name__
+            raise UserCodeError(
+                f"'{name}' in {self.shown} is a {kind}, not a function", hint=self._hint(name)
+            )
+        return function  # type: ignore[no-any-return]
+
+    def build_model(self) -> nn.Module:
+        """The float model that the file builds."""
+        if isinstance(model := getattr(self.module, self.builder, None), nn.Module):
+            return model
+        build = self.function(self.builder)
+        model = self._call(self.builder)
+        if not isinstance(model, nn.Module):
+            raise UserCodeError(
+                f"{self.builder}() returned {_kind(model)}, not a torch.nn.Module", where=place_of(build)
+            )
+        return model
+
+    def data(self, name: str) -> Iterable[Any]:
+        """What the data function ``name`` returns: something to iterate over."""
+        data = self._call(name)
+        if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
+            raise UserCodeError(
+                f"{name}() returned {_kind(data)}, not an iterable of batches",
+                where=place_of(self.function(name)),
+            )
+        return data  # type: ignore[no-any-return]
+
+    def forward(self, model: nn.Module, batch: Any) -> Any:
+        """Run the model on a batch, as the file says or as `batches.forward` does."""
+        return self.module.forward(model, batch) if self.has("forward") else batches.forward(model, batch)
+
+    def loss(self, outputs: Any, batch: Any) -> Tensor:
+        """The scalar to minimise.
+
+        Raises:
+            UserCodeError: There is no loss function and the targets make none obvious, or it gave no scalar.
+        """
+        if not self.has("loss"):
+            return self._default_loss(outputs, batch)
+        loss = self.function("loss")(outputs, batch)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise UserCodeError(
+                f"loss() returned {_kind(loss)}, not a scalar tensor", where=place_of(self.function("loss"))
+            )
+        return loss.reshape(())
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer that the file's ``optimizer(model)`` makes."""
+        optimizer = self._call("optimizer", model)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise UserCodeError(
+                f"optimizer() returned {_kind(optimizer)}, not a torch.optim.Optimizer",
+                where=place_of(self.function("optimizer")),
+            )
+        return optimizer
+
+    def example_inputs(self) -> Any:
+        """What ``example_inputs()`` returns: a tuple, a dict or a tensor."""
+        inputs = self._call("example_inputs")
+        if batches.first_tensor(inputs) is None:
+            where = place_of(self.function("example_inputs"))
+            raise UserCodeError(f"example_inputs() returned {_kind(inputs)}, without a tensor", where=where)
+        return inputs
+
+    def _call(self, name: str, *args: Any) -> Any:
+        function = self.function(name)
+        with user_code(f"{name}()", function):
+            return function(*args)
+
+    def _default_loss(self, outputs: Any, batch: Any) -> Tensor:
+        loss = batches.default_loss(outputs, batch)
+        if loss is None:
+            raise UserCodeError(
+                f"{self.shown} has no 'loss', and the targets do not make cross-entropy the obvious choice",
+                hint=f"define '{FUNCTIONS['loss']}'",
+            )
+        return loss
+
+    def _hint(self, name: str) -> str:
+        near = get_close_matches(
+            name, [n for n in vars(self.module) if not n.startswith("_")], n=1, cutoff=0.75
+        )
+        return f"did you mean '{near[0]}'?" if near else f"define '{FUNCTIONS.get(name, f'def {name}()')}'"
+
+
+def load_model_file(reference: str) -> ModelFile:
+    """Import ``path/to/model.py[:attr]`` or ``package.module[:attr]``; ``attr`` builds the model.
+
+    Raises:
+        UsageError: There is no such file or module.
+        UserCodeError: Importing it raised.
+    """
+    source, _, attribute = reference.partition(":")
+    if source.endswith(".py") or "/" in source:
+        model_file = ModelFile(_import_path(Path(source)), source, attribute or "build_model")
+    else:
+        model_file = ModelFile(_import_name(source), source, attribute or "build_model")
+    _warn_of_near_names(model_file)
+    return model_file
+
+
+def _import_path(path: Path) -> ModuleType:
+    _require_file(path)
+    name = _module_name(path)
+    spec = importlib.util.spec_from_file_location(name, path.absolute())
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    _put_on_path(path.absolute().parent)
+    sys.modules[name] = module
+    try:
+        with user_code("importing the model file"):
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _require_file(path: Path) -> None:
+    if path.is_file():
+        return
+    if path.is_dir():
+        raise UsageError(f"the model file '{path}' is a directory", hint="name a file: path/to/model.py")
+    beside = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+    near = get_close_matches(path.name, beside, n=1)
+    hint = f"did you mean '{path.with_name(near[0])}'?" if near else ""
+    raise UsageError(f"the model file '{path}' does not exist", hint=hint)
+
+
+def _module_name(path: Path) -> str:
+    """The file's own name, under which worker processes find it too, unless something else has that name."""
+    loaded = sys.modules.get(path.stem)
+    if loaded is not None:
+        origin = getattr(loaded, "__file__", None)
+    else:
+        spec = importlib.util.find_spec(path.stem) if path.stem.isidentifier() else None
+        origin = spec.origin if spec else str(path.absolute())
+    return path.stem if origin == str(path.absolute()) else f"quantcfg_model_{path.stem}"
+
+
+def _put_on_path(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def _import_name(name: str) -> ModuleType:
+    _put_on_path(Path.cwd())
+    with user_code(f"importing {name}"):
+        try:
+            found = importlib.util.find_spec(name)
+        except (ModuleNotFoundError, ValueError):  # a parent package is missing, or the name is no name
+            found = None
+        if found is not None:
+            return importlib.import_module(name)
+    hint = f"did you mean '{name}.py'?" if Path(f"{name}.py").is_file() else "a file is named with its .py"
+    raise UsageError(f"there is no module '{name}'", hint=hint)
+
+
+def _warn_of_near_names(model_file: ModelFile) -> None:
+    """A misspelt optional function would otherwise be passed over without a word."""
+    own = [n for n, v in vars(model_file.module).items() if callable(v) and not n.startswith("_")]
+    for name in FUNCTIONS:
+        near = (
+            []
+            if model_file.has(name)
+            else get_close_matches(name, set(own) - set(FUNCTIONS), n=1, cutoff=0.85)
+        )
+        if near and near[0] != model_file.builder:
+            warnings.warn(
+                f"{model_file.shown} has '{near[0]}', which has no meaning here; did you mean '{name}'?",
+                QuantcfgWarning,
+                stacklevel=3,
+            )
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return (
+        f"the class {value.__name__}"
+        if isinstance(value, type)
+        else f"a value of type {type(value).__name__}"
+    )

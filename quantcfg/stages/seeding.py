@@ -1,0 +1,80 @@
+"""Randomness: derived from the seed where it is ours, saved and restored where others own it."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def derive_seed(seed: int, *purpose: object) -> int:
+    """A seed for one purpose, such as ``("train_data", epoch)``: the same in every process and version.
+
+    It has 32 bits, which is what NumPy takes.
+    """
+    text = "/".join(map(str, (seed, *purpose)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python, NumPy (when something imported it) and torch on every device."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(seed)
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every global generator, as plain values and tensors."""
+    version, words, gauss = random.getstate()
+    state: dict[str, Any] = {
+        "python": {"version": version, "words": torch.tensor(words), "gauss": gauss},
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        kind, keys, position, has_gauss, cached = numpy.random.get_state()
+        words = torch.tensor(keys.astype("int64"))
+        state["numpy"] = {
+            "kind": kind,
+            "keys": words,
+            "at": int(position),
+            "gauss": [int(has_gauss), float(cached)],
+        }
+    return state
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Bring every global generator to what `random_state` gave."""
+    python = state["python"]
+    random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
+    torch.set_rng_state(_bytes(state["torch"]))
+    if torch.cuda.is_available() and state["cuda"]:
+        torch.cuda.set_rng_state_all([_bytes(item) for item in state["cuda"]])
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and "numpy" in state:
+        saved = state["numpy"]
+        keys = saved["keys"].numpy().astype("uint32")
+        numpy.random.set_state((saved["kind"], keys, saved["at"], *saved["gauss"]))
+
+
+@contextmanager
+def isolated_randomness() -> Iterator[None]:
+    """Let the block draw what it likes: outside, the generators go on as if it had not run."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        restore_random_state(state)
+
+
+def _bytes(state: Tensor) -> Tensor:
+    return state.to("cpu", torch.uint8)
