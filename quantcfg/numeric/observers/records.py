@@ -1,0 +1,115 @@
+"""The ranges of single batches, kept so that an average over processes can be folded in the true order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from quantcfg.numeric.observers.exact import ExactModule
+
+Range = tuple[Tensor, Tensor]
+Step = Callable[[Range, Range], Range]
+
+# Values kept per bound; a per-tensor observer remembers 1,024 batches in 20 KB.
+_BUDGET = 1 << 14
+_MOST, _FEWEST = 1024, 16
+
+
+def capacity(num_channels: int) -> int:
+    """How many batches are remembered for that many channels."""
+    return max(_FEWEST, min(_MOST, _BUDGET // num_channels))
+
+
+class BatchRecords(ExactModule):
+    """The newest batches of a stream, and the range that all earlier ones have been folded into (the base).
+
+    Shapes, with R the capacity and C the channels:
+        index: int64 ``(R,)``, the batch's place in the whole stream, -1 where there is none; oldest first.
+        ranges: float32 ``(R, 2, C)``; base: float32 ``(2, C)``, +inf and -inf before there is one.
+        base_end: int64 ``(1,)``, index of the last batch in the base, -1 for none.
+    """
+
+    index: Tensor
+    ranges: Tensor
+    base: Tensor
+    base_end: Tensor
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__()
+        size = capacity(num_channels)
+        self.register_buffer("index", torch.full((size,), -1))
+        self.register_buffer("ranges", torch.zeros(size, 2, num_channels))
+        self.register_buffer("base", torch.tensor([torch.inf, -torch.inf]).repeat(num_channels, 1).T.clone())
+        self.register_buffer("base_end", torch.full((1,), -1))
+
+    def push(self, index: Tensor | int, batch: Range, finite: Tensor, step: Step) -> None:
+        """Remember one more batch if it is ``finite``; without room the oldest moves into the base."""
+        oldest = (self.ranges[0, 0], self.ranges[0, 1])
+        leaves = finite & (self.index[0] >= 0)
+        self.base.copy_(torch.where(leaves, torch.stack(step(self._base_range(), oldest)), self.base))
+        self.base_end.copy_(torch.where(leaves, self.index[:1], self.base_end))
+        newest = torch.as_tensor(index, device=self.index.device).reshape(1)
+        self.index.copy_(torch.where(finite, torch.cat((self.index[1:], newest)), self.index))
+        ranges = torch.cat((self.ranges[1:], torch.stack(batch)[None]))
+        self.ranges.copy_(torch.where(finite, ranges, self.ranges))
+
+    def restart(self, low: Tensor, high: Tensor) -> None:
+        """Forget the batches and start from a known range."""
+        self.index.fill_(-1)
+        self.ranges.zero_()
+        self.base.copy_(torch.stack((low, high)))
+        self.base_end.fill_(-1)
+
+    def merge(self, others: Sequence[BatchRecords], step: Step) -> Range:
+        """Take in the batches of other streams and fold them all, in the order of their index.
+
+        Raises:
+            ValueError: two streams saw batches of the same index, or one has already folded batches that
+                would have to come after another's.
+        """
+        streams = (self, *others)
+        index = torch.cat([stream.index[stream.index >= 0] for stream in streams])
+        ranges = torch.cat([stream.ranges[stream.index >= 0] for stream in streams])
+        if not self._is_constant(streams, ranges):
+            self._check_order(streams, index)
+        start = max(streams, key=lambda stream: (int(stream.base_end), stream._has_base))
+        order = torch.argsort(index, stable=True)
+        self.restart(*start._base_range())
+        self.base_end.copy_(start.base_end)
+        return self._refold(index[order], ranges[order], step)
+
+    @property
+    def _has_base(self) -> bool:
+        return bool((self.base[0] <= self.base[1]).all())
+
+    def _base_range(self) -> Range:
+        return self.base[0], self.base[1]
+
+    def _refold(self, index: Tensor, ranges: Tensor, step: Step) -> Range:
+        state, yes = self._base_range(), torch.tensor(True, device=index.device)
+        for one, batch in zip(index, ranges, strict=True):
+            state = step(state, (batch[0], batch[1]))
+            self.push(one, (batch[0], batch[1]), yes, step)
+        return state[0].clone(), state[1].clone()
+
+    @staticmethod
+    def _is_constant(streams: Sequence[BatchRecords], ranges: Tensor) -> bool:
+        """Whether every batch had one and the same range, as a weight has: then no order is needed."""
+        bases = [stream.base[None] for stream in streams if stream._has_base]
+        everything = torch.cat([ranges, *bases])
+        return bool((everything == everything[:1]).all())
+
+    @staticmethod
+    def _check_order(streams: Sequence[BatchRecords], index: Tensor) -> None:
+        if len(set(index.tolist())) != index.numel():
+            raise ValueError("two of the merged observers saw a batch of the same index; set batch_index")
+        bases = [stream for stream in streams if stream._has_base]
+        last = max((int(stream.base_end) for stream in bases), default=-1)
+        agree = all(torch.equal(stream.base, bases[0].base) for stream in bases)
+        if not agree or bool((index <= last).any()):
+            raise ValueError(
+                "batches to merge were folded away already; "
+                f"at most {streams[0].index.numel()} are remembered"
+            )
