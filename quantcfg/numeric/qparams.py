@@ -88,6 +88,12 @@ def choose_qparams(
     return QParams((span / levels).clamp(min=EPS).float(), zero_point.int())
 
 
+def symmetric_range(scale: Tensor, *, quant_min: int, quant_max: int) -> tuple[Tensor, Tensor]:
+    """The range (-a, a) that `choose_qparams` maps to this ``scale``, of which it has the shape and dtype."""
+    bound = (scale.double() * ((quant_max - quant_min) / 2)).to(scale.dtype)
+    return -bound, bound
+
+
 def along(qparam: Tensor, x: Tensor, ch_axis: int) -> Tensor:
     """``qparam`` in a shape that broadcasts over ``x``: ``(C, 1, ..., 1)`` from ``ch_axis`` on."""
     if qparam.numel() == 1 or ch_axis < 0:

@@ -1,0 +1,65 @@
+"""Fake quantize with an observed scale, and the table of all fake quantizes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
+from quantcfg.numeric.lsq import LearnableFakeQuantize
+from quantcfg.numeric.observers.base import Observer
+from quantcfg.numeric.ops import fake_quantize
+from quantcfg.numeric.pact import PACTFakeQuantize
+from quantcfg.numeric.qparams import QParams, along
+
+
+class FakeQuantize(FakeQuantizeBase):
+    """Quantizes with the scale of its observer; in training the scale of a step contains that step's batch.
+
+    The gradient passes straight through where the value lies on the grid, and is 0 elsewhere.
+
+    Shapes:
+        scale: buffer, float32, ``(1,)`` per tensor, ``(num_channels,)`` per channel. Before anything was
+        observed it is 1.0, which is never used.
+    """
+
+    scale: Tensor
+
+    def __init__(self, observer: Observer) -> None:
+        super().__init__(observer)
+        self.register_buffer("scale", torch.ones_like(observer.min_val))
+        self._adopt_known_range()
+
+    def _fake_quantize(self, x: Tensor) -> Tensor:
+        zero_point = self._affine_zero_point()
+        return fake_quantize(
+            x,
+            along(self.scale, x, self.ch_axis),
+            None if zero_point is None else along(zero_point, x, self.ch_axis),
+            quant_min=self.quant_min,
+            quant_max=self.quant_max,
+        )
+
+    @torch.no_grad()
+    def _observe(self, x: Tensor) -> None:
+        self.observer(x)
+        if self.quantizing:
+            self._set_qparams(self.observer.qparams())
+            if not self._is_ready:
+                self.has_qparams.logical_or_(self._seen_first_batch())
+
+    def _qparams(self) -> QParams:
+        return QParams(self.scale, self.zero_point)
+
+    def _set_qparams(self, qparams: QParams) -> None:
+        self.scale.copy_(qparams.scale)
+        self.zero_point.copy_(qparams.zero_point)
+
+
+__all__ = ["FAKE_QUANTIZES", "FakeQuantize", "FakeQuantizeBase"]
+
+FAKE_QUANTIZES: dict[str, type[FakeQuantizeBase]] = {
+    "fake_quant": FakeQuantize,
+    "lsq": LearnableFakeQuantize,
+    "pact": PACTFakeQuantize,
+}

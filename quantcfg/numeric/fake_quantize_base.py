@@ -1,0 +1,246 @@
+"""What every fake quantize shares: its observer, its two switches, and qparams that survive everything."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantcfg.errors import NumericError
+from quantcfg.numeric.dtypes import QuantDType
+from quantcfg.numeric.observers.base import Observer
+from quantcfg.numeric.observers.exact import ExactModule
+from quantcfg.numeric.observers.fixed_scale import FixedScaleObserver
+from quantcfg.numeric.qparams import QParams, is_per_channel, is_symmetric
+
+
+class FakeQuantizeBase(ExactModule, ABC):
+    """Rounds a tensor to an integer grid and stays in floating point.
+
+    Two switches, set by the state of the prepared model and no part of its state dict, say what a call does:
+
+        observing              the observer sees the tensor, which is returned as it is
+        observing, quantizing  the observer sees the tensor, then it is quantized with the new qparams
+        quantizing             quantized with the qparams there are
+        neither                nothing: the same object is returned
+
+    The qparams stay float32 and int32 whatever the model is cast to; ``x`` keeps its own dtype, and half
+    precisions are computed in float32. NaN in ``x`` comes out as NaN, +-inf as the end of the grid.
+
+    Attributes:
+        observing, quantizing: the switches, independent of ``train()`` and ``eval()``.
+        observer: what watches the tensor; dtype, qscheme, ch_axis, quant_min and quant_max are its own.
+
+    Shapes:
+        zero_point: int32, ``(1,)`` per tensor, ``(num_channels,)`` per channel.
+        has_qparams: bool, ``(1,)``: whether the qparams come from data, from a loaded or a fixed range.
+    """
+
+    observer: Observer
+    zero_point: Tensor
+    has_qparams: Tensor
+
+    def __init__(self, observer: Observer) -> None:
+        super().__init__()
+        self.observing = False
+        self.quantizing = False
+        self.observer = observer
+        self.register_buffer("zero_point", torch.zeros_like(observer.min_val, dtype=torch.int32))
+        self.register_buffer("has_qparams", torch.zeros_like(observer.min_val[:1], dtype=torch.bool))
+        # What has_qparams says, on the host: asking the tensor at every step would wait for the device.
+        self._is_ready = False
+
+    @property
+    def name(self) -> str:
+        """The quantizer's name in the model, shared with its observer; errors begin with it."""
+        return self.observer.name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self.observer.name = name
+
+    @property
+    def dtype(self) -> QuantDType:
+        """The integer grid."""
+        return self.observer.dtype
+
+    @property
+    def qscheme(self) -> torch.qscheme:
+        """Per tensor or per channel, symmetric or affine."""
+        return self.observer.qscheme
+
+    @property
+    def ch_axis(self) -> int:
+        """The channel axis of a per-channel scheme, else -1."""
+        return self.observer.ch_axis
+
+    @property
+    def quant_min(self) -> int:
+        """The lowest integer in use."""
+        return self.observer.quant_min
+
+    @property
+    def quant_max(self) -> int:
+        """The highest integer in use."""
+        return self.observer.quant_max
+
+    @property
+    def observed(self) -> bool:
+        """Whether there is something to quantize with: qparams, or statistics to solve them from."""
+        return self._ready() or self.observer.observed
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` observed, fake quantized, both, or the same object, as the switches say.
+
+        Raises:
+            NumericError: ``x`` is not floating point or has not the observer's channels; or it is to be
+                quantized and nothing was ever observed.
+        """
+        if not (self.observing or self.quantizing):
+            return x
+        self._check_input(x)
+        if self.observing and not _is_recomputing():
+            self._observe(x.detach())
+        if not self.quantizing:
+            return x
+        self._check_ready(x)
+        return self._fake_quantize(x)
+
+    def qparams(self) -> QParams:
+        """The qparams that forward quantizes with, detached.
+
+        Raises:
+            NumericError: nothing was ever observed.
+        """
+        if not self._ready():
+            raise self._never_observed()
+        return self._qparams()
+
+    def finish_observation(self) -> None:
+        """Solve the observer and keep its qparams: the end of calibration.
+
+        Raises:
+            NumericError: nothing was ever observed.
+        """
+        if not self.observer.observed:
+            raise self._never_observed()
+        self._set_qparams(self.observer.qparams())
+        self._set_ready()
+
+    def load_qparams_from(self, other: FakeQuantizeBase) -> None:
+        """Start from what another fake quantize, of any kind, has calibrated or learned.
+
+        On the same grid and scheme the qparams are taken as they are; on another one they are chosen for the
+        same range, which also becomes the observer's. A ``fixed_scale`` observer keeps what it was given.
+
+        Raises:
+            NumericError: the other one has never observed anything.
+        """
+        if isinstance(self.observer, FixedScaleObserver):
+            return
+        self.observer.load_range(*other.value_range())
+        same_grid = self._grid() == other._grid() and self.zero_point.shape == other.zero_point.shape
+        self._set_qparams(other.qparams() if same_grid and other._ready() else self.observer.qparams())
+        self._set_ready()
+
+    def value_range(self) -> tuple[Tensor, Tensor]:
+        """The real range (min, max) that gives the qparams.
+
+        Shapes:
+            float32, ``(1,)`` per tensor, ``(num_channels,)`` per channel.
+
+        Raises:
+            NumericError: nothing was ever observed.
+        """
+        if not self.observed:
+            raise self._never_observed()
+        self.observer.solve()
+        return self.observer.min_val, self.observer.max_val
+
+    def extra_repr(self) -> str:
+        """The grid and the scheme, for ``print(model)``."""
+        axis = f", ch_axis={self.ch_axis}" if is_per_channel(self.qscheme) else ""
+        return f"{self.dtype}, {str(self.qscheme).removeprefix('torch.')}{axis}"
+
+    @abstractmethod
+    def _fake_quantize(self, x: Tensor) -> Tensor:
+        """``x`` on the grid."""
+
+    @abstractmethod
+    def _observe(self, x: Tensor) -> None:
+        """Show the observer ``x``, which is detached; take its qparams when quantizing."""
+
+    @abstractmethod
+    def _qparams(self) -> QParams:
+        """The qparams in use."""
+
+    @abstractmethod
+    def _set_qparams(self, qparams: QParams) -> None:
+        """Quantize with these from now on."""
+
+    def _affine_zero_point(self) -> Tensor | None:
+        return None if is_symmetric(self.qscheme) else self.zero_point
+
+    def _grid(self) -> tuple[int, int, torch.qscheme]:
+        return self.quant_min, self.quant_max, self.qscheme
+
+    def _adopt_known_range(self) -> None:
+        """Take the qparams of an observer that has a range before any data."""
+        if self.observer.observed:
+            self.finish_observation()
+
+    def _seen_first_batch(self) -> Tensor:
+        """Whether the observer has a range and there are no qparams yet: bool, ``(1,)``, on the device."""
+        seen = (self.observer.min_val <= self.observer.max_val).all()
+        return seen & ~self.has_qparams
+
+    def _set_ready(self) -> None:
+        self.has_qparams.fill_(True)
+        self._is_ready = True
+
+    def _ready(self) -> bool:
+        if not self._is_ready:
+            self._is_ready = not self.has_qparams.is_meta and bool(self.has_qparams.all())
+        return self._is_ready
+
+    def _check_ready(self, x: Tensor) -> None:
+        if torch.compiler.is_compiling() or self._is_ready or x.numel() == 0:
+            return
+        if not self._ready():
+            raise self._never_observed()
+
+    def _check_input(self, x: Tensor) -> None:
+        if not x.is_floating_point():
+            raise NumericError(
+                f"{self._label()} takes floating point tensors (got {x.dtype})", quantizer=self.name
+            )
+        if self.ch_axis < 0:
+            return
+        num_channels = self.zero_point.numel()
+        if x.dim() <= self.ch_axis or x.shape[self.ch_axis] != num_channels:
+            raise NumericError(
+                f"{self._label()} has {num_channels} channels on axis {self.ch_axis} (got a tensor of shape "
+                f"{tuple(x.shape)})",
+                quantizer=self.name,
+            )
+
+    def _never_observed(self) -> NumericError:
+        return NumericError(
+            f"{self._label()} never observed a batch",
+            hint="run calibration batches through it, or load the qparams of a calibrated model",
+            quantizer=self.name,
+        )
+
+    def _label(self) -> str:
+        return f"quantizer {self.name!r}" if self.name else f"{type(self).__name__}"
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._is_ready = False
+
+
+def _is_recomputing() -> bool:
+    """Whether activation checkpointing runs this forward again, inside backward: it was observed already."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
