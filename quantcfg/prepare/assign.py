@@ -1,0 +1,286 @@
+"""Assign: rules x recorded sites -> what happens at each site, and why.
+
+A pure function of the recording and the decisions of the rules. It walks the sites in the order they ran and keeps
+for every value the grid it is on, so that nothing is quantized twice and nothing arrives unquantized by accident.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from quantcfg.config.rules import Decision, Rule
+from quantcfg.config.spec import FakeQuantSpec
+from quantcfg.prepare.fuse import Chain, find_chains
+from quantcfg.prepare.ops import OpKind
+from quantcfg.prepare.record import Operand, Recording, Site, Slot
+
+
+class Role(Enum):
+    """What becomes of an op."""
+
+    QUANTIZED = "quantized"
+    FUSED = "fused"
+    PASSED = "passed through"
+    FLOAT = "float"
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A quantizer on an argument whose value arrives in float. Equal ``value`` means one shared quantizer."""
+
+    slot: Slot
+    value: int
+
+
+@dataclass(slots=True)
+class Assignment:
+    """The outcome for one site. ``output`` and ``weight`` are None where there is no quantizer."""
+
+    site: Site
+    decision: Decision
+    role: Role = Role.FLOAT
+    reason: str = ""
+    output: FakeQuantSpec | None = None
+    weight: FakeQuantSpec | None = None
+    edges: list[Edge] = field(default_factory=list)
+    chain_end: int | None = None
+    folded_into: int | None = None  # a batch norm: the GEMM that takes it in
+
+
+@dataclass(slots=True)
+class Assignments:
+    """All sites, the quantizers of float values by value, and the chains."""
+
+    rows: list[Assignment]
+    inputs: dict[int, FakeQuantSpec]
+    input_owner: dict[int, int]  # value -> the site whose edge names its quantizer
+    chains: list[Chain]
+
+
+def assign(recording: Recording, decisions: Sequence[Decision], default: FakeQuantSpec | None) -> Assignments:
+    """Decide every site.
+
+    Args:
+        recording: what ran.
+        decisions: one per site, in its order.
+        default: the activation of the global rule, for inputs of ops whose own output stays in 32 bits.
+    """
+    return _Assigner(recording, decisions, default).run()
+
+
+class _Assigner:
+    def __init__(
+        self, recording: Recording, decisions: Sequence[Decision], default: FakeQuantSpec | None
+    ) -> None:
+        self.recording = recording
+        self.default = default
+        self.rows = [
+            Assignment(site, decision) for site, decision in zip(recording.sites, decisions, strict=True)
+        ]
+        self.statistic: set[int] = set()
+        self.outside: set[int] = set()  # values outside the stubs' region
+        self.on_grid: set[int] = set()  # values that a quantizer made
+        self.edges: dict[int, FakeQuantSpec] = {}
+        self.owner: dict[int, int] = {}
+        self.transparent: set[int] = set()
+        self._enter_stubs()
+
+    def _enter_stubs(self) -> None:
+        if any(site.op == "quant_stub" for site in self.recording.sites):
+            self.outside.update(self.recording.inputs)
+
+    def run(self) -> Assignments:
+        blockers = [self._float_reason(row) for row in self.rows]
+        eligible = [
+            not reason and self._fusable(row) for row, reason in zip(self.rows, blockers, strict=True)
+        ]
+        chains = find_chains(self.recording, eligible)
+        inside = {index: chain for chain in chains for index in chain.sites}
+        for row, reason in zip(self.rows, blockers, strict=True):
+            chain = inside.get(row.site.index)
+            if reason:
+                row.reason = reason
+            elif chain is not None:
+                self._in_chain(row, chain)
+            else:
+                self._alone(row)
+        return Assignments(self.rows, self.edges, self.owner, chains)
+
+    # -- what stays in float whatever the rules say, and why ---------------------------------------------------
+
+    def _float_reason(self, row: Assignment) -> str:
+        site = row.site
+        values = self.recording.values
+        live = [o for o in site.data if values[o.value].live]
+        outside = self._region(site, live)
+        if outside:
+            return outside
+        if site.kind is OpKind.CREATE or not any(values[index].live for index in site.outputs):
+            fixed = all(values[index].fixed for index in site.outputs)
+            return "computed from parameters only" if fixed else "made from integers, booleans or constants"
+        if self._is_statistic(site, live):
+            self.statistic.update(site.outputs)
+            return "statistic of a norm: squares and roots need more than the grid's range"
+        if site.kind in (OpKind.MOVE, OpKind.CLIP):
+            return self._mask_reason(site)
+        if site.kind is OpKind.FLOAT:
+            return site.spec.reason or f"'{site.op}' has no quantized form"
+        return self._mask_reason(site) or self._rule_reason(row.decision)
+
+    def _region(self, site: Site, live: Sequence[Operand]) -> str:
+        """Outside the stubs' region everything stays in float."""
+        if site.op == "quant_stub":
+            return ""
+        if site.op == "dequant_stub":
+            self.outside.update(site.outputs)
+            return "end of the quantized region"
+        if live and all(operand.value in self.outside for operand in live):
+            self.outside.update(site.outputs)
+            return "outside the region between QuantStub and DeQuantStub"
+        return ""
+
+    def _is_statistic(self, site: Site, live: Sequence[Operand]) -> bool:
+        if site.kind is OpKind.STATISTIC:
+            return True
+        if site.kind in (OpKind.GEMM, OpKind.FLOAT) or not live:
+            return False
+        return all(operand.value in self.statistic for operand in live)
+
+    def _mask_reason(self, site: Site) -> str:
+        if any(self.recording.values[index].mask for index in site.outputs):
+            return "carries an attention mask: on a grid, -inf would become an ordinary number"
+        return ""
+
+    def _rule_reason(self, decision: Decision) -> str:
+        if decision.spec is not None:
+            return ""
+        return f"left in float by {rule_text(decision.winner)}" if decision.winner else "no rule covers it"
+
+    def _fusable(self, row: Assignment) -> bool:
+        """CLIP ops need no rule of their own, but a rule that leaves one in float keeps it out of a chain."""
+        return row.site.kind not in (OpKind.MOVE, OpKind.JOIN) and not self._rule_reason(row.decision)
+
+    # -- sites that are quantized or passed through ------------------------------------------------------------
+
+    def _in_chain(self, row: Assignment, chain: Chain) -> None:
+        site = row.site
+        row.chain_end = chain.end
+        row.weight = self._weight(row)
+        self._inputs(row, [o for o in site.data if not self._from_chain(o, chain)])
+        if site.index == chain.batch_norm:
+            row.folded_into = chain.sites[0]
+        if site.index != chain.end:
+            row.role = Role.FUSED
+            row.reason = f"fused into {self.recording.sites[chain.end].name}"
+            return
+        self._quantize_output(row, self._strongest(chain))
+
+    def _from_chain(self, operand: Operand, chain: Chain) -> bool:
+        producer = self.recording.producer(operand.value)
+        return producer is not None and producer.index in chain.sites
+
+    def _strongest(self, chain: Chain) -> Decision:
+        """The decision for a chain's output: its most specific rule, the last one among equals."""
+        return max((self.rows[index].decision for index in chain.sites), key=_strength)
+
+    def _alone(self, row: Assignment) -> None:
+        site = row.site
+        if site.kind in (OpKind.MOVE, OpKind.CLIP) or self._joins_one_grid(site):
+            row.role = Role.PASSED
+            self.transparent.add(site.index)
+            grid = bool(site.data) and self._grid(site.data[0].value)
+            row.reason = "keeps the grid of its input" if grid else "its input is in float"
+            return
+        row.weight = self._weight(row)
+        self._inputs(row, site.data)
+        self._quantize_output(row, row.decision)
+
+    def _joins_one_grid(self, site: Site) -> bool:
+        if site.kind is not OpKind.JOIN or not site.data:
+            return False
+        roots = {self._root(operand.value) for operand in site.data}
+        return len(roots) == 1 and roots <= self.on_grid
+
+    def _quantize_output(self, row: Assignment, decision: Decision) -> None:
+        spec = decision.spec
+        assert spec is not None
+        row.decision = decision
+        row.output = spec.activation
+        if spec.activation is not None:
+            row.role = Role.QUANTIZED
+            kept = row.site.outputs[: row.site.spec.outputs or None]
+            self.on_grid.update(kept)
+        elif row.weight is not None or row.site.kind is OpKind.GEMM or row.chain_end is not None:
+            row.role = Role.QUANTIZED
+            row.reason = "32-bit output: no activation fake quant"
+        else:
+            row.role = Role.FLOAT
+            row.reason = f"no activation fake quant in {spec.name}"
+
+    def _weight(self, row: Assignment) -> FakeQuantSpec | None:
+        spec = row.decision.spec
+        return spec.weight if spec is not None and row.site.weights else None
+
+    # -- inputs ------------------------------------------------------------------------------------------------
+
+    def _inputs(self, row: Assignment, operands: Sequence[Operand]) -> None:
+        """See to it that what the op reads is on a grid; put a quantizer on what arrives in float."""
+        spec = row.decision.spec
+        assert spec is not None
+        wanted = spec.input or spec.activation or self.default
+        for operand in operands:
+            if self._may_stay_float(row, operand) or wanted is None:
+                continue
+            self._ensure_on_grid(row.site, operand, wanted)
+
+    def _may_stay_float(self, row: Assignment, operand: Operand) -> bool:
+        value = self.recording.values[operand.value]
+        size = 1
+        for length in value.shape:
+            size *= length
+        return value.mask or size == 1 or operand.value in self.statistic or row.decision.spec is None
+
+    def _ensure_on_grid(self, site: Site, operand: Operand, wanted: FakeQuantSpec) -> None:
+        consumer, slot, value = site, operand.slot, operand.value
+        while True:
+            producer = self.recording.producer(value)
+            if producer is None or producer.index not in self.transparent or not producer.data:
+                break
+            if producer.kind is OpKind.CLIP and not self._grid(producer.data[0].value):
+                break  # after a ReLU the range is half as wide: quantize there
+            consumer, slot, value = producer, producer.data[0].slot, producer.data[0].value
+        if value in self.on_grid:
+            return
+        self.edges.setdefault(value, wanted)
+        self.owner.setdefault(value, consumer.index)
+        edge = Edge(slot, value)
+        if edge not in self.rows[consumer.index].edges:
+            self.rows[consumer.index].edges.append(edge)
+
+    def _root(self, value: int) -> int:
+        producer = self.recording.producer(value)
+        while producer is not None and producer.index in self.transparent and producer.data:
+            value = producer.data[0].value
+            producer = self.recording.producer(value)
+        return value
+
+    def _grid(self, value: int) -> bool:
+        """Whether a value is on a grid, made there or brought there by a quantizer on the way."""
+        root = self._root(value)
+        return root in self.on_grid or root in self.edges
+
+
+def _strength(decision: Decision) -> tuple[int, int]:
+    # `losers` grow with the number of matching rules and say nothing of strength: tier, then the file's order.
+    winner = decision.winner
+    return (winner.tier, winner.order) if winner else (-1, -1)
+
+
+def rule_text(rule: Rule | None) -> str:
+    """A rule as people name it: its kind, its pattern and its line."""
+    if rule is None:
+        return "no rule"
+    where = f" ({rule.place.file}:{rule.place.line})" if rule.place else ""
+    return f"{rule.kind} '{rule.pattern}'{where}" if rule.pattern else f"{rule.kind} rule{where}"

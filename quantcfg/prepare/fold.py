@@ -1,0 +1,64 @@
+"""Folding a batch norm into the convolution or linear layer before it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_GEMMS = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
+)  # fmt: skip
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def foldable(host: nn.Module, norm: nn.Module) -> bool:
+    """Whether both are torch's own and hold plain parameters.
+
+    A subclass may do more than its base (a batch norm with an activation inside), and a parametrized or tied
+    weight is not ours to change; those keep their batch norm.
+    """
+    return (
+        isinstance(host, _GEMMS)
+        and type(norm) in _NORMS
+        and isinstance(host._parameters.get("weight"), nn.Parameter)
+        and norm.running_mean is not None
+    )
+
+
+@torch.no_grad()
+def fold_batch_norm(host: Any, norm: Any, *, axis: int) -> None:
+    """Change ``host`` so that it computes what ``norm(host(x))`` computes in evaluation.
+
+    ``weight * f`` and ``(bias - mean) * f + beta`` with ``f = gamma / sqrt(var + eps)``, computed in float64 and
+    rounded once. ``axis`` is that of the output channels in the weight. With groups, a transposed convolution
+    has ``out_channels / groups`` entries there, group by group.
+    """
+    factor, shift = _affine(norm)
+    weight = host.weight.double()
+    groups = getattr(host, "groups", 1) if axis == 1 else 1
+    if axis == 1:
+        per_group = weight.reshape(groups, -1, *weight.shape[1:])
+        scaled = per_group * factor.reshape(groups, 1, -1, *[1] * (weight.dim() - 2))
+        folded = scaled.reshape(weight.shape)
+    else:
+        folded = weight * factor.reshape(-1, *[1] * (weight.dim() - 1))
+    bias = torch.zeros_like(shift) if host.bias is None else host.bias.double()
+    host.weight.data = folded.to(host.weight.dtype)
+    new_bias = (bias * factor + shift).to(host.weight.dtype)
+    if host.bias is None:
+        host.bias = nn.Parameter(new_bias, requires_grad=host.weight.requires_grad)
+    else:
+        host.bias.data = new_bias
+
+
+def _affine(norm: Any) -> tuple[Tensor, Tensor]:
+    """``(f, beta - mean * f)`` in float64."""
+    factor = torch.rsqrt(norm.running_var.double() + norm.eps)
+    if norm.weight is not None:
+        factor = factor * norm.weight.double()
+    shift = -norm.running_mean.double() * factor
+    if norm.bias is not None:
+        shift = shift + norm.bias.double()
+    return factor, shift

@@ -1,0 +1,79 @@
+"""Chains of ops that a chip runs as one: only the end of a chain is quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from quantcfg.prepare.ops import OpKind
+from quantcfg.prepare.record import Recording, Site
+
+_FUSED_ACTIVATIONS = frozenset({"relu", "relu6", "hardtanh"})
+_GEMMS = ("conv", "linear")
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Sites, in order, of one fused chain, and the batch norm that can be folded into its GEMM."""
+
+    sites: tuple[int, ...]
+    batch_norm: int | None = None
+
+    @property
+    def end(self) -> int:
+        """The site that carries the output quantizer."""
+        return self.sites[-1]
+
+
+def find_chains(recording: Recording, eligible: Sequence[bool]) -> list[Chain]:
+    """Chains of GEMM [+ batch norm] [+ add] [+ ReLU], add [+ ReLU] and batch norm [+ ReLU].
+
+    ``eligible[i]`` says that site ``i`` may be part of one: it is to be quantized, or is an activation whose
+    rule does not leave it in float. A value that anything else reads ends a chain.
+    """
+    taken: set[int] = set()
+    chains = []
+    for starts in (_is_gemm, _is_batch_norm, _is_add):
+        for site in recording.sites:
+            if starts(site) and eligible[site.index] and site.index not in taken:
+                chain = _grow(recording, site, eligible, taken)
+                if len(chain.sites) > 1:
+                    taken.update(chain.sites)
+                    chains.append(chain)
+    return sorted(chains, key=lambda chain: chain.sites[0])
+
+
+def _grow(recording: Recording, start: Site, eligible: Sequence[bool], taken: set[int]) -> Chain:
+    sites, batch_norm = [start.index], None
+    last = start
+    steps = [_is_batch_norm, _is_add, _is_activation] if _is_gemm(start) else [_is_activation]
+    for accepts in steps:
+        follower = recording.sole_consumer(last.outputs[0]) if len(last.outputs) == 1 else None
+        if (
+            follower is None
+            or not accepts(follower)
+            or not eligible[follower.index]
+            or follower.index in taken
+        ):
+            continue
+        if _is_batch_norm(follower):
+            batch_norm = follower.index
+        sites.append(follower.index)
+        last = follower
+    return Chain(tuple(sites), batch_norm)
+
+
+def _is_gemm(site: Site) -> bool:
+    return site.kind is OpKind.GEMM and site.op.startswith(_GEMMS) and bool(site.weights)
+
+
+def _is_batch_norm(site: Site) -> bool:
+    return site.op == "batch_norm"
+
+
+def _is_add(site: Site) -> bool:
+    return site.op == "add" and len(site.data) == 2
+
+
+def _is_activation(site: Site) -> bool:
+    return site.op in _FUSED_ACTIVATIONS

@@ -1,0 +1,170 @@
+"""Seeing every torch call of a model's forward, and which module made it, without touching its code.
+
+Each module's ``forward`` is replaced *on the instance* by a `ScopedForward`, which tells the model's
+`Interceptor` where the program is; the outermost one also enters a `TorchFunctionMode` that hands every torch
+function to the interceptor's handler. Class, methods, hooks and parameters stay as they are, nothing is traced,
+and nothing is global: two prepared models do not know of each other.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+
+class Scope:
+    """One call of one module: its path, which call of this forward it is, and the ops counted so far."""
+
+    __slots__ = ("call", "counts", "path", "table")
+
+    def __init__(self, path: str, call: int, table: Any) -> None:
+        self.path = path
+        self.call = call
+        self.table = table
+        self.counts: dict[str, int] = {}
+
+    def next_ordinal(self, op: str) -> int:
+        """How many times ``op`` ran in this scope before."""
+        ordinal = self.counts.get(op, 0)
+        self.counts[op] = ordinal + 1
+        return ordinal
+
+
+class Handler(Protocol):
+    """What is done with the torch functions: recorded, or quantized."""
+
+    def enter(self, path: str, call: int) -> Any:
+        """Whatever the handler wants to find on the scope of this call."""
+
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A forward starts at its outermost module."""
+
+    def handle(self, scope: Scope, func: Callable[..., Any], args: Any, kwargs: Any, memo: Memo) -> Any:
+        """Run one torch function in place of the caller."""
+
+
+Memo = dict[int, tuple[Tensor, Tensor]]
+
+
+class Interceptor:
+    """The state of one model's forward. ``active`` off means that the original forward runs untouched."""
+
+    def __init__(self) -> None:
+        self.handler: Handler | None = None
+        self.active = False
+        self.scope: Scope | None = None
+        self.calls: dict[str, int] = {}
+        self.memo: Memo = {}
+        self.prepared: Any = None  # what `prepare` left; see prepare/state.py
+        self.pending: Any = None  # a preparation that waits for the first forward
+        self.deferred_state: Any = None  # the state to set after it
+
+    def reset(self) -> None:
+        """Forget the forward that ended."""
+        self.scope = None
+        self.calls = {}
+        self.memo = {}
+
+
+class _Mode(TorchFunctionMode):
+    """Hands every torch function of the block to the interceptor's handler."""
+
+    def __init__(self, interceptor: Interceptor) -> None:
+        super().__init__()
+        self.interceptor = interceptor
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        interceptor = self.interceptor
+        scope, handler = interceptor.scope, interceptor.handler
+        if scope is None or handler is None:
+            return func(*args, **(kwargs or {}))
+        return handler.handle(scope, func, args, kwargs or {}, interceptor.memo)
+
+
+class ScopedForward:
+    """The ``forward`` of one instance: the original one, run inside its scope.
+
+    It copies, pickles and moves with its module, and answers ``inspect.signature`` as the original does.
+    """
+
+    def __init__(self, module: nn.Module, path: str, interceptor: Interceptor) -> None:
+        self.module = module
+        self.path = path
+        self.interceptor = interceptor
+        self.original: Callable[..., Any] | None = module.__dict__.get("forward")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        interceptor = self.interceptor
+        if interceptor.pending is not None and not self.path:
+            interceptor.pending(self.module, args, kwargs)
+        if not interceptor.active or interceptor.handler is None:
+            return self._inner(*args, **kwargs)
+        outer = interceptor.scope
+        call = interceptor.calls.get(self.path, 0)
+        interceptor.calls[self.path] = call + 1
+        interceptor.scope = Scope(self.path, call, interceptor.handler.enter(self.path, call))
+        if outer is not None:
+            try:
+                return self._inner(*args, **kwargs)
+            finally:
+                interceptor.scope = outer
+        try:
+            interceptor.handler.begin(self.module, args, kwargs)
+            with _Mode(interceptor):
+                return self._inner(*args, **kwargs)
+        finally:
+            interceptor.reset()
+
+    def _inner(self, *args: Any, **kwargs: Any) -> Any:
+        if self.original is not None:
+            return self.original(*args, **kwargs)
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+    def _bound(self) -> Callable[..., Any]:
+        return self.original or type(self.module).forward.__get__(self.module)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._bound())
+
+    @property
+    def __code__(self) -> Any:
+        # torch.export reads the file name of `forward` from here.
+        return getattr(inspect.unwrap(self._bound()), "__code__", ScopedForward.__call__.__code__)
+
+    @property
+    def __name__(self) -> str:
+        return "forward"
+
+    def __repr__(self) -> str:
+        return f"<forward of {self.path or 'the model'} with quantization>"
+
+
+def interceptor_of(model: nn.Module) -> Interceptor | None:
+    """The interceptor of a prepared model or of one of its parts; None for any other module."""
+    for module in model.modules():
+        forward = module.__dict__.get("forward")
+        if isinstance(forward, ScopedForward):
+            return forward.interceptor
+    return None
+
+
+def install(modules: Iterable[tuple[str, nn.Module]], interceptor: Interceptor) -> None:
+    """Give every named module a `ScopedForward`."""
+    for path, module in modules:
+        module.__dict__["forward"] = ScopedForward(module, path, interceptor)
+
+
+def uninstall(model: nn.Module) -> None:
+    """Take every `ScopedForward` off again."""
+    for module in model.modules():
+        forward = module.__dict__.get("forward")
+        if isinstance(forward, ScopedForward):
+            if forward.original is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = forward.original

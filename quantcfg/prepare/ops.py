@@ -1,0 +1,203 @@
+"""What prepare knows about each torch function: its kind, its weights, and which arguments carry data.
+
+Names are those of ``func.__name__`` with in-place marks, dunders and aliases taken off (`op_name`), so that
+``x + y``, ``x.add(y)``, ``x += y`` and ``torch.add(x, y)`` are one op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+
+class OpKind(Enum):
+    """How an op takes part in quantization."""
+
+    GEMM = "gemm"  # products and sums with a wide accumulator; may own weights
+    COMPUTE = "compute"  # makes new values, gets a quantizer for its output
+    MOVE = "move"  # moves values without changing them: stays on its input's grid
+    CLIP = "clip"  # changes values but stays on its input's grid: relu, max pool, pad
+    JOIN = "join"  # several tensors into one; on the grid of its inputs when they share one
+    STATISTIC = "statistic"  # squares, roots and reciprocals inside norms: no int8 form worth having
+    FLOAT = "float"  # known to have no quantized form
+    CREATE = "create"  # makes a tensor from none
+
+
+@dataclass(frozen=True, slots=True)
+class OpSpec:
+    """One op. ``data`` and ``weights`` name arguments by position and by keyword; empty data means every one.
+
+    ``weights`` maps the argument (position, keyword) to the channel axis of its output channels; an axis of
+    None means that the axis depends on the number of dimensions (the last one).
+    """
+
+    kind: OpKind
+    data: frozenset[int | str] = frozenset()
+    weights: dict[int | str, int | None] = field(default_factory=dict)
+    reason: str = ""
+    outputs: int = 0  # the outputs that carry activations; 0 is all of them
+
+
+def _conv(axis: int) -> OpSpec:
+    return OpSpec(OpKind.GEMM, frozenset({0, "input"}), {1: axis, "weight": axis})
+
+
+_FIRST: frozenset[int | str] = frozenset({0, "input"})
+_GEMM = OpSpec(OpKind.GEMM)
+_COMPUTE = OpSpec(OpKind.COMPUTE)
+_NORM = OpSpec(OpKind.COMPUTE, _FIRST)
+_MOVE = OpSpec(OpKind.MOVE, _FIRST | {"self", "tensor"})
+_CLIP = OpSpec(OpKind.CLIP, _FIRST)
+_JOIN = OpSpec(OpKind.JOIN)
+_STATISTIC = OpSpec(OpKind.STATISTIC)
+_CREATE = OpSpec(OpKind.CREATE)
+_RNN = OpSpec(OpKind.FLOAT, reason="recurrent cell: its gates are computed in one fused float op")
+
+_ATTENTION_WEIGHTS: dict[int | str, int | None] = {
+    5: 0, "in_proj_weight": 0, 11: 0, "out_proj_weight": 0,
+    "q_proj_weight": 0, "k_proj_weight": 0, "v_proj_weight": 0,
+}  # fmt: skip
+
+OPS: dict[str, OpSpec] = {
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _conv(0)),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _conv(1)),
+    "linear": _conv(0),
+    "bilinear": OpSpec(OpKind.GEMM, frozenset({0, 1, "input1", "input2"}), {2: 0, "weight": 0}),
+    "embedding": OpSpec(OpKind.GEMM, frozenset({"none"}), {1: 0, "weight": 0}),
+    "embedding_bag": OpSpec(OpKind.GEMM, frozenset({"none"}), {1: 0, "weight": 0}, outputs=1),
+    "deform_conv2d": OpSpec(OpKind.GEMM, _FIRST, {2: 0, "weight": 0}),
+    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot"), _GEMM),
+    "rmatmul": _GEMM,
+    "addmm": OpSpec(OpKind.GEMM, frozenset({1, 2, "mat1", "mat2"})),
+    "addbmm": OpSpec(OpKind.GEMM, frozenset({1, 2, "batch1", "batch2"})),
+    "baddbmm": OpSpec(OpKind.GEMM, frozenset({1, 2, "batch1", "batch2"})),
+    **dict.fromkeys(("einsum", "tensordot", "inner", "outer", "chain_matmul"), _GEMM),
+    "scaled_dot_product_attention": OpSpec(OpKind.GEMM, frozenset({0, 1, 2, "query", "key", "value"})),
+    "multi_head_attention_forward": OpSpec(
+        OpKind.GEMM, frozenset({0, 1, 2, "query", "key", "value"}), _ATTENTION_WEIGHTS, outputs=1
+    ),
+    **dict.fromkeys(("add", "sub", "rsub", "mul", "div", "addcmul", "addcdiv", "lerp"), _COMPUTE),
+    **dict.fromkeys(("mean", "sum", "prod", "cumsum", "maximum", "minimum", "fmod", "remainder"), _COMPUTE),
+    **dict.fromkeys(("sigmoid", "tanh", "silu", "gelu", "mish", "softplus", "softsign", "erf"), _NORM),
+    **dict.fromkeys(("hardswish", "hardsigmoid", "elu", "celu", "selu", "leaky_relu", "prelu"), _NORM),
+    **dict.fromkeys(("rrelu", "logsigmoid", "hardshrink", "softshrink", "tanhshrink", "glu"), _NORM),
+    **dict.fromkeys(("softmax", "log_softmax", "softmin", "gumbel_softmax"), _NORM),
+    **dict.fromkeys(("layer_norm", "group_norm", "batch_norm", "instance_norm", "rms_norm"), _NORM),
+    **dict.fromkeys(("local_response_norm", "normalize", "cosine_similarity"), _NORM),
+    **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d", "lp_pool1d", "lp_pool2d"), _NORM),
+    **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"), _NORM),
+    **dict.fromkeys(("interpolate", "upsample", "roi_align", "roi_pool"), _NORM),
+    "grid_sample": OpSpec(OpKind.COMPUTE, frozenset({0, 1, "input", "grid"})),
+    **dict.fromkeys(("sin", "cos", "exp", "log", "abs", "neg", "atan2", "sign"), _COMPUTE),
+    **dict.fromkeys(("cat", "stack", "concat", "concatenate", "hstack", "vstack", "where"), _JOIN),
+    **dict.fromkeys(("relu", "relu6", "hardtanh", "clamp", "clip", "clamp_min", "clamp_max"), _CLIP),
+    **dict.fromkeys(("threshold", "pad", "masked_fill"), _CLIP),
+    **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d", "amax", "amin", "max", "min"), _CLIP),
+    **dict.fromkeys(("max_pool1d_with_indices", "max_pool2d_with_indices"), _CLIP),
+    **dict.fromkeys(("max_pool3d_with_indices", "adaptive_max_pool1d", "adaptive_max_pool2d"), _CLIP),
+    **dict.fromkeys(("adaptive_max_pool3d", "topk", "sort", "median", "mode", "kthvalue"), _CLIP),
+    **dict.fromkeys(("view", "reshape", "view_as", "reshape_as", "flatten", "unflatten", "ravel"), _MOVE),
+    **dict.fromkeys(("permute", "transpose", "t", "swapaxes", "swapdims", "movedim", "moveaxis"), _MOVE),
+    **dict.fromkeys(("T", "mT", "H", "mH", "adjoint", "numpy_T", "squeeze", "unsqueeze"), _MOVE),
+    **dict.fromkeys(("expand", "expand_as", "broadcast_to", "repeat", "repeat_interleave", "tile"), _MOVE),
+    **dict.fromkeys(("getitem", "select", "narrow", "index_select", "gather", "take", "take_along_dim"), _MOVE),
+    **dict.fromkeys(("masked_select", "diagonal", "unbind", "chunk", "split", "split_with_sizes"), _MOVE),
+    **dict.fromkeys(("tensor_split", "hsplit", "vsplit", "unfold", "fold", "as_strided", "roll", "flip"), _MOVE),
+    **dict.fromkeys(("rot90", "tril", "triu", "contiguous", "clone", "detach", "alias", "identity"), _MOVE),
+    **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"), _MOVE),
+    **dict.fromkeys(("feature_dropout", "feature_alpha_dropout", "native_dropout"), _MOVE),
+    **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle", "channel_shuffle"), _MOVE),
+    **dict.fromkeys(("to", "float", "half", "bfloat16", "type", "type_as", "cpu", "cuda"), _MOVE),
+    **dict.fromkeys(("atleast_1d", "atleast_2d", "atleast_3d", "requires_grad", "data", "real"), _MOVE),
+    **dict.fromkeys(("swapaxes", "view_as_real", "broadcast_tensors", "meshgrid", "nonzero"), _MOVE),
+    **dict.fromkeys(("pow", "square", "rsqrt", "sqrt", "reciprocal", "var", "std", "norm"), _STATISTIC),
+    **dict.fromkeys(("vector_norm", "linalg_norm", "linalg_vector_norm", "var_mean", "std_mean"), _STATISTIC),
+    **dict.fromkeys(("logsumexp", "rpow", "rdiv", "frobenius_norm", "logcumsumexp"), _STATISTIC),
+    "quant_stub": _COMPUTE,
+    "dequant_stub": OpSpec(OpKind.FLOAT),
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell"), _RNN),
+    **dict.fromkeys(("rnn_tanh_cell", "rnn_relu_cell"), _RNN),
+    **dict.fromkeys(("zeros", "ones", "full", "empty", "arange", "linspace", "eye", "tensor"), _CREATE),
+    **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones"), _CREATE),
+    **dict.fromkeys(("new_full", "new_empty", "new_tensor", "rand", "randn", "rand_like"), _CREATE),
+    **dict.fromkeys(("randn_like", "scalar_tensor", "as_tensor", "from_numpy", "one_hot"), _CREATE),
+    **dict.fromkeys(("bernoulli", "normal", "multinomial", "randint", "randperm", "logspace"), _CREATE),
+}  # fmt: skip
+
+UNKNOWN = OpSpec(OpKind.FLOAT)
+
+# Python spellings of one op. An in-place mark (trailing `_`, `__i...__`) and dunders go first.
+_ALIASES = {
+    "radd": "add", "subtract": "sub", "multiply": "mul", "rmul": "mul", "truediv": "div", "true_divide": "div",
+    "divide": "div", "rtruediv": "rdiv", "rdiv": "rdiv", "negative": "neg", "absolute": "abs", "concat": "cat",
+    "concatenate": "cat", "clip": "clamp", "scaled_dot_product_attention": "scaled_dot_product_attention",
+    "_max_pool1d": "max_pool1d", "_max_pool2d": "max_pool2d", "_max_pool3d": "max_pool3d",
+    "boolean_dispatch": "max_pool2d", "linalg_matmul": "matmul", "constant_pad_nd": "pad", "_pad": "pad",
+}  # fmt: skip
+
+# Questions about a tensor rather than computations on it.
+METADATA = frozenset({
+    "size", "dim", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "is_complex", "item",
+    "tolist", "len", "bool", "int_scalar", "index", "ndimension", "storage_offset", "data_ptr", "element_size",
+    "get_device", "is_pinned", "has_names", "names", "hash", "repr", "format", "str", "is_nonzero", "numpy",
+    "is_same_size", "allclose", "equal", "is_inference", "is_signed", "is_tensor", "result_type", "can_cast",
+    "register_hook", "retain_grad", "backward", "requires_grad_", "set_", "resize_", "storage", "untyped_storage",
+    "has_torch_function", "broadcast_shapes", "is_conj", "is_neg", "is_coalesced", "float_scalar", "array",
+    "contains", "iter", "reduce_ex", "deepcopy", "setstate", "dlpack", "is_shared", "pin_memory",
+})  # fmt: skip
+
+_DUNDER_SCALARS = {"__float__": "float_scalar", "__int__": "int_scalar", "__index__": "index"}
+_INPLACE_DUNDERS = {
+    f"__i{name}__": name
+    for name in ("add", "sub", "mul", "truediv", "matmul", "mod", "pow", "and", "or", "xor", "floordiv")
+}
+
+
+def op_name(func: Callable[..., Any]) -> str:
+    """Canonical name of a torch function: ``Tensor.__iadd__`` and ``torch.add`` are both ``add``."""
+    name = getattr(func, "__name__", "") or ""
+    if name == "__get__":
+        return _getter_name(func)
+    return canonical(name)
+
+
+def canonical(name: str) -> str:
+    """`op_name` of a ``__name__``."""
+    found = _CANONICAL.get(name)
+    if found is None:
+        found = _CANONICAL[name] = _canonical(name)
+    return found
+
+
+_CANONICAL: dict[str, str] = {}
+
+
+def _canonical(name: str) -> str:
+    if name in _DUNDER_SCALARS:
+        return _DUNDER_SCALARS[name]
+    if name in _INPLACE_DUNDERS:
+        name = _INPLACE_DUNDERS[name]
+    elif name.startswith("__") and name.endswith("__"):
+        name = name[2:-2]
+    elif name.endswith("_") and not name.startswith("_") and name not in METADATA:
+        name = name[:-1]
+    return _ALIASES.get(name, name)
+
+
+def _getter_name(func: Callable[..., Any]) -> str:
+    name = getattr(getattr(func, "__self__", None), "__name__", "")
+    return name if name in OPS else "size"  # every other property is a question
+
+
+def is_inplace(name: str) -> bool:
+    """Whether a ``__name__`` writes into its first argument."""
+    return name in _INPLACE_DUNDERS or name == "__setitem__" or (
+        name.endswith("_") and not name.endswith("__") and name not in METADATA
+    )  # fmt: skip
+
+
+def spec_of(op: str) -> OpSpec:
+    """The spec of an op, or that of an unknown one, which stays float."""
+    return OPS.get(op, UNKNOWN)

@@ -1,0 +1,222 @@
+"""The plan: what a prepared model does at each op and why, as frozen values that can be printed or stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from quantcfg.config.spec import FakeQuantSpec
+from quantcfg.errors import Diagnostic, Place
+from quantcfg.numeric.dtypes import as_dtype
+from quantcfg.prepare.assign import Assignment, Assignments, Role, rule_text
+from quantcfg.prepare.ops import OpKind
+from quantcfg.prepare.record import Recording
+
+PLAN_VERSION = 1
+FLOAT_BITS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """How one tensor is quantized."""
+
+    dtype: str
+    fake_quant: str
+    observer: str
+    qscheme: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpRow:
+    """One op site. ``params`` counts the elements of its weights, ``macs`` its multiply-accumulates."""
+
+    name: str
+    owner: str
+    module_type: str
+    op: str
+    role: str
+    reason: str
+    qconfig: str
+    activation: TensorPlan | None
+    weight: TensorPlan | None
+    inputs: tuple[str, ...]
+    rule: str
+    place: Place | None
+    beaten: tuple[str, ...]
+    fused_into: str
+    macs: int
+    params: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How much of the model is quantized. Shares are of what can be counted: 1.0 when there is nothing."""
+
+    ops: int
+    quantized_ops: int
+    macs: int
+    quantized_macs: int
+    params: int
+    quantized_params: int
+    weight_bits: float
+    size_bytes: int
+    float_size_bytes: int
+
+    @property
+    def ops_share(self) -> float:
+        """Quantized ops over ops that compute."""
+        return self.quantized_ops / self.ops if self.ops else 1.0
+
+    @property
+    def macs_share(self) -> float:
+        """Multiply-accumulates of ops with quantized weights or operands over all."""
+        return self.quantized_macs / self.macs if self.macs else 1.0
+
+    @property
+    def params_share(self) -> float:
+        """Parameters in quantized weights over all parameters of the model."""
+        return self.quantized_params / self.params if self.params else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Every op site in the order it ran, what was never run, coverage and findings."""
+
+    stage: str
+    model_class: str
+    rows: tuple[OpRow, ...]
+    coverage: Coverage
+    never_run: tuple[str, ...]
+    called_often: tuple[tuple[str, int], ...]
+    findings: tuple[Diagnostic, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data, for JSON. The shape is documented in docs/plan.md and versioned."""
+        shares = {name: getattr(self.coverage, name) for name in ("ops_share", "macs_share", "params_share")}
+        return {
+            "format_version": PLAN_VERSION,
+            "stage": self.stage,
+            "model": self.model_class,
+            "ops": [asdict(row) for row in self.rows],
+            "coverage": asdict(self.coverage) | shares,
+            "never_run": list(self.never_run),
+            "called_often": [{"module": name, "calls": calls} for name, calls in self.called_often],
+            "findings": [asdict(finding) for finding in self.findings],
+        }
+
+
+def make_plan(
+    model: nn.Module,
+    recording: Recording,
+    assignments: Assignments,
+    *,
+    stage: str,
+    folded: dict[int, str],
+    findings: Sequence[Diagnostic],
+) -> Plan:
+    """Put the plan together. ``folded`` says what became of batch norms, by site."""
+    types = {path: type(module).__name__ for path, module in model.named_modules()}
+    rows = tuple(_row(row, recording, assignments, types, folded) for row in assignments.rows)
+    leaves = [path for path, module in model.named_modules() if path and _is_leaf(module)]
+    return Plan(
+        stage=stage,
+        model_class=type(model).__name__,
+        rows=rows,
+        coverage=_coverage(model, rows, assignments),
+        never_run=tuple(path for path in leaves if path not in recording.calls),
+        called_often=tuple((path, n) for path, n in recording.calls.items() if n > 1 and path in set(leaves)),
+        findings=tuple(findings),
+    )
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    return not any(name != "fake_quants" for name in module._modules)
+
+
+def _row(
+    row: Assignment,
+    recording: Recording,
+    assignments: Assignments,
+    types: dict[str, str],
+    folded: dict[int, str],
+) -> OpRow:
+    site = row.site
+    winner = row.decision.winner
+    spec = row.decision.spec
+    end = row.chain_end
+    inputs = tuple(_input_text(edge.value, recording, assignments) for edge in row.edges)
+    return OpRow(
+        name=site.name,
+        owner=site.path,
+        module_type=types[site.path],
+        op=site.op,
+        role=row.role.value,
+        reason=folded.get(site.index) or row.reason,
+        qconfig=spec.name if spec is not None and row.role in (Role.QUANTIZED, Role.FUSED) else "",
+        activation=_tensor_plan(row.output),
+        weight=_tensor_plan(row.weight),
+        inputs=inputs,
+        rule=rule_text(winner),
+        place=winner.place if winner else None,
+        beaten=tuple(rule_text(rule) for rule in row.decision.losers),
+        fused_into=recording.sites[end].name if end is not None and end != site.index else "",
+        macs=site.macs,
+        params=sum(_size(recording.values[operand.value].shape) for operand in site.weights),
+        shape=recording.values[site.outputs[0]].shape,
+    )
+
+
+def _input_text(value: int, recording: Recording, assignments: Assignments) -> str:
+    source = recording.values[value]
+    return f"{source.name or source.kind}: {assignments.inputs[value].dtype}"
+
+
+def _tensor_plan(spec: FakeQuantSpec | None) -> TensorPlan | None:
+    if spec is None:
+        return None
+    scheme = str(spec.kwargs.get("qscheme", "per_tensor_symmetric"))
+    return TensorPlan(spec.dtype, spec.fake_quant, spec.observer, scheme)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    result = 1
+    for length in shape:
+        result *= length
+    return result
+
+
+def _coverage(model: nn.Module, rows: Sequence[OpRow], assignments: Assignments) -> Coverage:
+    """Count ops that compute, and each weight once however often its module runs."""
+    computing = [
+        row for row, item in zip(rows, assignments.rows, strict=True)
+        if item.site.kind not in (OpKind.MOVE, OpKind.CLIP, OpKind.CREATE) and not row.reason.startswith("computed from")
+        and not row.reason.startswith("made from")
+    ]  # fmt: skip
+    weighted = {row.owner: row for row in rows if row.weight is not None}
+    quantized_params = sum(row.params for row in weighted.values())
+    weight_bits = sum(row.params * _bits(row.weight) for row in weighted.values())
+    params = sum(
+        parameter.numel() for name, parameter in model.named_parameters() if "fake_quants" not in name
+    )
+    quantized_params = min(quantized_params, params)
+    total_bits = weight_bits + (params - quantized_params) * FLOAT_BITS
+    quantized = ("quantized", "fused")
+    return Coverage(
+        ops=len(computing),
+        quantized_ops=sum(row.role in quantized for row in computing),
+        macs=sum(row.macs for row in rows),
+        quantized_macs=sum(row.macs for row in rows if row.role in quantized),
+        params=params,
+        quantized_params=quantized_params,
+        weight_bits=total_bits / params if params else float(FLOAT_BITS),
+        size_bytes=int(total_bits // 8),
+        float_size_bytes=params * 4,
+    )
+
+
+def _bits(weight: TensorPlan | None) -> int:
+    return as_dtype(weight.dtype).num_bits if weight else FLOAT_BITS

@@ -1,0 +1,257 @@
+"""Prepare: record, assign, apply; and the reference toolkit's door to the same."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantcfg.config.load import Config
+from quantcfg.config.rules import RuleSet
+from quantcfg.errors import ConfigError, PrepareError
+from quantcfg.prepare.apply import BN_MODES, FakeQuants, apply
+from quantcfg.prepare.assign import assign
+from quantcfg.prepare.intercept import Interceptor, install, interceptor_of, uninstall
+from quantcfg.prepare.plan import Plan, make_plan
+from quantcfg.prepare.record import Recorder, Recording, run_recorder
+from quantcfg.prepare.rules import check, default_activation, rules_from_dict
+from quantcfg.prepare.state import FakeQuantState, Prepared, freeze_batch_norm, set_fake_quantize
+from quantcfg.prepare.targets import targets_of, with_attributes
+from quantcfg.prepare.templates import with_templates
+from quantcfg.qconfig import QConfig
+
+Forward = Callable[[nn.Module], Any]
+STATES = {"calib": FakeQuantState.CALIBRATION, "qat": FakeQuantState.QAT}
+
+
+def prepare(
+    model: nn.Module,
+    config: Config | RuleSet | Mapping[str, Any],
+    *,
+    example_inputs: Any = None,
+    forward: Forward | None = None,
+    stage: str = "calib",
+    bn: str = "fold",
+    templates: Sequence[str] | None = None,
+) -> nn.Module:
+    """Return a copy of ``model`` that quantizes as ``config`` says; the original is not touched.
+
+    The copy keeps its class, its forward, its methods and its float state dict. It runs once on the example
+    inputs, in evaluation mode and without gradients; what ran is what is quantized. It starts in the state of
+    its stage: CALIBRATION or QAT.
+
+    Args:
+        model: any module whose forward runs.
+        config: a loaded config, a `RuleSet`, or a dict of the reference's form
+            ``{"": qconfig, "module_type": [(nn.Conv2d, q)], "module_name": {"head": q2}}``.
+        example_inputs: a tuple of positional arguments, a dict of keyword arguments, or one tensor.
+        forward: instead of ``example_inputs``, runs the model once: ``lambda model: model(batch)``.
+        stage: ``calib`` or ``qat``; stage-aware presets and rules differ.
+        bn: ``fold`` batch norms into what precedes them, ``keep`` their statistics live, or ``freeze`` them.
+        templates: refinements such as ``high_precision_output``; by default those of the config.
+
+    Raises:
+        ConfigError: a rule matches nothing, or an expected count differs.
+        PrepareError: the model cannot be copied, or is prepared already.
+    """
+    request = _request(config, stage, bn, templates)
+    copied = _copy(model)
+    if forward is None:
+        if example_inputs is None:
+            raise PrepareError(
+                "prepare needs example_inputs, or a forward to run once",
+                hint="pass one batch: prepare(model, config, example_inputs=(images,))",
+            )
+        forward = forward_of(example_inputs)
+    interceptor = _instrument(copied)
+    _finish(copied, interceptor, _record(copied, interceptor, forward), request)
+    return copied
+
+
+def prepare_qat_fx(
+    model: nn.Module,
+    qconfig_dict: Mapping[str, Any] | None = None,
+    *,
+    example_inputs: Any = None,
+    bn: str = "fold",
+) -> nn.Module:
+    """Prepare a copy of ``model`` with the reference toolkit's ``qconfig_dict``.
+
+    The dict has ``""`` (global), ``"module_type"`` and ``"module_name"``, whose values are dicts or lists of
+    pairs; None leaves in float; a ``module.qconfig`` attribute beats all of it. Without ``example_inputs`` the
+    first forward is the example: the quantizers appear then, and it is an error if an optimizer that holds this
+    model's parameters was made before and quantizers bring parameters of their own.
+
+    Raises:
+        ConfigError: a rule matches nothing.
+        PrepareError: the dict has another key, or the model cannot be copied.
+    """
+    request = _request(qconfig_dict or {}, "qat", bn, None)
+    if example_inputs is not None:
+        return prepare(model, qconfig_dict or {}, example_inputs=example_inputs, stage="qat", bn=bn)
+    copied = _copy(model)
+    interceptor = _instrument(copied)
+    interceptor.pending = Pending(request, interceptor)
+    interceptor.active = True
+    return copied
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked of `prepare`, in one value."""
+
+    rules: RuleSet
+    stage: str
+    bn: str
+    templates: tuple[str, ...] = ()
+
+
+def _request(config: Any, stage: str, bn: str, templates: Sequence[str] | None) -> Request:
+    if stage not in STATES:
+        raise PrepareError(f"unknown stage '{stage}'; known: {', '.join(STATES)}")
+    if bn not in BN_MODES:
+        raise PrepareError(f"unknown bn '{bn}'; known: {', '.join(BN_MODES)}")
+    if isinstance(config, Config):
+        named = config.templates(stage) if templates is None else templates
+        return Request(config.rules(stage), stage, bn, tuple(named))
+    rules = config if isinstance(config, RuleSet) else rules_from_dict(config)
+    return Request(rules, stage, bn, tuple(templates or ()))
+
+
+@dataclass(slots=True)
+class Pending:
+    """A preparation that waits for the first forward."""
+
+    request: Request
+    interceptor: Interceptor
+
+    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Record this forward, then build the quantizers."""
+        self.interceptor.pending = None
+        self.interceptor.active = False
+        recording = _record(model, self.interceptor, lambda m: m(*args, **kwargs))
+        self._finish(model, recording)
+
+    def finish_like(self, model: nn.Module, recording: Recording) -> None:
+        """Build the quantizers from the recording of a model of the same architecture."""
+        self.interceptor.pending = None
+        self._finish(model, copy.deepcopy(recording))
+
+    def _finish(self, model: nn.Module, recording: Recording) -> None:
+        held = _held_by_optimizer(model)
+        before = {id(parameter) for parameter in model.parameters()}
+        wanted = self.interceptor.deferred_state
+        _finish(model, self.interceptor, recording, self.request)
+        if held and any(id(parameter) not in before for parameter in model.parameters()):
+            raise PrepareError(
+                "quantizers with parameters of their own appeared after an optimizer was made, which would "
+                "never train them",
+                hint="pass example_inputs to prepare_qat_fx, or run one batch before making the optimizer",
+            )
+        if wanted is not None:
+            set_fake_quantize(model, wanted)
+
+
+def _held_by_optimizer(model: nn.Module) -> bool:
+    own = {id(parameter) for parameter in model.parameters()}
+    for candidate in gc.get_objects():
+        if issubclass(type(candidate), torch.optim.Optimizer):  # isinstance would ask lazy proxies
+            groups = getattr(candidate, "param_groups", ())
+            if any(id(p) in own for group in groups for p in group["params"]):
+                return True
+    return False
+
+
+def forward_of(example_inputs: Any) -> Forward:
+    """How example inputs are handed to a model: a tuple as arguments, a dict by name, anything else alone."""
+    if isinstance(example_inputs, tuple):
+        return lambda model: model(*example_inputs)
+    if isinstance(example_inputs, Mapping):
+        return lambda model: model(**example_inputs)
+    return lambda model: model(example_inputs)
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    if interceptor_of(model) is not None:
+        raise PrepareError(
+            f"this {type(model).__name__} is prepared already",
+            hint="prepare the float model again, or change the state with set_fake_quantize",
+        )
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever a user's module raises while it is copied
+        raise PrepareError(
+            f"the model cannot be copied: {error}",
+            hint="modules must not keep tensors that need gradients, open files or locks as attributes",
+        ) from error
+
+
+def _instrument(model: nn.Module) -> Interceptor:
+    interceptor = Interceptor()
+    install(((path, module) for path, module in model.named_modules() if _is_plain(module)), interceptor)
+    return interceptor
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return not isinstance(module, torch.jit.ScriptModule)
+
+
+def _record(model: nn.Module, interceptor: Interceptor, forward: Forward) -> Recording:
+    recorder = Recorder(model)
+    interceptor.handler, interceptor.active = recorder, True
+    try:
+        with _undisturbed(model):
+            return run_recorder(recorder, lambda: forward(model))
+    except BaseException:
+        uninstall(model)
+        raise
+    finally:
+        interceptor.handler, interceptor.active = None, False
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Run in evaluation mode; leave modes, buffers and random numbers as they were."""
+    modes = {module: module.training for module in model.modules()}
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=_devices(model)):
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        with torch.no_grad():
+            for buffer, saved in buffers:
+                if buffer.shape == saved.shape:
+                    buffer.copy_(saved)
+
+
+def _devices(model: nn.Module) -> list[torch.device]:
+    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
+    return sorted({tensor.device for tensor in tensors if tensor.device.type == "cuda"}, key=str)
+
+
+def _finish(model: nn.Module, interceptor: Interceptor, recording: Recording, request: Request) -> Plan:
+    rules = with_attributes(request.rules, model)
+    targets = targets_of(model, recording)
+    decisions = rules.resolve(targets)
+    findings = check(rules, model, targets, decisions)
+    decisions = with_templates(request.templates, recording, decisions)
+    assignments = assign(recording, decisions, default_activation(rules))
+    applied = apply(model, recording, assignments, bn=request.bn)
+    plan = make_plan(
+        model, recording, assignments, stage=request.stage, folded=applied.folded, findings=findings
+    )
+    if request.bn == "freeze":
+        freeze_batch_norm(model)
+    interceptor.handler = applied.runner
+    interceptor.prepared = Prepared(request.stage, plan, recording, applied.modules)
+    set_fake_quantize(model, STATES[request.stage])
+    return plan

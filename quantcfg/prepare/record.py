@@ -1,0 +1,404 @@
+"""Record: run the model once and write down every op that makes or moves a floating-point tensor.
+
+The result, a `Recording`, is a plain list of op sites and of the values between them. Control flow, loops, shared
+modules, in-place ops, keyword arguments, tuples and dicts need nothing special: what ran is what is listed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from quantcfg.prepare import ops
+from quantcfg.prepare.intercept import Memo, Scope
+from quantcfg.prepare.ops import OpKind, OpSpec
+from quantcfg.prepare.stubs import DeQuantStub, QuantStub
+
+Slot = tuple[int | str, ...]
+"""Where an argument stands: ``(0,)``, ``("weight",)``, or ``(0, 1)`` for the second tensor of a list."""
+
+_TAG = "_quantcfg_value"
+# Additive masks are written as -inf, as the dtype's minimum, or (older code) as -10000.
+_MASK_SCALAR = -9999.0
+_MASK_SMALL = -20.0  # Swin masks with -100
+_MASK_ACTIVATION = -1e30
+_CARRIES_MASK = frozenset(
+    {"add", "sub", "mul", "div", "masked_fill", "where", "cat", "stack", "maximum", "pad"}
+)
+
+
+@dataclass(slots=True)
+class Value:
+    """One tensor of the recorded forward.
+
+    ``kind`` is ``input`` (of the model), ``parameter``, ``buffer``, ``constant`` (came from nowhere) or ``site``.
+    ``live`` says that it depends on activations; a value that does not is a constant of the model or a mask.
+    ``mask`` says that it holds, or may hold, the -inf of an attention mask.
+    """
+
+    index: int
+    kind: str
+    name: str
+    shape: tuple[int, ...]
+    producer: int | None = None
+    output: int = 0
+    live: bool = False
+    fixed: bool = False  # computed from parameters and buffers alone
+    mask: bool = False
+    consumers: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A floating-point tensor argument: where it stands and which value it is."""
+
+    slot: Slot
+    value: int
+
+
+@dataclass(slots=True)
+class Site:
+    """One op that ran: the ``ordinal``-th ``op`` in call number ``call`` of the module at ``path``."""
+
+    index: int
+    path: str
+    call: int
+    op: str
+    spelling: str
+    ordinal: int
+    kind: OpKind
+    spec: OpSpec
+    data: tuple[Operand, ...]
+    weights: tuple[Operand, ...]
+    outputs: tuple[int, ...]
+    inplace: bool
+    macs: int = 0
+    written_back: bool = False
+    name: str = ""
+    note: str = ""
+
+
+@dataclass(slots=True)
+class Recording:
+    """Everything one forward did. ``calls`` counts how often each module ran."""
+
+    sites: list[Site] = field(default_factory=list)
+    values: list[Value] = field(default_factory=list)
+    calls: dict[str, int] = field(default_factory=dict)
+    inputs: list[int] = field(default_factory=list)
+    returned: set[int] = field(default_factory=set)
+
+    def sole_consumer(self, value: int) -> Site | None:
+        """The one site that reads a value which nothing else, the caller included, can see."""
+        consumers = self.values[value].consumers
+        if len(consumers) != 1 or value in self.returned:
+            return None
+        return self.sites[consumers[0]]
+
+    def producer(self, value: int) -> Site | None:
+        """The site that made a value, if one did."""
+        index = self.values[value].producer
+        return None if index is None else self.sites[index]
+
+
+class Recorder:
+    """The handler that writes a `Recording` while the model runs as it is."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.recording = Recording()
+        self._owned = {
+            id(tensor): ("parameter" if isinstance(tensor, nn.Parameter) else "buffer", name, tensor)
+            for name, tensor in _named_tensors(model)
+        }
+        self._stubs = {
+            path: module.op
+            for path, module in model.named_modules()
+            if isinstance(module, QuantStub | DeQuantStub)
+        }
+        self._owned_values: dict[int, int] = {}
+        self._keep: list[Tensor] = []
+
+    def enter(self, path: str, call: int) -> None:
+        """Count the call of a module."""
+        self.recording.calls[path] = call + 1
+
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Give the model's inputs their names."""
+        for name, tensor in _named_inputs(module, args, kwargs):
+            if _is_float(tensor) and not hasattr(tensor, _TAG):
+                value = self._new_value(tensor, "input", name)
+                value.live = True
+                self.recording.inputs.append(value.index)
+
+    def handle(self, scope: Scope, func: Callable[..., Any], args: Any, kwargs: Any, memo: Memo) -> Any:
+        """Run ``func`` and note what it took and what it made."""
+        del memo
+        op = ops.op_name(func)
+        if op in ops.METADATA:
+            return func(*args, **kwargs)
+        spelling = getattr(func, "__name__", op)
+        ordinal = scope.next_ordinal(op)
+        op = self._stubs.get(scope.path, op)
+        operands = list(self._operands(args, kwargs))
+        result = func(*args, **kwargs)
+        made = args[0] if spelling == "__setitem__" else result
+        outputs = [leaf for leaf in pytree.tree_leaves(made) if _is_float(leaf)]
+        if not outputs:
+            return result
+        inplace = ops.is_inplace(spelling) and any(made is arg for arg in args[:1])
+        site = self._site(scope, op, spelling, ordinal, operands, args, kwargs, inplace)
+        site.outputs = tuple(self._output(site, tensor, position) for position, tensor in enumerate(outputs))
+        self._mark_masks(site, operands, outputs, args, kwargs)
+        site.macs = _macs(site, operands, outputs, self.recording)
+        return self._alias(site, result) if inplace and made is result else result
+
+    def _site(
+        self, scope: Scope, op: str, spelling: str, ordinal: int, operands: list[Operand],
+        args: Any, kwargs: Any, inplace: bool,
+    ) -> Site:  # fmt: skip
+        spec = ops.spec_of(op)
+        data, weights = self._split(spec, op, operands)
+        kind = _kind_of(op, spec, args, kwargs)
+        site = Site(len(self.recording.sites), scope.path, scope.call, op, spelling, ordinal, kind, spec,
+                    tuple(data), tuple(weights), (), inplace)  # fmt: skip
+        self.recording.sites.append(site)
+        for operand in operands:
+            self.recording.values[operand.value].consumers.append(site.index)
+        return site
+
+    def _split(self, spec: OpSpec, op: str, operands: list[Operand]) -> tuple[list[Operand], list[Operand]]:
+        """Tell the weights of an op from its data. A matrix product with a model constant has it as weight."""
+        values = self.recording.values
+        weights = [o for o in operands if o.slot[0] in spec.weights and values[o.value].fixed]
+        data = [o for o in operands if not spec.data or o.slot[0] in spec.data]
+        if spec.kind is OpKind.GEMM and not spec.weights and op != "scaled_dot_product_attention":
+            fixed = [o for o in data if values[o.value].fixed and len(values[o.value].shape) >= 2]
+            if fixed and len(fixed) < len(data):
+                weights = fixed
+        elif not weights:
+            data += [o for o in operands if o.slot[0] in spec.weights]
+        taken = {o.slot for o in weights}
+        return [o for o in data if o.slot not in taken], weights
+
+    def _output(self, site: Site, tensor: Tensor, position: int) -> int:
+        values = self.recording.values
+        sources = [values[o.value] for o in (*site.data, *site.weights)]
+        value = self._new_value(tensor, "site", "")
+        value.producer, value.output = site.index, position
+        value.live = any(source.live for source in sources) or (site.kind is OpKind.GEMM and bool(site.weights)
+                                                                and not site.data)  # fmt: skip
+        value.fixed = bool(sources) and all(source.fixed for source in sources) and not value.live
+        return value.index
+
+    def _mark_masks(
+        self, site: Site, operands: list[Operand], outputs: list[Tensor], args: Any, kwargs: Any
+    ) -> None:
+        values = self.recording.values
+        inherits = site.kind is OpKind.MOVE or site.op in _CARRIES_MASK
+        carried = inherits and any(values[operand.value].mask for operand in operands)
+        live = any(values[index].live for index in site.outputs)
+        scalar = _writes_mask(site.op, live) and any(s <= _MASK_SCALAR for s in _scalars(args, kwargs))
+        for index, tensor in zip(site.outputs, outputs, strict=True):
+            seen = _lowest(tensor) <= _MASK_ACTIVATION if values[index].live else _looks_like_mask(tensor)
+            values[index].mask = carried or scalar or seen
+
+    def _alias(self, site: Site, result: Tensor) -> Tensor:
+        """Return the written tensor under a new object, so that later use of the old one can be told apart."""
+        alias = result.view_as(result)
+        setattr(alias, _TAG, site.outputs[0])
+        setattr(result, _TAG, -1 - site.outputs[0])
+        self._keep.append(result)
+        return alias
+
+    def _operands(self, args: Any, kwargs: Any) -> Iterator[Operand]:
+        for key, argument in (*enumerate(args), *kwargs.items()):
+            if isinstance(argument, Tensor):
+                yield from self._operand((key,), argument)
+            elif isinstance(argument, list | tuple):
+                for position, item in enumerate(argument):
+                    if isinstance(item, Tensor):
+                        yield from self._operand((key, position), item)
+
+    def _operand(self, slot: Slot, tensor: Tensor) -> Iterator[Operand]:
+        if not _is_float(tensor):
+            return
+        tag = getattr(tensor, _TAG, None)
+        if tag is not None and tag < 0:
+            index = -1 - tag
+            producer = self.recording.producer(index)
+            if producer is not None:
+                producer.written_back = True
+            yield Operand(slot, index)
+            return
+        yield Operand(slot, self._owned_or_constant(tensor) if tag is None else tag)
+
+    def _owned_or_constant(self, tensor: Tensor) -> int:
+        owned = self._owned.get(id(tensor))
+        if owned is None:
+            value = self._new_value(tensor, "constant", "")
+            value.fixed = True
+            value.mask = _looks_like_mask(tensor)
+            return value.index
+        if id(tensor) not in self._owned_values:
+            kind, name, _ = owned
+            value = self._new_value(tensor, kind, name, tag=False)
+            value.fixed = True
+            value.mask = kind == "buffer" and _looks_like_mask(tensor)
+            self._owned_values[id(tensor)] = value.index
+        return self._owned_values[id(tensor)]
+
+    def _new_value(self, tensor: Tensor, kind: str, name: str, *, tag: bool = True) -> Value:
+        value = Value(len(self.recording.values), kind, name, tuple(tensor.shape))
+        self.recording.values.append(value)
+        if tag:
+            setattr(tensor, _TAG, value.index)
+            self._keep.append(tensor)
+        return value
+
+    def finish(self) -> Recording:
+        """Take the tags off and name the sites."""
+        for tensor in self._keep:
+            if hasattr(tensor, _TAG):
+                delattr(tensor, _TAG)
+        self._keep.clear()
+        _name_sites(self.recording)
+        return self.recording
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _named_inputs(module: nn.Module, args: Any, kwargs: Any) -> Iterator[tuple[str, Any]]:
+    """The tensors handed to forward, named by its parameters: ``x``, ``batch.image``, ``boxes.0``."""
+    try:
+        bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+    except (TypeError, ValueError):
+        bound = {**{str(i): arg for i, arg in enumerate(args)}, **kwargs}
+    for path, leaf in pytree.tree_flatten_with_path(dict(bound))[0]:
+        names = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in path]
+        yield ".".join(names), leaf
+
+
+def _is_float(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def _lowest(tensor: Tensor) -> float:
+    if tensor.numel() == 0 or tensor.is_meta:
+        return 0.0
+    return float(tensor.detach().amin())
+
+
+def _looks_like_mask(tensor: Tensor) -> bool:
+    """Whether a constant is an additive mask: hugely negative somewhere, or only 0 and one value below -20."""
+    lowest = _lowest(tensor)
+    if lowest <= _MASK_SCALAR:
+        return True
+    return lowest <= _MASK_SMALL and bool(((tensor == 0) | (tensor == lowest)).all())
+
+
+def _writes_mask(op: str, live: bool) -> bool:
+    """Whether a hugely negative scalar argument of this op ends up in its output as a mask."""
+    return op in ("masked_fill", "where", "full", "full_like", "new_full") or (
+        op in ("mul", "add") and not live
+    )
+
+
+def _scalars(args: Any, kwargs: Any) -> list[float]:
+    leaves = pytree.tree_leaves((args, kwargs))
+    return [float(leaf) for leaf in leaves if isinstance(leaf, float | int) and not isinstance(leaf, bool)]
+
+
+def _kind_of(op: str, spec: OpSpec, args: Any, kwargs: Any) -> OpKind:
+    """The kind of an op where its arguments decide: nearest upsampling moves, a padding with 3.0 does not."""
+    scalars = [leaf for leaf in pytree.tree_leaves((args[1:], kwargs)) if isinstance(leaf, float)]
+    if op in ("interpolate", "upsample"):
+        mode = kwargs.get("mode", args[3] if len(args) > 3 else "nearest")
+        return OpKind.CLIP if str(mode).startswith("nearest") else spec.kind
+    if op == "masked_fill":
+        filled = kwargs.get("value", args[2] if len(args) > 2 else 0.0)
+        return OpKind.CLIP if not isinstance(filled, Tensor) and filled == 0 else OpKind.COMPUTE
+    if op == "pad":
+        return OpKind.COMPUTE if any(scalars) else spec.kind
+    if op in ("max", "min") and sum(isinstance(arg, Tensor) for arg in args) > 1:
+        return OpKind.JOIN
+    return spec.kind
+
+
+def _macs(site: Site, operands: list[Operand], outputs: list[Tensor], recording: Recording) -> int:
+    """Multiply-accumulates of a GEMM; 0 for every other op, and for a look-up."""
+    if site.kind is not OpKind.GEMM or site.op.startswith("embedding"):
+        return 0
+    shapes = [recording.values[operand.value].shape for operand in operands]
+    size = outputs[0].numel()
+    if site.op.startswith("conv_transpose"):
+        return _product(shapes[0]) * _product(shapes[1][1:])
+    if site.op.startswith("conv") or site.op in ("linear", "deform_conv2d"):
+        return size * _product(shapes[1][1:])
+    if site.op == "multi_head_attention_forward":
+        weights = sum(_product(recording.values[o.value].shape) for o in site.weights)
+        return weights * _product(shapes[0][:-1]) + 2 * _product(shapes[0]) * shapes[1][0]
+    if site.op == "scaled_dot_product_attention":
+        return 2 * _product(shapes[0]) * shapes[1][-2]
+    inner = shapes[1] if site.op in ("addmm", "addbmm", "baddbmm") else shapes[0]
+    return size * inner[-1] if inner else 0
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    result = 1
+    for size in shape:
+        result *= size
+    return result
+
+
+def _name_sites(recording: Recording) -> None:
+    """Name each site: a leaf module's main op by the module's path, any other by owner, op and ordinal.
+
+    The second and later calls of a module carry ``:1``, ``:2``, ... after its path.
+    """
+    parents = {path.rpartition(".")[0] for path in recording.calls if path}
+    groups: dict[tuple[str, int], list[Site]] = {}
+    for site in recording.sites:
+        groups.setdefault((site.path, site.call), []).append(site)
+    for (path, call), sites in groups.items():
+        owner = f"{path}:{call}" if call else path
+        main = _main_site(sites) if path and path not in parents else None
+        for site in sites:
+            site.name = owner if site is main else f"{owner}.{site.op}_{site.ordinal}".lstrip(".")
+
+
+def _main_site(sites: list[Site]) -> Site | None:
+    gemms = [site for site in sites if site.kind is OpKind.GEMM and site.weights]
+    makers = [site for site in sites if site.kind not in (OpKind.MOVE, OpKind.CREATE)]
+    for candidates in (gemms, makers, sites):
+        if len(candidates) == 1:
+            return candidates[0]
+    return None
+
+
+def tensors_in(result: Any) -> Iterator[Tensor]:
+    """Every tensor in what a forward returned: nested containers, dataclasses and plain objects."""
+    for leaf in pytree.tree_leaves(result):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif dataclasses.is_dataclass(leaf) or hasattr(leaf, "__dict__"):
+            yield from (item for item in pytree.tree_leaves(dict(vars(leaf))) if isinstance(item, Tensor))
+
+
+@torch.no_grad()
+def run_recorder(recorder: Recorder, forward: Callable[[], Any]) -> Recording:
+    """Run ``forward`` under a recorder that its modules already hand their ops to."""
+    for tensor in tensors_in(forward()):
+        tag = getattr(tensor, _TAG, None)
+        if tag is not None:
+            recorder.recording.returned.add(tag if tag >= 0 else -1 - tag)
+    return recorder.finish()

@@ -1,0 +1,178 @@
+"""What a prepared model does at each site while it runs: the handler built from the assignments."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantcfg.errors import QuantcfgWarning
+from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
+from quantcfg.prepare.intercept import Memo, Scope
+from quantcfg.prepare.record import Slot
+
+
+@dataclass(slots=True)
+class LiveBatchNorm:
+    """A batch norm that stays in the model: its GEMM's weights are quantized as they will be when folded.
+
+    ``fake_quantize(w * f) / f`` with ``f = gamma / sqrt(running_var + eps)``, so that the statistics stay live
+    while training sees the rounding of the folded weights (Krishnamoorthi 2018, arXiv 1806.08342, section 3.2.2).
+    """
+
+    module: nn.Module
+    axis: int
+
+    def factor(self, weight: Tensor) -> Tensor:
+        """``f``, shaped to multiply ``weight``; 1 where gamma is 0, since that channel is multiplied by 0 later."""
+        variance, eps = self.module.running_var, self.module.eps
+        factor = torch.rsqrt(variance + eps)  # type: ignore[operator]
+        if self.module.weight is not None:
+            factor = factor * self.module.weight
+        factor = torch.where(factor == 0, torch.ones_like(factor), factor)
+        shape = [1] * weight.dim()
+        shape[self.axis] = -1
+        return factor.reshape(shape)
+
+
+@dataclass(slots=True)
+class Action:
+    """Everything to do around one torch function."""
+
+    edges: list[tuple[Slot, int, FakeQuantizeBase]] = field(default_factory=list)
+    weights: list[tuple[Slot, FakeQuantizeBase]] = field(default_factory=list)
+    output: FakeQuantizeBase | None = None
+    num_outputs: int = 0
+    write_back: bool = False
+    batch_norm: LiveBatchNorm | None = None
+
+    def run(self, func: Callable[..., Any], args: Any, kwargs: Any, memo: Memo) -> Any:
+        """Run ``func`` on quantized arguments and quantize what it returns."""
+        if self.edges or self.weights:
+            args, kwargs = list(args), dict(kwargs)
+            for slot, key, fake_quant in self.edges:
+                _replace(args, kwargs, slot, lambda x, k=key, f=fake_quant: _shared(x, k, f, memo))
+            for slot, fake_quant in self.weights:
+                _replace(args, kwargs, slot, lambda w, f=fake_quant: self._weight(w, f))
+        result = func(*args, **kwargs)
+        if self.output is None:
+            return result
+        if self.write_back:
+            return result.copy_(self.output(result.clone()))
+        return self._quantize(result, self.output)
+
+    def _weight(self, weight: Tensor, fake_quant: FakeQuantizeBase) -> Tensor:
+        if self.batch_norm is None:
+            return fake_quant(weight)  # type: ignore[no-any-return]
+        factor = self.batch_norm.factor(weight)
+        return fake_quant(weight * factor) / factor  # type: ignore[no-any-return]
+
+    def _quantize(self, result: Any, fake_quant: FakeQuantizeBase) -> Any:
+        if isinstance(result, Tensor):
+            return fake_quant(result)
+        items = list(result)
+        for index, item in enumerate(items[: self.num_outputs or None]):
+            if isinstance(item, Tensor) and item.is_floating_point():
+                items[index] = fake_quant(item)
+        make = getattr(type(result), "_make", type(result))
+        return make(items)
+
+
+def _shared(x: Tensor, key: int, fake_quant: FakeQuantizeBase, memo: Memo) -> Tensor:
+    """Quantize a value once, however many ops of this forward read it."""
+    seen = memo.get(key)
+    if seen is not None and seen[0] is x:
+        return seen[1]
+    result: Tensor = fake_quant(x)
+    memo[key] = (x, result)
+    return result
+
+
+def _replace(args: list[Any], kwargs: dict[str, Any], slot: Slot, change: Callable[[Tensor], Tensor]) -> None:
+    """Put ``change(argument)`` in the place of an argument."""
+    key = slot[0]
+    holder: Any = args if isinstance(key, int) else kwargs
+    if isinstance(key, int) and key >= len(args):
+        return
+    if len(slot) > 1:
+        items = list(holder[key])
+        position: Any = slot[1]
+        if position < len(items):
+            items[position] = change(items[position])
+        holder[key] = items
+    elif holder.get(key) is not None if isinstance(holder, dict) else holder[key] is not None:
+        holder[key] = change(holder[key])
+
+
+@dataclass(slots=True)
+class Table:
+    """The actions of one call of one module: which spellings count, and the action of each occurrence."""
+
+    names: dict[str, str] = field(default_factory=dict)
+    actions: dict[str, list[Action | None]] = field(default_factory=dict)
+
+    def set(self, spelling: str, op: str, ordinal: int, action: Action) -> None:
+        """Note the action of the ``ordinal``-th occurrence of ``op``."""
+        self.names[spelling] = op
+        row = self.actions.setdefault(op, [])
+        row.extend([None] * (ordinal + 1 - len(row)))
+        row[ordinal] = action
+
+    def pad(self, op: str, ordinal: int) -> None:
+        """Note that the ``ordinal``-th occurrence of ``op`` was recorded, with or without an action."""
+        row = self.actions.get(op)
+        if row is not None:
+            row.extend([None] * (ordinal + 1 - len(row)))
+
+
+class Runner:
+    """The handler of a prepared model. ``tables`` has, for each module, one table per recorded call.
+
+    A call or an occurrence beyond the recorded ones (a loop that runs longer) uses the last one's quantizers.
+    """
+
+    def __init__(self, tables: dict[str, list[Table | None]], unseen: set[str]) -> None:
+        self.tables = tables
+        self.unseen = unseen
+
+    def enter(self, path: str, call: int) -> Table | None:
+        """The table of this call."""
+        tables = self.tables.get(path)
+        if tables is None:
+            if self.unseen and path in self.unseen:
+                self._warn_unseen(path)
+            return None
+        return tables[call] if call < len(tables) else tables[-1]
+
+    def _warn_unseen(self, path: str) -> None:
+        if torch.compiler.is_compiling():
+            return
+        self.unseen.discard(path)
+        warnings.warn(
+            f"module '{path}' runs now but did not with the example inputs: its ops stay in float; "
+            "prepare with inputs that reach it",
+            QuantcfgWarning,
+            stacklevel=2,
+        )
+
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Nothing to do when a forward starts."""
+
+    def handle(self, scope: Scope, func: Callable[..., Any], args: Any, kwargs: Any, memo: Memo) -> Any:
+        """Quantize around one torch function, if there is anything to do."""
+        table = scope.table
+        if table is None:
+            return func(*args, **kwargs)
+        op = table.names.get(getattr(func, "__name__", ""))
+        if op is None:
+            return func(*args, **kwargs)
+        ordinal = scope.next_ordinal(op)
+        actions = table.actions[op]
+        action = actions[ordinal] if ordinal < len(actions) else actions[-1]
+        if action is None:
+            return func(*args, **kwargs)
+        return action.run(func, args, kwargs, memo)

@@ -1,0 +1,236 @@
+"""The state of a prepared model: what its fake quantize modules do, and moving what they learned elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import nn
+
+from quantcfg.errors import NumericError, PrepareError
+from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
+from quantcfg.prepare.apply import FakeQuants
+from quantcfg.prepare.intercept import Interceptor, interceptor_of
+from quantcfg.prepare.plan import Plan
+from quantcfg.prepare.record import Recording
+
+
+class FakeQuantState(Enum):
+    """What the fake quantize modules of a model do. The state is the model's own; nothing is global."""
+
+    FLOAT = "float"  # nothing: the float model, bit for bit
+    CALIBRATION = "calibration"  # observe; values stay float
+    QAT = "qat"  # observe in training mode, and quantize
+    VALIDATION = "validation"  # quantize with what there is
+
+
+@dataclass(slots=True)
+class Prepared:
+    """What a prepared model knows of itself, beside the handler that runs it."""
+
+    stage: str
+    plan: Plan
+    recording: Recording
+    modules: dict[str, FakeQuantizeBase]
+    state: FakeQuantState = FakeQuantState.FLOAT
+
+
+@dataclass(slots=True)
+class LoadReport:
+    """What `load_observer_params` did, quantizer by quantizer."""
+
+    loaded: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()  # in the model, not in the source: left as they were
+    unexpected: tuple[str, ...] = ()  # in the source, not in the model
+    unobserved: tuple[str, ...] = field(default=())  # in both, and never observed
+
+
+def prepared(model: nn.Module) -> Prepared:
+    """What `prepare` left on a model.
+
+    Raises:
+        PrepareError: the model is not a prepared one.
+    """
+    found = _find(model)
+    if found is None or found.prepared is None:
+        raise PrepareError(
+            f"this {type(model).__name__} is not a prepared model",
+            hint="make one with quantcfg.prepare(model, config, example_inputs=...)",
+        )
+    result: Prepared = found.prepared
+    return result
+
+
+def _find(model: nn.Module) -> Interceptor | None:
+    return interceptor_of(model)
+
+
+def plan_of(model: nn.Module) -> Plan:
+    """The plan of a prepared model: one row per op, with the reason."""
+    return prepared(model).plan
+
+
+def fake_quants(model: nn.Module) -> dict[str, FakeQuantizeBase]:
+    """The fake quantize modules by name: ``layer1.0.conv1.weight``, ``layer1.0.add_0.output``, ``input.x``."""
+    return {module.name: module for module in model.modules() if isinstance(module, FakeQuantizeBase)}
+
+
+def set_fake_quantize(model: nn.Module, state: FakeQuantState) -> None:
+    """Set the state of a prepared model; the order of this call and of ``train()`` or ``eval()`` is free.
+
+    Raises:
+        PrepareError: the model is not a prepared one.
+        NumericError: VALIDATION with quantizers that never observed anything; the message lists them.
+    """
+    interceptor = _find(model)
+    if interceptor is None:
+        prepared(model)
+    assert interceptor is not None
+    if interceptor.prepared is None:
+        interceptor.deferred_state = state
+        return
+    if state is FakeQuantState.VALIDATION:
+        _refuse_unobserved(model)
+    for container in _containers(model):
+        container.qat = state is FakeQuantState.QAT
+        for module in container.values():
+            assert isinstance(module, FakeQuantizeBase)
+            module.observing = _observes(state, container)
+            module.quantizing = state in (FakeQuantState.QAT, FakeQuantState.VALIDATION)
+    interceptor.active = state is not FakeQuantState.FLOAT
+    interceptor.prepared.state = state
+
+
+def _observes(state: FakeQuantState, container: FakeQuants) -> bool:
+    if state is FakeQuantState.QAT:
+        return container.training and not container.frozen
+    return state is FakeQuantState.CALIBRATION
+
+
+def state_of(model: nn.Module) -> FakeQuantState:
+    """The state that a prepared model is in."""
+    return prepared(model).state
+
+
+@contextmanager
+def calibrating(model: nn.Module) -> Iterator[nn.Module]:
+    """Calibrate inside the block: evaluation mode, no gradients, observers on, values float.
+
+    At its end every observer is solved, and mode and state are as before.
+
+    Raises:
+        NumericError: quantizers that never observed anything; the message lists all of them.
+    """
+    before = state_of(model)
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    set_fake_quantize(model, FakeQuantState.CALIBRATION)
+    try:
+        with torch.no_grad():
+            yield model
+        finish_calibration(model)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        set_fake_quantize(model, FakeQuantState.FLOAT)
+        set_fake_quantize(model, before)
+
+
+def finish_calibration(model: nn.Module) -> None:
+    """Solve every observer and keep its qparams.
+
+    Raises:
+        NumericError: quantizers that never observed anything; the message lists all of them.
+    """
+    _refuse_unobserved(model)
+    for module in fake_quants(model).values():
+        module.finish_observation()
+
+
+def _refuse_unobserved(model: nn.Module) -> None:
+    missing = [name for name, module in fake_quants(model).items() if not module.observed]
+    if missing:
+        listed = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
+        raise NumericError(
+            f"{len(missing)} of {len(fake_quants(model))} quantizers never observed a value: {listed}",
+            hint="calibrate with batches that reach these ops, or leave them in float with a `null` rule",
+        )
+
+
+def freeze_observers(model: nn.Module) -> None:
+    """Stop all statistics in QAT for good: the ranges stay as they are."""
+    for container in _containers(model):
+        container.frozen = True
+        for module in container.values():
+            module.observing = False  # type: ignore[assignment]
+
+
+def freeze_batch_norm(model: nn.Module) -> None:
+    """Put every batch norm in evaluation mode for good, whatever ``train()`` says later."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+            module.__dict__["train"] = _StaysInEval(module)
+
+
+class _StaysInEval:
+    """The ``train`` of a frozen module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, mode: bool = True) -> nn.Module:
+        del mode
+        return self.module
+
+
+def _containers(model: nn.Module) -> Iterator[FakeQuants]:
+    for module in model.modules():
+        if isinstance(module, FakeQuants):
+            yield module
+
+
+def load_observer_params(from_model: nn.Module, to_model: nn.Module, *, strict: bool = True) -> LoadReport:
+    """Start ``to_model`` from the ranges that ``from_model`` calibrated, whatever kinds the two use.
+
+    Args:
+        from_model: a calibrated prepared model.
+        to_model: the prepared model to train, of the same architecture.
+        strict: refuse when a quantizer of ``to_model`` finds nothing to load.
+
+    Raises:
+        NumericError: strict, and quantizers are missing in ``from_model`` or were never observed there.
+    """
+    interceptor = _find(to_model)
+    if interceptor is not None and interceptor.prepared is None and interceptor.pending is not None:
+        interceptor.pending.finish_like(to_model, prepared(from_model).recording)
+    source, target = fake_quants(from_model), fake_quants(to_model)
+    report = LoadReport(
+        loaded=tuple(name for name in target if name in source and source[name].observed),
+        missing=tuple(name for name in target if name not in source),
+        unexpected=tuple(name for name in source if name not in target),
+        unobserved=tuple(name for name in target if name in source and not source[name].observed),
+    )
+    without = (*report.missing, *report.unobserved)
+    if strict and without:
+        raise NumericError(
+            f"{len(without)} of {len(target)} quantizers have no calibrated range to start from: "
+            + ", ".join(without[:8]),
+            hint="calibrate with the same rules, or pass strict=False to leave these to the first batches",
+        )
+    for name in report.loaded:
+        target[name].load_qparams_from(source[name])
+    return report
+
+
+def quantizer_state(model: nn.Module) -> dict[str, Any]:
+    """The part of the state dict that belongs to the fake quantize modules."""
+    return {key: value for key, value in model.state_dict().items() if _is_quantizer_key(key)}
+
+
+def _is_quantizer_key(key: str) -> bool:
+    return any(part.rstrip("_") == "fake_quants" for part in key.split("."))

@@ -1,0 +1,239 @@
+"""The bridge between config and numbers: qconfigs as factories of fake quantize modules.
+
+Nothing else knows both sides. A `QConfigSpec` (names and scalars, from a file) becomes a `QConfig` (factories)
+and back; every ``default_*_qconfig`` of the reference toolkit is an attribute of this module.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from quantcfg.config.presets import PRESETS
+from quantcfg.config.spec import FakeQuantSpec, QConfigSpec
+from quantcfg.config.suggest import nearest
+from quantcfg.errors import QuantcfgDeprecationWarning
+from quantcfg.numeric.dtypes import QuantDType, as_dtype
+from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
+from quantcfg.numeric.observers import OBSERVERS
+from quantcfg.numeric.observers.base import Observer
+from quantcfg.numeric.fake_quantize import FAKE_QUANTIZES
+
+
+@dataclass(frozen=True, slots=True)
+class FakeQuantFactory:
+    """Builds the fake quantize modules of one slot; equal factories build equal modules.
+
+    ``kwargs`` are the parameters of the fake quantize and of its observer, sorted by name.
+    """
+
+    fake_quant: str
+    observer: str
+    kwargs: tuple[tuple[str, Any], ...] = ()
+
+    def __call__(
+        self, *, num_channels: int = 1, ch_axis: int | None = None, name: str = ""
+    ) -> FakeQuantizeBase:
+        """Make one module, with its buffers in their final shape.
+
+        Args:
+            num_channels: length of the channel axis; not looked at per tensor.
+            ch_axis: the axis to use instead of the one given, where the op decides it.
+            name: the site's name, for error messages.
+        """
+        cls = FAKE_QUANTIZES[self.fake_quant]
+        own = {key: value for key, value in self.kwargs if key in _parameters(cls)}
+        rest = {key: value for key, value in self.kwargs if key not in own}
+        if self.per_channel:
+            rest |= {"num_channels": num_channels}
+            if ch_axis is not None:
+                rest["ch_axis"] = ch_axis
+        module = cls(OBSERVERS[self.observer](**rest), **own)
+        module.name = name
+        return module
+
+    def with_args(self, **kwargs: Any) -> FakeQuantFactory:
+        """The same factory with other or further parameters."""
+        return _factory(self.fake_quant, self.observer, dict(self.kwargs) | kwargs)
+
+    @property
+    def dtype(self) -> QuantDType:
+        """The quantized dtype."""
+        return as_dtype(dict(self.kwargs).get("dtype", "qint8"))
+
+    @property
+    def per_channel(self) -> bool:
+        """Whether each channel has its own scale."""
+        return str(dict(self.kwargs).get("qscheme", "")).startswith("per_channel")
+
+    @property
+    def ch_axis(self) -> int:
+        """The channel axis given, -1 per tensor."""
+        return int(dict(self.kwargs).get("ch_axis", -1))
+
+    def per_tensor(self) -> FakeQuantFactory:
+        """The same factory with one scale for the whole tensor."""
+        kwargs = {key: value for key, value in self.kwargs if key != "ch_axis"}
+        if "qscheme" in kwargs:
+            kwargs["qscheme"] = str(kwargs["qscheme"]).replace("per_channel", "per_tensor")
+        return _factory(self.fake_quant, self.observer, kwargs)
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class QConfig:
+    """How one op is quantized: a factory for its output (``activation``) and one for its weights.
+
+    None in a slot means no fake quantize there: ``activation=None`` is the 32-bit output. ``output`` is another
+    name for ``activation``; ``input`` is used for inputs that arrive in float, and is ``activation`` when None.
+
+    Raises:
+        ValueError: both ``activation`` and ``output`` are given, or a slot holds a module instead of a factory.
+    """
+
+    activation: FakeQuantFactory | None
+    weight: FakeQuantFactory | None
+    input: FakeQuantFactory | None
+
+    def __init__(
+        self,
+        activation: FakeQuantFactory | None = None,
+        weight: FakeQuantFactory | None = None,
+        input: FakeQuantFactory | None = None,  # noqa: A002  the reference's name
+        output: FakeQuantFactory | None = None,
+    ) -> None:
+        if activation is not None and output is not None:
+            raise ValueError("'activation' and 'output' are two names of one slot: give one of them")
+        slots = {"activation": output if activation is None else activation, "weight": weight, "input": input}
+        for name, factory in slots.items():
+            if factory is not None and not isinstance(factory, FakeQuantFactory):
+                raise ValueError(
+                    f"'{name}' must be a factory such as get_default_qconfig gives (got {type(factory).__name__})"
+                )
+            object.__setattr__(self, name, factory)
+
+    @property
+    def output(self) -> FakeQuantFactory | None:
+        """Another name for ``activation``."""
+        return self.activation
+
+
+def get_default_qconfig(
+    activation_fake_quant: str | None = "fake_quant",
+    weight_fake_quant: str | None = "fake_quant",
+    activation_observer: str | None = "min_max",
+    weight_observer: str | None = "min_max",
+    activation_qkwargs: Mapping[str, Any] | None = None,
+    weight_qkwargs: Mapping[str, Any] | None = None,
+) -> QConfig:
+    """Put a qconfig together from the names of its parts.
+
+    A fake quant of None leaves its slot out, and its observer is not looked at. Weights without ``qscheme`` are
+    per channel symmetric, and then without ``ch_axis`` use axis 0. The dicts are not changed.
+
+    Args:
+        activation_fake_quant: ``fake_quant``, ``lsq``, ``pact`` or None (32-bit output).
+        weight_fake_quant: the same for weights.
+        activation_observer: ``min_max``, ``fixed_scale``, ``clip``, ``percentile``, ``clip_std``, ``mse``, ``kl``
+            or ``mix``.
+        weight_observer: the same for weights.
+        activation_qkwargs: parameters of the fake quant and of the observer, by name.
+        weight_qkwargs: the same for weights.
+
+    Raises:
+        ValueError: an unknown fake quant, observer or parameter; the message lists what there is.
+
+    Example:
+        >>> qconfig = get_default_qconfig(activation_observer="mse", activation_qkwargs={"dtype": "qint16"})
+        >>> qconfig.activation.dtype, dict(qconfig.weight.kwargs)["qscheme"]
+        (qint16, 'per_channel_symmetric')
+    """
+    weight_kwargs = dict(weight_qkwargs or {})
+    weight_kwargs.setdefault("qscheme", "per_channel_symmetric")
+    if _plain(weight_kwargs["qscheme"]) == "per_channel_symmetric":
+        weight_kwargs.setdefault("ch_axis", 0)
+    return QConfig(
+        activation=_slot(activation_fake_quant, activation_observer, dict(activation_qkwargs or {})),
+        weight=_slot(weight_fake_quant, weight_observer, weight_kwargs),
+    )
+
+
+def _slot(fake_quant: str | None, observer: str | None, kwargs: dict[str, Any]) -> FakeQuantFactory | None:
+    return None if fake_quant is None else _factory(fake_quant, observer or "", kwargs)
+
+
+def _factory(fake_quant: str, observer: str, kwargs: Mapping[str, Any]) -> FakeQuantFactory:
+    kwargs = {key: _plain(value) for key, value in kwargs.items()}
+    observer = kwargs.pop("observer", observer)  # parameters are applied last, so they win over the name
+    _known(fake_quant, FAKE_QUANTIZES, "fake quant")
+    _known(observer, OBSERVERS, "observer")
+    allowed = _parameters(FAKE_QUANTIZES[fake_quant]) | _parameters(OBSERVERS[observer])
+    for key in kwargs:
+        _known(key, dict.fromkeys(sorted(allowed)), f"parameter of {fake_quant} with {observer}")
+    return FakeQuantFactory(fake_quant, observer, tuple(sorted(kwargs.items())))
+
+
+def _plain(value: Any) -> Any:
+    """Names instead of objects: ``torch.per_tensor_affine`` -> ``"per_tensor_affine"``, a class -> its name."""
+    if isinstance(value, torch.qscheme):
+        return str(value).removeprefix("torch.")
+    if isinstance(value, QuantDType):
+        return value.name
+    if isinstance(value, type):
+        return next((name for name, cls in OBSERVERS.items() if cls is value), value.__name__)
+    return value
+
+
+def _known(name: str, table: Mapping[str, Any], what: str) -> None:
+    if name not in table:
+        close = nearest(name, table)
+        hint = f"; did you mean '{close}'?" if close else ""
+        raise ValueError(f"unknown {what} '{name}'{hint} Known: {', '.join(table)}")
+
+
+def _parameters(cls: type) -> set[str]:
+    """Names of the parameters of a constructor and of those it passes on to."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        if issubclass(base, FakeQuantizeBase | Observer) and "__init__" in vars(base):
+            names |= set(inspect.signature(vars(base)["__init__"]).parameters)
+    return names - {"self", "observer", "kwargs", "num_channels"}
+
+
+def qconfig_from_spec(spec: QConfigSpec) -> QConfig:
+    """Turn the resolved names of a config into factories."""
+    slots = (spec.activation, spec.weight, spec.input)
+    return QConfig(*(slot and _factory(slot.fake_quant, slot.observer, slot.kwargs) for slot in slots))
+
+
+def spec_from_qconfig(qconfig: QConfig, name: str = "custom") -> QConfigSpec:
+    """The names behind a qconfig, as rules hold them."""
+    factories = (qconfig.activation, qconfig.weight, qconfig.input)
+    slots = [f and FakeQuantSpec(f.fake_quant, f.observer, f.kwargs) for f in factories]
+    return QConfigSpec(slots[0], slots[1], name=name, input=slots[2])
+
+
+def preset_qconfig(name: str, stage: str = "calib") -> QConfig:
+    """The qconfig of a preset in a stage, ``calib`` or ``qat``.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    _known(name, PRESETS, "preset")
+    preset = PRESETS[name]
+    if preset.deprecated_for:
+        warnings.warn(
+            f"'{name}' is now called '{preset.deprecated_for}'", QuantcfgDeprecationWarning, stacklevel=3
+        )
+    return qconfig_from_spec(preset.stage(stage))
+
+
+def __getattr__(name: str) -> QConfig:
+    # The reference's presets are attributes: quantcfg.default_qat_8bit_fake_quant_qconfig.
+    if name in PRESETS and name.endswith("_qconfig"):
+        return preset_qconfig(name)
+    raise AttributeError(f"module 'quantcfg.qconfig' has no attribute '{name}'")
