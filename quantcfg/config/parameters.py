@@ -45,9 +45,7 @@ Positive = Annotated[float, Field(gt=0)]
 class Parameters(BaseModel):
     """Base of all parameter sets: unknown names are refused, nothing is coerced."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
 
 class ObserverParameters(Parameters):
@@ -164,10 +162,12 @@ FAKE_QUANT_PARAMETERS: dict[str, type[Parameters]] = {
 }
 
 
+PARAMETERS: dict[str, type[Parameters]] = OBSERVER_PARAMETERS | FAKE_QUANT_PARAMETERS
+
+
 def owners(parameter: str) -> list[str]:
     """The kinds that have this parameter, observers first; every kind of observer for a common one."""
-    tables = (OBSERVER_PARAMETERS, FAKE_QUANT_PARAMETERS)
-    return [kind for table in tables for kind, model in table.items() if parameter in model.model_fields]
+    return [kind for kind, model in PARAMETERS.items() if parameter in model.model_fields]
 
 
 def accepted(observer: str | None, fake_quant: str | None) -> dict[str, type[Parameters]]:

@@ -1,0 +1,139 @@
+"""Loads a config: files, `extends` and `--set` in, one checked value out, or every error at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from quantcfg.config.findings import Findings
+from quantcfg.config.layers import Loader
+from quantcfg.config.nodes import Table, plain
+from quantcfg.config.overrides import apply_overrides
+from quantcfg.config.presets import STAGES
+from quantcfg.config.qconfigs import QConfigReader
+from quantcfg.config.rulebook import build_rules, stage_templates
+from quantcfg.config.rules import Rule, RuleSet
+from quantcfg.config.schema import CalibSection, ExportSection, File, Guards, QatSection
+from quantcfg.config.slot_checks import SlotChecker
+from quantcfg.config.translate import Translator
+from quantcfg.errors import Diagnostic, Place, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A checked config: what the file, all that it extends and `--set` say together.
+
+    ``path`` is the first file as it was named, ``files`` all that were read, ``sources`` their texts by name,
+    ``warnings`` what is worth a look and no error.
+    """
+
+    path: Path
+    file: File
+    files: tuple[Path, ...]
+    sources: Mapping[str, str] = field(repr=False)
+    overrides: tuple[str, ...]
+    warnings: tuple[Diagnostic, ...]
+    tree: Table = field(repr=False)
+    stages: Mapping[str, tuple[Rule, ...]] = field(repr=False)
+
+    def rules(self, stage: str) -> RuleSet:
+        """The rules of ``"calib"`` or ``"qat"``, the shared ones included."""
+        return RuleSet(self.stages[stage], self.sources)
+
+    def templates(self, stage: str) -> tuple[str, ...]:
+        """The names of the templates of a stage."""
+        return stage_templates(self.tree, stage)
+
+    @property
+    def calib(self) -> CalibSection:
+        """The calibration section, with defaults."""
+        return self.file.calib
+
+    @property
+    def qat(self) -> QatSection:
+        """The training section, with defaults."""
+        return self.file.qat
+
+    @property
+    def export(self) -> ExportSection:
+        """The export section, with defaults."""
+        return self.file.export
+
+    @property
+    def guards(self) -> Guards:
+        """The guards; None where there is none."""
+        return self.file.guards
+
+    def flattened(self) -> dict[str, Any]:
+        """One config without `extends` that means the same; what a run keeps as ``resolved.yaml``."""
+        data: dict[str, Any] = plain(self.tree)
+        return {"version": data.pop("version")} | data
+
+
+def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read and check a config. Several files count as one that extends the earlier ones.
+
+    Raises:
+        ConfigError: the config has errors; all of them are in it, sorted by place.
+        UsageError: a file cannot be read, or none is named.
+    """
+    if not paths:
+        raise UsageError("no config file is named")
+    findings = Findings()
+    loader = Loader(findings)
+    for path in paths:
+        loader.add(Path(path))
+    if any(item.code < "QC100" for item in findings.errors):
+        findings.raise_if_errors()
+    tree = apply_overrides(loader.merged(), overrides, findings)
+    file, broken = _validated(tree, findings)
+    stages = _stages(tree, broken, findings)
+    _check_use(tree, stages, findings, Path(paths[-1]))
+    findings.raise_if_errors()
+    assert file is not None
+    return Config(
+        path=Path(paths[0]),
+        file=file,
+        files=tuple(loader.files),
+        sources=findings.sources,
+        overrides=tuple(overrides),
+        warnings=findings.warnings,
+        tree=tree,
+        stages=stages,
+    )
+
+
+def _validated(tree: Table, findings: Findings) -> tuple[File | None, frozenset[int]]:
+    data = plain(tree)
+    data.setdefault("version", 1)
+    try:
+        return File.model_validate(data), frozenset()
+    except ValidationError as error:
+        translator = Translator(tree, findings, File)
+        translator.report(error)
+        return None, frozenset(translator.broken)
+
+
+def _stages(tree: Table, broken: frozenset[int], findings: Findings) -> dict[str, tuple[Rule, ...]]:
+    named = tree.get("qconfigs")
+    checker = SlotChecker(findings)
+    stages: dict[str, tuple[Rule, ...]] = {}
+    for stage in STAGES:
+        table = named if isinstance(named, Table) else Table({}, tree.place)
+        reader = QConfigReader(table, stage, findings, checker, broken)
+        reader.check_named()
+        stages[stage] = build_rules(tree, reader, findings)
+    return stages
+
+
+def _check_use(tree: Table, stages: Mapping[str, Sequence[Rule]], findings: Findings, path: Path) -> None:
+    if findings.errors or any(rule.spec or rule.inherit for rules in stages.values() for rule in rules):
+        return
+    entry = tree.entries.get("qconfig")
+    place = entry.key_place if entry else Place(str(path), 1)
+    advice = "add a rule, for example `global: w8a8` under `qconfig`"
+    findings.warning("QC203", "this config quantizes nothing", place, help=advice)

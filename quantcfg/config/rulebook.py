@@ -1,0 +1,121 @@
+"""The rules of a stage, from the tree of the config."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from quantcfg.config.findings import Findings
+from quantcfg.config.layers import merge
+from quantcfg.config.nodes import Entry, Items, Leaf, Node, Table, shortened
+from quantcfg.config.patterns import REGEX_PREFIX, PatternError, is_exact, parse_pattern, parse_regex
+from quantcfg.config.qconfigs import Broken, Draft, QConfigReader
+from quantcfg.config.rules import Rule, in_order
+from quantcfg.config.spec import Field
+from quantcfg.errors import Place
+
+RULE_KEYS = frozenset(("use", "optional", "expect"))
+_TYPE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z][A-Za-z0-9_]*)*")
+MAX_TYPE_NAME = 200
+
+
+def stage_rules(tree: Table, stage: str) -> Table:
+    """The shared rules with those of the stage merged over them."""
+    section = tree.get(stage)
+    own = section.get("qconfig") if isinstance(section, Table) else None
+    return merge(_table(tree.get("qconfig")), _table(own), ("qconfig",))
+
+
+def stage_templates(tree: Table, stage: str) -> tuple[str, ...]:
+    """The templates of a stage, in the order of the file."""
+    node = stage_rules(tree, stage).get("templates")
+    items = node.items if isinstance(node, Items) else ()
+    return tuple(str(item.value) for item in items if isinstance(item, Leaf))
+
+
+def build_rules(tree: Table, reader: QConfigReader, findings: Findings) -> tuple[Rule, ...]:
+    """Every rule of the reader's stage in the order of the file; broken ones are left out and reported."""
+    rules: list[Rule] = []
+    for kind, pattern, entry in _rule_entries(stage_rules(tree, reader.stage)):
+        _check_pattern(kind, pattern, entry.key_place, findings)
+        try:
+            rules.append(_rule(kind, pattern, entry, reader, findings))
+        except Broken:
+            continue
+    return in_order(rules)
+
+
+def _table(node: Node | None) -> Table:
+    return node if isinstance(node, Table) else Table({}, Place("", 1))
+
+
+def _rule_entries(table: Table) -> Iterator[tuple[str, str, Entry]]:
+    for key, entry in table.entries.items():
+        if key == "global":
+            yield "global", "", entry
+        elif key in ("module_type", "module_name") and isinstance(entry.node, Table):
+            for pattern, rule in entry.node.entries.items():
+                yield key, pattern, rule
+
+
+def _rule(kind: str, pattern: str, entry: Entry, reader: QConfigReader, findings: Findings) -> Rule:
+    node, optional, expect = _options(entry.node)
+    draft = reader.read(node)
+    if draft and draft.inherits and kind == "global":
+        findings.error(
+            "QC126", "`global` has nothing to inherit from", node.place, help="start from a preset"
+        )
+        raise Broken
+    return Rule(
+        kind=kind,
+        pattern=pattern,
+        spec=draft.spec if draft and not draft.inherits else None,
+        place=entry.key_place,
+        optional=optional,
+        expect=expect,
+        inherit=_inherited(draft),
+    )
+
+
+def _inherited(draft: Draft | None) -> tuple[tuple[str, Field], ...] | None:
+    return tuple(draft.fields.items()) if draft and draft.inherits else None
+
+
+def _options(node: Node) -> tuple[Node, bool, int | None]:
+    if not isinstance(node, Table) or RULE_KEYS.isdisjoint(node.entries):
+        return node, False, None
+    use, optional, expect = node.get("use"), node.get("optional"), node.get("expect")
+    if use is None:
+        raise Broken
+    return (
+        use,
+        isinstance(optional, Leaf) and optional.value is True,
+        expect.value if isinstance(expect, Leaf) and isinstance(expect.value, int) else None,
+    )
+
+
+def _check_pattern(kind: str, pattern: str, place: Place, findings: Findings) -> None:
+    if kind == "module_type" and (not _TYPE_NAME.fullmatch(pattern) or len(pattern) > MAX_TYPE_NAME):
+        findings.error(
+            "QC131",
+            f"`{shortened(pattern)}` is not the name of a class",
+            place,
+            help="write a dotted name such as `torch.nn.Linear`; patterns of names go under `module_name`",
+        )
+    elif kind == "module_name" and (not is_exact(pattern) or _is_odd_name(pattern)):
+        try:
+            parse_regex(pattern) if pattern.startswith(REGEX_PREFIX) else parse_pattern(pattern)
+        except PatternError as error:
+            summary = f"`{shortened(pattern)}` is not a pattern: {error}"
+            findings.error("QC130", summary, _inside(place, pattern, error.offset), help=error.hint)
+
+
+def _is_odd_name(pattern: str) -> bool:
+    return not pattern or ".." in pattern or pattern.startswith(".") or pattern.endswith(".")
+
+
+def _inside(place: Place, pattern: str, offset: int) -> Place:
+    quotes = (place.length - len(pattern)) // 2
+    if quotes not in (0, 1):
+        return place
+    return Place(place.file, place.line, place.column + quotes + offset, max(len(pattern) - offset, 1))

@@ -1,0 +1,371 @@
+"""The config file as frozen models; the text under a field is its documentation everywhere."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
+
+from quantcfg.config.conditions import CONDITION_PATTERN
+from quantcfg.config.refusals import refuse
+
+FakeQuantName = Literal["fake_quant", "lsq", "pact"]
+ObserverName = Literal["min_max", "fixed_scale", "clip", "percentile", "clip_std", "mse", "kl", "mix"]
+TemplateName = Literal["high_precision_output", "softmax_int16", "layer_norm_int16", "grid_sample_int16"]
+QKwargs = dict[str, Any]
+"""Typed by `quantcfg.config.parameters` once it is known which observer and fake quantize they are for."""
+LIST = Field(strict=False)
+"""A list of the file becomes a tuple of the frozen model; what is in it stays strict."""
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Condition = Annotated[str, StringConstraints(pattern=CONDITION_PATTERN)]
+
+
+class Section(BaseModel):
+    """Base of every part of the file: unknown keys are refused, nothing is coerced, ``x-`` keys are notes."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+    )
+
+
+class QConfigFields(Section):
+    """A qconfig written out: a preset to start from and the fields that differ from it."""
+
+    preset: str | None = None
+    """A preset or a name under `qconfigs` to start from; `inherit`: what would have won without this rule."""
+    activation_fake_quant: FakeQuantName | None = "fake_quant"
+    """How outputs are fake quantized; null leaves them in float (the 32-bit output)."""
+    weight_fake_quant: FakeQuantName | None = "fake_quant"
+    """How weights are fake quantized; null leaves them in float."""
+    activation_observer: ObserverName | None = "min_max"
+    """How the range of outputs is found."""
+    weight_observer: ObserverName | None = "min_max"
+    """How the range of weights is found."""
+    activation_qkwargs: QKwargs = Field(default_factory=dict)
+    """Parameters of the activation's observer and fake quantize."""
+    weight_qkwargs: QKwargs = Field(default_factory=dict)
+    """Parameters of the weight's observer and fake quantize; per channel on axis 0 unless told otherwise."""
+
+
+def _kind_of_value(value: Any) -> str | None:
+    if value is None:
+        return "float"
+    if isinstance(value, str):
+        return "name"
+    return "fields" if isinstance(value, dict | QConfigFields) else None
+
+
+QConfigValue = Annotated[
+    Annotated[str, Tag("name")] | Annotated[None, Tag("float")] | Annotated[QConfigFields, Tag("fields")],
+    Discriminator(_kind_of_value),
+]
+
+
+class StageValues(Section):
+    """A qconfig that differs by stage."""
+
+    calib: QConfigValue
+    """The qconfig while calibrating."""
+    qat: QConfigValue
+    """The qconfig while training."""
+
+
+def _kind_of_staged(value: Any) -> str | None:
+    if isinstance(value, StageValues) or (isinstance(value, dict) and ("calib" in value or "qat" in value)):
+        return "stages"
+    return _kind_of_value(value)
+
+
+StagedValue = Annotated[
+    Annotated[str, Tag("name")]
+    | Annotated[None, Tag("float")]
+    | Annotated[QConfigFields, Tag("fields")]
+    | Annotated[StageValues, Tag("stages")],
+    Discriminator(_kind_of_staged),
+]
+
+
+class RuleOptions(Section):
+    """A qconfig for a type or a name, with what is expected of the rule."""
+
+    use: StagedValue
+    """The qconfig; null leaves in float."""
+    optional: bool = False
+    """The rule may match nothing."""
+    expect: Annotated[int, Field(ge=0)] | None = None
+    """How many modules and ops of the model the rule must match."""
+
+
+def _kind_of_rule(value: Any) -> str | None:
+    if isinstance(value, RuleOptions) or (isinstance(value, dict) and not RULE_KEYS.isdisjoint(value)):
+        return "rule"
+    return _kind_of_staged(value)
+
+
+RULE_KEYS = frozenset(("use", "optional", "expect"))
+RuleValue = Annotated[
+    Annotated[str, Tag("name")]
+    | Annotated[None, Tag("float")]
+    | Annotated[QConfigFields, Tag("fields")]
+    | Annotated[StageValues, Tag("stages")]
+    | Annotated[RuleOptions, Tag("rule")],
+    Discriminator(_kind_of_rule),
+]
+
+
+class Rules(Section):
+    """Which op gets which qconfig. Rising: global, module_type, patterns of module_name, exact names."""
+
+    global_: StagedValue = Field(default=None, alias="global")
+    """The qconfig of every op that no other rule speaks of."""
+    module_type: dict[str, RuleValue] = Field(default_factory=dict)
+    """By class: `torch.nn.Linear`, `Linear` or one of your own. Holds for everything inside."""
+    module_name: dict[str, RuleValue] = Field(default_factory=dict)
+    """By name or pattern (`*`, `**`, `?`, `{a,b}`, `{2..9}`, `re:`), later wins. Holds for all inside."""
+    templates: Annotated[tuple[TemplateName, ...], LIST] = ()
+    """Refinements that look at the graph of the model."""
+
+
+class CalibSection(Section):
+    """Calibration: batches run through the observers, nothing is trained."""
+
+    batches: Count | None = None
+    """How many batches; all of `calib_data` when neither this nor `samples` is given."""
+    samples: Count | None = None
+    """How many samples, instead of `batches`; the last batch is cut."""
+    nonfinite: Literal["error", "skip"] = "error"
+    """What a NaN or infinity does: end the run naming op and batch, or be left out and counted."""
+    qconfig: Rules = Rules()
+    """Rules of this stage alone, merged over the shared ones."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> CalibSection:
+        if self.batches is not None and self.samples is not None:
+            refuse("samples", "`batches` and `samples` both say how long to calibrate", "keep one of them")
+        return self
+
+
+class SGD(Section):
+    """Stochastic gradient descent."""
+
+    name: Literal["SGD"]
+    """torch.optim.SGD."""
+    lr: Positive
+    """Learning rate."""
+    momentum: NotNegative = 0.0
+    """Momentum."""
+    dampening: NotNegative = 0.0
+    """Dampening of the momentum."""
+    weight_decay: NotNegative = 0.0
+    """L2 penalty."""
+    nesterov: bool = False
+    """Nesterov momentum."""
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> SGD:
+        if self.nesterov and (self.momentum <= 0 or self.dampening != 0):
+            refuse("nesterov", "`nesterov` needs a momentum and no dampening", "set `momentum: 0.9`")
+        return self
+
+
+class Adam(Section):
+    """Adam."""
+
+    name: Literal["Adam"]
+    """torch.optim.Adam."""
+    lr: Positive
+    """Learning rate."""
+    betas: Annotated[tuple[Fraction, Fraction], LIST] = (0.9, 0.999)
+    """Decay of the averages of the gradient and of its square."""
+    eps: Positive = 1e-8
+    """Added to the denominator."""
+    weight_decay: NotNegative = 0.0
+    """L2 penalty."""
+    amsgrad: bool = False
+    """The AMSGrad variant."""
+
+
+class AdamW(Section):
+    """Adam with decoupled weight decay."""
+
+    name: Literal["AdamW"]
+    """torch.optim.AdamW."""
+    lr: Positive
+    """Learning rate."""
+    betas: Annotated[tuple[Fraction, Fraction], LIST] = (0.9, 0.999)
+    """Decay of the averages of the gradient and of its square."""
+    eps: Positive = 1e-8
+    """Added to the denominator."""
+    weight_decay: NotNegative = 0.01
+    """Decoupled weight decay."""
+    amsgrad: bool = False
+    """The AMSGrad variant."""
+
+
+class RMSprop(Section):
+    """RMSprop."""
+
+    name: Literal["RMSprop"]
+    """torch.optim.RMSprop."""
+    lr: Positive
+    """Learning rate."""
+    alpha: Fraction = 0.99
+    """Smoothing of the squared gradient."""
+    eps: Positive = 1e-8
+    """Added to the denominator."""
+    weight_decay: NotNegative = 0.0
+    """L2 penalty."""
+    momentum: NotNegative = 0.0
+    """Momentum."""
+    centered: bool = False
+    """Normalize by the variance of the gradient."""
+
+
+Optimizer = Annotated[SGD | Adam | AdamW | RMSprop, Field(discriminator="name")]
+
+
+class Cosine(Section):
+    """From the optimizer's learning rate down to `min_lr` along a half cosine over the whole training."""
+
+    name: Literal["cosine"]
+    """torch.optim.lr_scheduler.CosineAnnealingLR, stepped every step."""
+    min_lr: NotNegative = 0.0
+    """Learning rate at the end."""
+
+
+class Linear(Section):
+    """From `start_factor` to `end_factor` times the optimizer's learning rate over the whole training."""
+
+    name: Literal["linear"]
+    """torch.optim.lr_scheduler.LinearLR, stepped every step."""
+    start_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor of the first step."""
+    end_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Factor at the end."""
+
+
+class Step(Section):
+    """The learning rate times `gamma` every `step_size` epochs."""
+
+    name: Literal["step"]
+    """torch.optim.lr_scheduler.StepLR, stepped every epoch."""
+    step_size: Count
+    """Epochs between two drops."""
+    gamma: Positive = 0.1
+    """Factor of a drop."""
+
+
+class MultiStep(Section):
+    """The learning rate times `gamma` after each of the given epochs."""
+
+    name: Literal["multistep"]
+    """torch.optim.lr_scheduler.MultiStepLR, stepped every epoch."""
+    milestones: Annotated[tuple[Count, ...], LIST, Field(min_length=1)]
+    """Epochs after which the rate drops."""
+    gamma: Positive = 0.1
+    """Factor of a drop."""
+
+
+class OneCycle(Section):
+    """Up to `max_lr` and down again over the whole training."""
+
+    name: Literal["onecycle"]
+    """torch.optim.lr_scheduler.OneCycleLR, stepped every step."""
+    max_lr: Positive
+    """Highest learning rate."""
+    pct_start: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Share of the training that goes up."""
+
+
+Scheduler = Annotated[Cosine | Linear | Step | MultiStep | OneCycle, Field(discriminator="name")]
+
+
+class Schedule(Section):
+    """When parts of the model stop changing while training."""
+
+    freeze_observers_after: Annotated[int, Field(ge=0)] | None = None
+    """Epochs after which observers stop; null: never."""
+    freeze_bn_after: Annotated[int, Field(ge=0)] | None = None
+    """Epochs after which the statistics of batch norms stop; null: never."""
+
+
+class QatSection(Section):
+    """Quantization-aware training."""
+
+    epochs: Count = 1
+    """Passes over `train_data`."""
+    steps: Count | None = None
+    """Optimizer steps, instead of `epochs`."""
+    optimizer: Optimizer = SGD(name="SGD", lr=1e-4, momentum=0.9)
+    """The optimizer, unless the model file brings one."""
+    scheduler: Scheduler | None = None
+    """How the learning rate moves; null: it stays."""
+    bn: Literal["fold", "keep", "freeze"] = "fold"
+    """Batch norms: folded into the convolution, kept and trained, or kept with frozen statistics."""
+    schedule: Schedule = Schedule()
+    """When observers and batch norms freeze."""
+    grad_clip: Positive | None = None
+    """Largest norm of the gradient; null: not clipped."""
+    qconfig: Rules = Rules()
+    """Rules of this stage alone, merged over the shared ones."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> QatSection:
+        if self.steps is not None and "epochs" in self.model_fields_set:
+            refuse("steps", "`epochs` and `steps` both say how long to train", "keep one of them")
+        return self
+
+
+class ExportSection(Section):
+    """The deployable file."""
+
+    format: Literal["onnx", "pt2"] = "onnx"
+    """ONNX with QuantizeLinear and DequantizeLinear, or torch.export's own."""
+
+
+class Guards(Section):
+    """Conditions that a plan or run has to meet, such as `">= 0.95"`."""
+
+    quantized_macs: Condition | None = None
+    """Share of the multiply-accumulates whose weight and output are quantized."""
+    quantized_params: Condition | None = None
+    """Share of the parameters that are quantized."""
+    quantized_ops: Condition | None = None
+    """Share of the ops that are quantized or pass quantized values through."""
+    metric_drop: dict[str, Condition] = Field(default_factory=dict)
+    """By metric: float minus quantized."""
+
+
+class File(Section):
+    """A quantcfg config: which op gets which qconfig, and how to calibrate, train and export."""
+
+    version: Literal[1]
+    """Version of the format."""
+    extends: Annotated[str | list[str] | None, Field()] = None
+    """Configs (or presets) that this one changes, one or several; later ones win."""
+    qconfigs: dict[str, StagedValue] = Field(default_factory=dict)
+    """Qconfigs by names of your own, to be used in rules."""
+    qconfig: Rules = Rules()
+    """The rules of both stages."""
+    calib: CalibSection = CalibSection()
+    """Calibration."""
+    qat: QatSection = QatSection()
+    """Quantization-aware training."""
+    export: ExportSection = ExportSection()
+    """Export."""
+    guards: Guards = Guards()
+    """What has to hold, checked before and after a run."""

@@ -1,0 +1,265 @@
+"""Whether the parameters of a qconfig fit its observer and fake quantize, and one another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from quantcfg.config.findings import Findings
+from quantcfg.config.nodes import Leaf, describe, shortened
+from quantcfg.config.overlay import kind
+from quantcfg.config.parameters import OBSERVER_PARAMETERS, PARAMETERS, Parameters, accepted, owners
+from quantcfg.config.spec import SLOTS, Field, Fields, slot_kwargs
+from quantcfg.config.suggest import listing, nearest
+from quantcfg.config.translate import BOUNDS, EXPECTED, KINDS, choices_of, type_advice
+from quantcfg.errors import Place
+
+
+@dataclass(slots=True)
+class SlotChecker:
+    """Checks qconfigs after presets and names are resolved; points at what was written in the file."""
+
+    findings: Findings
+    key_places: dict[Place, Place] = field(default_factory=dict)
+
+    def check(self, fields: Fields, changes: Fields, *, inherits: bool = False) -> bool:
+        """Whether a qconfig is good. One that inherits is checked for what it says itself only."""
+        before = len(self.findings.errors)
+        for slot in SLOTS:
+            if inherits and f"{slot}_observer" not in fields:
+                self._types_only(slot, changes)
+            else:
+                self._slot(slot, fields, changes)
+        return len(self.findings.errors) == before
+
+    def _slot(self, slot: str, fields: Fields, changes: Fields) -> None:
+        fake_quant, observer = kind(fields, f"{slot}_fake_quant"), kind(fields, f"{slot}_observer")
+        kwargs = slot_kwargs(fields, slot)
+        if fake_quant is None:
+            self._without_effect(slot, changes)
+            return
+        if observer is None:
+            place = _place(fields, f"{slot}_observer")
+            summary = f"`{slot}_observer` is null but `{slot}_fake_quant` is {fake_quant}"
+            advice = f"name an observer, or set `{slot}_fake_quant: null` to leave it in float"
+            self.findings.error("QC126", summary, place, help=advice)
+            return
+        known = accepted(observer, fake_quant)
+        good = {name: item for name, item in kwargs.items() if self._known(name, item, slot, observer, known)}
+        good = {name: item for name, item in good.items() if self._typed(name, item, slot, known[name])}
+        self._together(slot, observer, fake_quant, good)
+
+    def _types_only(self, slot: str, changes: Fields) -> None:
+        for name, item in slot_kwargs(changes, slot).items():
+            having = owners(name)
+            if having:
+                self._typed(name, item, slot, PARAMETERS[having[0]])
+            else:
+                self._known(name, item, slot, "", {})
+
+    def _without_effect(self, slot: str, changes: Fields) -> None:
+        for name, item in slot_kwargs(changes, slot).items():
+            self.findings.error(
+                "QC126",
+                f"`{slot}_qkwargs.{name}` has no effect: `{slot}_fake_quant` is null",
+                self._key_place(item),
+                help=f"remove it, or name a fake quantize in `{slot}_fake_quant`",
+            )
+
+    def _known(
+        self, name: str, item: Field, slot: str, observer: str, known: Mapping[str, type[Parameters]]
+    ) -> bool:
+        if name in known:
+            return True
+        having = owners(name)
+        near = nearest(name, known) or nearest(name, _every_parameter())
+        if having:
+            code, label = "QC123", f"`{name}` belongs to {listing(having)}"
+            advice = f"remove it, or write `{slot}_observer: {having[0]}`"
+            if having[0] not in OBSERVER_PARAMETERS:
+                advice = f"remove it, or write `{slot}_fake_quant: {having[0]}`"
+        else:
+            code, label = "QC124", f"did you mean `{near}`?" if near else "not a parameter"
+            advice = f"write `{near}`" if near else "remove it"
+        of = f" of the observer `{observer}`" if observer else ""
+        self.findings.error(
+            code,
+            f"`{shortened(name)}` is not a parameter{of}",
+            self._key_place(item),
+            label=label,
+            notes=(f"its parameters: {listing(known, 16)}",) if known else (),
+            help=advice,
+        )
+        return False
+
+    def _typed(self, name: str, item: Field, slot: str, model: type[Parameters]) -> bool:
+        try:
+            _adapter(model, name).validate_python(item.value)
+        except ValidationError as error:
+            self._bad_value(f"{slot}_qkwargs.{name}", item, error.errors(include_url=False)[0])
+            return False
+        return True
+
+    def _bad_value(self, path: str, item: Field, error: Any) -> None:
+        place = item.origin if isinstance(item.origin, Place) else None
+        leaf = Leaf(item.value, place or Place("", 1))
+        name = path.partition(".")[2]
+        if error["type"] == "literal_error":
+            self._bad_choice(path, leaf, choices_of(error), KINDS.get(name, ("QC104", name)))
+        elif error["type"] in BOUNDS:
+            bound, word = BOUNDS[error["type"]]
+            limit = error["ctx"][bound]
+            summary = f"`{path}` must be {word} {limit:g}, got {item.value}"
+            self.findings.error("QC105", summary, place, label=f"must be {word} {limit:g}")
+        else:
+            expected = EXPECTED.get(error["type"], error["msg"])
+            summary = f"`{path}`: expected {expected}, got {describe(leaf)}"
+            advice = type_advice(expected, leaf)
+            self.findings.error("QC103", summary, place, label=f"expected {expected}", help=advice)
+
+    def _bad_choice(self, path: str, leaf: Leaf, choices: list[str], known_as: tuple[str, str]) -> None:
+        code, what = known_as
+        if not isinstance(leaf.value, str):
+            summary = f"`{path}`: expected a text, got {describe(leaf)}"
+            self.findings.error("QC103", summary, leaf.place, label="expected a text")
+            return
+        near = nearest(leaf.value, choices)
+        self.findings.error(
+            code,
+            f"unknown {what} `{shortened(leaf.value)}`",
+            leaf.place,
+            label=f"did you mean `{near}`?" if near else "not one of those allowed",
+            notes=(f"allowed: {_choices(choices)}",),
+            help=f"write `{near}`" if near else "",
+        )
+
+    def _together(self, slot: str, observer: str, fake_quant: str, kwargs: Fields) -> None:
+        """What two parameters say about each other, each at the one that was written last in the reading."""
+        self._bounds(slot, kwargs)
+        self._axis(slot, kwargs)
+        self._affine(slot, fake_quant, kwargs)
+        self._observer(slot, observer, kwargs)
+
+    def _bounds(self, slot: str, kwargs: Fields) -> None:
+        low, high = kwargs.get("quant_min"), kwargs.get("quant_max")
+        if low is None and high is None:
+            return
+        if low is None or high is None:
+            given, missing = ("quant_max", "quant_min") if low is None else ("quant_min", "quant_max")
+            summary = f"`{slot}_qkwargs.{given}` has no effect without `{missing}`"
+            self._conflict(summary, kwargs[given], f"add `{missing}`, or remove `{given}`")
+            return
+        smallest, largest = dtype_bounds(_text(kwargs, "dtype", "qint8"))
+        quant_min, quant_max = _number(low), _number(high)
+        if not smallest <= quant_min <= 0 <= quant_max <= largest or quant_min == quant_max:
+            summary = f"{quant_min:g} to {quant_max:g} is not a range around 0 inside {smallest} to {largest}"
+            summary += f" ({_text(kwargs, 'dtype', 'qint8')})"
+            self._conflict(summary, low if quant_min < smallest or quant_min > 0 else high, "")
+
+    def _axis(self, slot: str, kwargs: Fields) -> None:
+        default = "per_channel_symmetric" if slot == "weight" else "per_tensor_symmetric"
+        qscheme, axis = _text(kwargs, "qscheme", default), kwargs.get("ch_axis")
+        if axis is not None and axis.value is not None and qscheme.startswith("per_tensor"):
+            advice = f"remove it, or write `qscheme: {qscheme.replace('per_tensor', 'per_channel')}`"
+            summary = f"`{slot}_qkwargs.ch_axis` has no meaning with the qscheme {qscheme}"
+            self._conflict(summary, axis, advice, at_key=True)
+        elif axis is None and qscheme.startswith("per_channel") and slot == "activation":
+            summary = f"the qscheme {qscheme} of an activation needs a `ch_axis`"
+            self._conflict(
+                summary, kwargs["qscheme"], "add `ch_axis: 1` for images with their channels on axis 1"
+            )
+
+    def _affine(self, slot: str, fake_quant: str, kwargs: Fields) -> None:
+        qscheme = kwargs.get("qscheme")
+        if fake_quant == "pact" and qscheme and str(qscheme.value).endswith("affine"):
+            advice = f"write `qscheme: {str(qscheme.value).replace('affine', 'symmetric')}`"
+            summary = f"`{slot}_fake_quant: pact` clips symmetrically and has no affine form"
+            self._conflict(summary, qscheme, advice)
+
+    def _observer(self, slot: str, observer: str, kwargs: Fields) -> None:
+        check = OBSERVER_CHECKS.get(observer)
+        if check is not None:
+            check(self, slot, kwargs)
+
+    def _conflict(self, summary: str, item: Field, advice: str, *, at_key: bool = False) -> None:
+        place = self._key_place(item) if at_key else item.origin
+        self.findings.error("QC126", summary, place if isinstance(place, Place) else None, help=advice)
+
+    def _key_place(self, item: Field) -> Place | None:
+        return self.key_places.get(item.origin, item.origin) if isinstance(item.origin, Place) else None
+
+
+def _kl(checker: SlotChecker, slot: str, kwargs: Fields) -> None:
+    dtype = _text(kwargs, "dtype", "qint8")
+    bins = int(_number(kwargs["bins"])) if "bins" in kwargs else 512
+    levels = 1 << (dtype_bits(dtype) - 1)
+    if dtype_bits(dtype) >= 16 or levels > bins:
+        summary = f"`{slot}_observer: kl` cannot work with {dtype}"
+        summary += f": {bins} bins pooled into {levels} levels lose nothing, so every range looks perfect"
+        culprit = kwargs.get("dtype") or kwargs["bins"]
+        checker._conflict(summary, culprit, "use the observer mse, or min_max")
+
+
+def _clip(checker: SlotChecker, slot: str, kwargs: Fields) -> None:
+    low, high = kwargs.get("xmin"), kwargs.get("xmax")
+    xmin, xmax = _number(low) if low else -1.0, _number(high) if high else 1.0
+    if xmin > xmax:
+        summary = f"`{slot}_qkwargs`: xmin {xmin:g} is above xmax {xmax:g}"
+        checker._conflict(summary, low or kwargs["xmax"], "")
+
+
+def _fixed_scale(checker: SlotChecker, slot: str, kwargs: Fields) -> None:
+    if kwargs.keys() >= {"scale", "threshold"}:
+        summary = f"`{slot}_qkwargs`: `scale` and `threshold` both fix the scale"
+        checker._conflict(summary, kwargs["threshold"], "keep one of them", at_key=True)
+    zero_point = kwargs.get("zero_point")
+    default = "per_channel_symmetric" if slot == "weight" else "per_tensor_symmetric"
+    if zero_point and zero_point.value and _text(kwargs, "qscheme", default).endswith("symmetric"):
+        summary = f"`{slot}_qkwargs.zero_point` must be 0 with a symmetric qscheme"
+        checker._conflict(summary, zero_point, "remove it, or write `qscheme: per_tensor_affine`")
+
+
+OBSERVER_CHECKS = {"kl": _kl, "clip": _clip, "fixed_scale": _fixed_scale}
+
+
+def dtype_bits(dtype: str) -> int:
+    """Bits of a quantized dtype by its name."""
+    return int(dtype.removeprefix("q").removeprefix("u").removeprefix("int"))
+
+
+def dtype_bounds(dtype: str) -> tuple[int, int]:
+    """Smallest and largest integer of a quantized dtype."""
+    bits = dtype_bits(dtype)
+    return (0, (1 << bits) - 1) if dtype.startswith("qu") else (-(1 << bits - 1), (1 << bits - 1) - 1)
+
+
+def _text(kwargs: Fields, name: str, default: str) -> str:
+    return str(kwargs[name].value) if name in kwargs else default
+
+
+def _number(item: Field) -> float:
+    return float(item.value) if isinstance(item.value, int | float) else 0.0
+
+
+def _place(fields: Fields, name: str) -> Place | None:
+    origin = fields[name].origin if name in fields else None
+    return origin if isinstance(origin, Place) else None
+
+
+def _every_parameter() -> list[str]:
+    return [name for model in OBSERVER_PARAMETERS.values() for name in model.model_fields]
+
+
+def _choices(choices: list[str]) -> str:
+    return "qint2 to qint16, quint2 to quint16" if "qint8" in choices else listing(choices)
+
+
+@cache
+def _adapter(model: type[Parameters], name: str) -> TypeAdapter[Any]:
+    info = model.model_fields[name]
+    annotated: Any = info.rebuild_annotation()
+    return TypeAdapter(annotated, config={"strict": True, "allow_inf_nan": False})

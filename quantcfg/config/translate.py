@@ -1,0 +1,324 @@
+"""Pydantic's errors as findings with a place, in words about the file instead of about Python."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from quantcfg.config.findings import Findings
+from quantcfg.config.nodes import Leaf, Loc, Node, bad_leaves, describe, key_path, plain, shortened, walk
+from quantcfg.config.refusals import REFUSED
+from quantcfg.config.suggest import listing, nearest
+from quantcfg.errors import Place
+
+Error = Mapping[str, Any]
+
+EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "a text",
+    "bool_type": "true or false",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "list_type": "a list",
+    "tuple_type": "a list",
+}
+BOUNDS = {
+    "greater_than": ("gt", "above"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "below"),
+    "less_than_equal": ("le", "at most"),
+}
+KINDS = {
+    "activation_observer": ("QC121", "observer"),
+    "weight_observer": ("QC121", "observer"),
+    "activation_fake_quant": ("QC122", "fake quantize"),
+    "weight_fake_quant": ("QC122", "fake quantize"),
+    "dtype": ("QC125", "dtype"),
+    "qscheme": ("QC125", "qscheme"),
+    "templates": ("QC104", "template"),
+}
+QCONFIG_FORMS = "a qconfig: the name of a preset, a name under `qconfigs`, null, or a mapping"
+
+
+class Translator:
+    """Says what pydantic found in one tree."""
+
+    def __init__(self, root: Node, findings: Findings, model: type[BaseModel]) -> None:
+        self.root = root
+        self.findings = findings
+        self.model = model
+        self.broken: set[int] = set()
+
+    def report(self, error: ValidationError) -> None:
+        """Report every error once, those in values that were refused already not at all."""
+        for item in error.errors(include_url=False):
+            self._one(item)
+
+    def _one(self, error: Error) -> None:
+        steps = list(walk(self.root, error["loc"]))
+        loc = tuple(key for key, _, _ in steps)
+        node = steps[-1][2] if steps else self.root
+        self.broken.update(id(node) for _, _, node in steps)
+        if isinstance(node, Leaf) and node.bad:
+            return
+        place = steps[-1][1] if steps else self.root.place
+        handler = HANDLERS.get(error["type"])
+        if handler is not None:
+            handler(self, error, loc, node, place)
+        else:
+            _wrong_type(self, error, loc, node, place)
+
+    def keys_of(self, loc: Sequence[str | int]) -> list[str]:
+        """The keys that the model at a location of an error has."""
+        model = model_at(self.model, loc)
+        return [field.alias or name for name, field in model.model_fields.items()] if model else []
+
+
+def _unknown_key(t: Translator, error: Error, loc: Loc, node: Node, place: Place) -> None:
+    del node
+    key, parent = str(loc[-1]), key_path(loc[:-1])
+    keys = t.keys_of(error["loc"][:-1])
+    near = nearest(key, [name for name in keys if name not in _siblings(t.root, loc)] + keys)
+    t.findings.error(
+        "QC101",
+        f"unknown key `{shortened(key)}`" + (f" in `{parent}`" if parent else ""),
+        place,
+        label=f"did you mean `{near}`?" if near else "not a key here",
+        notes=(f"keys here: {listing(keys, 12)}",) if keys else (),
+        help=f"write `{near}`" if near else "remove it; a key that starts with `x-` is a free note",
+    )
+
+
+def _siblings(root: Node, loc: Loc) -> Iterable[str]:
+    steps = list(walk(root, loc[:-1]))
+    value = plain(steps[-1][2] if steps else root)
+    return value if isinstance(value, dict) else ()
+
+
+def _missing_key(t: Translator, error: Error, loc: Loc, node: Node, place: Place) -> None:
+    if bad_leaves(node):
+        return
+    key, parent = error["loc"][-1], key_path(loc)
+    advice = "add `version: 1` as the first line" if key == "version" else f"add `{key}:`"
+    where = f" in `{parent}`" if parent else ""
+    label = f"`{key}` is missing here"
+    t.findings.error("QC102", f"the key `{key}` is missing{where}", place, label=label, help=advice)
+
+
+def _wrong_type(t: Translator, error: Error, loc: Loc, node: Node, place: Place) -> None:
+    del place
+    expected = EXPECTED.get(error["type"], error["msg"][:1].lower() + error["msg"][1:])
+    if error["type"] == "union_tag_not_found" and "discriminator" in error.get("ctx", {}):
+        if error["ctx"]["discriminator"] == "'name'":
+            _missing_key(t, {**error, "loc": (*error["loc"], "name")}, loc, node, _key_place(t.root, loc))
+            return
+        expected = QCONFIG_FORMS
+    t.findings.error(
+        "QC103",
+        f"`{key_path(loc)}`: expected {expected}, got {describe(node)}",
+        node.place,
+        label=f"expected {expected}" if len(expected) < 40 else "",
+        help=type_advice(expected, node),
+    )
+
+
+def _key_place(root: Node, loc: Loc) -> Place:
+    steps = list(walk(root, loc))
+    return steps[-1][1] if steps else root.place
+
+
+def type_advice(expected: str, node: Node) -> str:
+    """What to write instead of a value of the wrong type."""
+    if not isinstance(node, Leaf):
+        return ""
+    value = node.value
+    if value is None:
+        return "remove the key, or give it a value"
+    if isinstance(value, str):
+        return _text_advice(expected, value)
+    if isinstance(value, float) and expected == "a whole number" and value.is_integer():
+        return f"write {int(value)}"
+    if expected == "a text" and not isinstance(value, bool):
+        return f'write "{value}"'
+    if isinstance(value, bool) and "number" in expected:
+        return "write the number itself"
+    return ""
+
+
+def _text_advice(expected: str, value: str) -> str:
+    if "number" in expected and _is_number(value):
+        return "remove the quotes"
+    words = {"on": "true", "yes": "true", "off": "false", "no": "false", "true": "true", "false": "false"}
+    if expected == "true or false" and value.lower() in words:
+        return f"write {words[value.lower()]}, without quotes"
+    if expected == "a list":
+        return f"write [{value}]"
+    return ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _not_a_choice(t: Translator, error: Error, loc: Loc, node: Node, place: Place) -> None:
+    del place
+    names = [key for key in loc if isinstance(key, str)]
+    code, what = KINDS.get(names[-1], ("QC104", ""))
+    choices = choices_of(error)
+    if names[-1] == "version":
+        _version(t, node)
+        return
+    value = node.value if isinstance(node, Leaf) else None
+    near = nearest(value, choices) if isinstance(value, str) else None
+    subject = (
+        f"unknown {what} {describe(node)}" if what else f"`{key_path(loc)}`: {describe(node)} is not allowed"
+    )
+    t.findings.error(
+        code,
+        subject.replace("the text ", "", 1),
+        node.place,
+        label=f"did you mean `{near}`?" if near else "not one of those allowed",
+        notes=(f"allowed: {listing(choices, 16)}",),
+        help=f"write `{near}`" if near else "",
+    )
+
+
+def choices_of(error: Error) -> list[str]:
+    """The values that a literal or the tag of a union allows."""
+    expected: str = error["ctx"].get("expected_tags") or error["ctx"]["expected"]
+    return [name.strip().strip("'") for name in expected.replace(" or ", ", ").split(",")]
+
+
+def _version(t: Translator, node: Node) -> None:
+    t.findings.error(
+        "QC106",
+        f"config version {describe(node).removeprefix('the number ')} is not known",
+        node.place,
+        label="this quantcfg reads version 1",
+        help="write `version: 1`, or install the quantcfg that the file was written for",
+    )
+
+
+def _unknown_tag(t: Translator, error: Error, loc: Loc, node: Node, place: Place) -> None:
+    key = error["ctx"]["discriminator"].strip("'")
+    for _, _, value in walk(node, (key,)):
+        if isinstance(value, Leaf) and value.bad:
+            return
+        _not_a_choice(t, error, (*loc, key), value, place)
+
+
+def _out_of_range(t: Translator, error: Error, loc: Loc, node: Node, place: Place) -> None:
+    del place
+    bound, word = BOUNDS[error["type"]]
+    limit = error["ctx"][bound]
+    t.findings.error(
+        "QC105",
+        f"`{key_path(loc)}` must be {word} {limit:g}, got {plain(node)}",
+        node.place,
+        label=f"must be {word} {limit:g}",
+    )
+
+
+def _wrong_length(t: Translator, error: Error, loc: Loc, node: Node, place: Place) -> None:
+    del place
+    context = error.get("ctx", {})
+    wanted = context.get("min_length", context.get("max_length"))
+    bound = "at least" if "min_length" in context and "max_length" not in context else "exactly"
+    summary = f"`{key_path(loc)}` must have {bound} {wanted} values, got {context.get('actual_length', 0)}"
+    t.findings.error("QC105", summary, node.place)
+
+
+def _wrong_form(t: Translator, error: Error, loc: Loc, node: Node, place: Place) -> None:
+    del error, place
+    t.findings.error(
+        "QC105",
+        f"`{key_path(loc)}`: {describe(node)} is not a condition",
+        node.place,
+        help='write a comparison with a number, such as ">= 0.95"',
+    )
+
+
+def _refused(t: Translator, error: Error, loc: Loc, node: Node, place: Place) -> None:
+    context = error["ctx"]
+    for _, key_place, _ in walk(node, (context["at"],)):
+        place = key_place
+    del loc
+    t.findings.error(context["code"], context["summary"], place, help=context["hint"])
+
+
+Handler = Callable[[Translator, Error, Loc, Node, Place], None]
+HANDLERS: dict[str, Handler] = {
+    "extra_forbidden": _unknown_key,
+    "missing": _missing_key,
+    "literal_error": _not_a_choice,
+    "union_tag_invalid": _unknown_tag,
+    "greater_than": _out_of_range,
+    "greater_than_equal": _out_of_range,
+    "less_than": _out_of_range,
+    "less_than_equal": _out_of_range,
+    "too_short": _wrong_length,
+    "too_long": _wrong_length,
+    "string_pattern_mismatch": _wrong_form,
+    REFUSED: _refused,
+}
+
+
+def model_at(model: type[BaseModel], loc: Sequence[str | int]) -> type[BaseModel] | None:
+    """The model that a location of an error leads to; tags of unions in it are steps, too."""
+    current: Any = model
+    for key in loc:
+        current = _step(current, key)
+        if current is None:
+            return None
+    return current if _is_model(current) else None
+
+
+def _step(annotation: Any, key: str | int) -> Any:
+    if _is_model(annotation):
+        for name, field in annotation.model_fields.items():
+            if key in (name, field.alias):
+                return _unwrapped(field.annotation)
+        return None
+    if get_origin(annotation) is dict:
+        return _unwrapped(get_args(annotation)[1])
+    if isinstance(annotation, types.UnionType):
+        return next((item for item in map(_unwrapped, get_args(annotation)) if _has_tag(item, key)), None)
+    return None
+
+
+def _unwrapped(annotation: Any) -> Any:
+    """An annotation without ``Annotated`` and without ``| None`` around a single type."""
+    while hasattr(annotation, "__metadata__"):
+        annotation = annotation.__origin__
+    if isinstance(annotation, types.UnionType):
+        members = [item for item in get_args(annotation) if item is not type(None)]
+        if len(members) == 1:
+            return _unwrapped(members[0])
+    return annotation
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+MODEL_TAGS = {"QConfigFields": "fields", "StageValues": "stages", "RuleOptions": "rule"}
+
+
+def _has_tag(annotation: Any, key: str | int) -> bool:
+    if not _is_model(annotation):
+        return False
+    if annotation.__name__ in MODEL_TAGS:
+        return MODEL_TAGS[annotation.__name__] == key
+    name = annotation.model_fields.get("name")
+    return name is not None and key in get_args(name.annotation)
