@@ -73,6 +73,8 @@ class _Builder:
         self.applied = Applied(Runner({}, set(self.modules) - set(recording.calls)))
         self.shared: dict[int, FakeQuantizeBase] = {}
         self.weights: dict[tuple[str, Any], FakeQuantizeBase] = {}
+        self.behind: dict[int, int] = {}  # GEMM -> the batch norm that stays and whose output is quantized
+        self.waiting: dict[int, FakeQuantizeBase] = {}
 
     def build(self) -> Applied:
         live = self._batch_norms()
@@ -99,7 +101,10 @@ class _Builder:
                 fold_batch_norm(host, module, axis=_output_axis(gemm))
                 self._replace(norm.path)
                 self.applied.folded[norm.index] = f"folded into {gemm.name}"
-            elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
+                continue
+            if chain.end == norm.index:
+                self.behind[gemm.index] = norm.index
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
                 axis = _output_axis(gemm)
                 if self.recording.values[gemm.weights[0].value].shape[axis] == module.num_features:
                     live[gemm.index] = LiveBatchNorm(module, axis)

@@ -46,7 +46,6 @@ class Assignment:
     weight: FakeQuantSpec | None = None
     edges: list[Edge] = field(default_factory=list)
     chain_end: int | None = None
-    folded_into: int | None = None  # a batch norm: the GEMM that takes it in
 
 
 @dataclass(slots=True)
@@ -166,16 +165,15 @@ class _Assigner:
 
     def _in_chain(self, row: Assignment, chain: Chain) -> None:
         site = row.site
-        row.chain_end = chain.end
+        row.chain_end = chain.carrier
         row.weight = self._weight(row)
         self._inputs(row, [o for o in site.data if not self._from_chain(o, chain)])
-        if site.index == chain.batch_norm:
-            row.folded_into = chain.sites[0]
-        if site.index != chain.end:
+        if site.index != chain.carrier:
             row.role = Role.FUSED
-            row.reason = f"fused into {self.recording.sites[chain.end].name}"
+            row.reason = f"fused into {self.recording.sites[chain.carrier].name}"
             return
         self._quantize_output(row, self._strongest(chain))
+        self.on_grid.update(self.recording.sites[chain.end].outputs if row.output is not None else ())
 
     def _from_chain(self, operand: Operand, chain: Chain) -> bool:
         producer = self.recording.producer(operand.value)

@@ -21,8 +21,16 @@ class Chain:
 
     @property
     def end(self) -> int:
-        """The site that carries the output quantizer."""
+        """The last site: what it makes is what is quantized."""
         return self.sites[-1]
+
+    @property
+    def carrier(self) -> int:
+        """The site that the output quantizer belongs to: the end, or the GEMM where a batch norm is the end.
+
+        Folding takes the batch norm away; its quantizer keeps one name whether it is folded or kept.
+        """
+        return self.sites[0] if self.end == self.batch_norm and len(self.sites) == 2 else self.end
 
 
 def find_chains(recording: Recording, eligible: Sequence[bool]) -> list[Chain]:
