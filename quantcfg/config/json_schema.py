@@ -2,51 +2,93 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from typing import Any
 
-from quantcfg.config.parameters import FAKE_QUANT_PARAMETERS, OBSERVER_PARAMETERS, Parameters
+from pydantic import BaseModel
 
-SCHEMA_ID = "https://quantcfg.dev/schemas/quantcfg.schema.json"
-FREE_NOTES: dict[str, Any] = {"patternProperties": {"^x-": {"description": "A note; not read."}}}
+from quantcfg.config import schema as models
+from quantcfg.config.docs import field_docs
+from quantcfg.config.parameters import FAKE_QUANT_PARAMETERS, OBSERVER_PARAMETERS, PARAMETERS, Parameters
+from quantcfg.config.presets import PRESETS
 
-
-def _all_parameters() -> dict[str, Any]:
-    """Every parameter of every kind, each once, with the kinds that have it where these are few."""
-    merged: dict[str, list[tuple[str, Any]]] = {}
-    for table in (OBSERVER_PARAMETERS, FAKE_QUANT_PARAMETERS):
-        for kind, model in table.items():
-            for name, schema in _properties(model).items():
-                merged.setdefault(name, []).append((kind, schema))
-    return {name: _joined(found) for name, found in merged.items()}
+SCHEMA_ID = "urn:quantcfg:config:1"
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+FREE_NOTES = {"^x-": {"description": "A note; not read."}}
+QKWARGS = ("activation_qkwargs", "weight_qkwargs")
 
 
-def _properties(model: type[Parameters]) -> dict[str, Any]:
-    properties: dict[str, Any] = model.model_json_schema()["properties"]
-    return properties
-
-
-def _joined(found: list[tuple[str, Any]]) -> Any:
-    first = dict(found[0][1])
-    first.pop("title", None)
-    if len(found) == len(OBSERVER_PARAMETERS):
-        first.pop("default", None)
-        return first
-    kinds = ", ".join(kind for kind, _ in found)
-    if len(found) > 1:
-        first = {key: first[key] for key in ("type", "description")}
-    return first | {"description": f"Of {kinds}. {first.get('description', '')}"}
-
-
-ANY_QKWARGS: dict[str, Any] = {
-    "type": "object",
-    "properties": _all_parameters(),
-    "additionalProperties": False,
-}
+def schema_text() -> str:
+    """The schema as the file in ``schemas/`` holds it."""
+    return json.dumps(config_schema(), indent=2) + "\n"
 
 
 def config_schema() -> dict[str, Any]:
     """The schema of the whole file."""
-    from quantcfg.config.schema import File
+    schema = models.File.model_json_schema(by_alias=True)
+    definitions: dict[str, Any] = schema["$defs"]
+    for name, definition in [*definitions.items(), ("File", schema)]:
+        _describe(definition, getattr(models, name))
+    definitions |= _parameter_definitions()
+    _type_qkwargs(definitions["QConfigFields"])
+    _suggest_presets(definitions["QConfigFields"])
+    return {"$schema": DIALECT, "$id": SCHEMA_ID} | schema
 
-    schema = File.model_json_schema(by_alias=True)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA_ID} | schema
+
+def _describe(definition: dict[str, Any], model: type[BaseModel]) -> None:
+    """Write the documentation of a model into its schema, allow notes, drop titles that say nothing new."""
+    docs = {model.model_fields[name].alias or name: text for name, text in field_docs(model).items()}
+    definition["description"] = inspect.cleandoc(model.__doc__ or "")
+    definition["patternProperties"] = FREE_NOTES
+    definition.pop("title", None)
+    for name, field in definition["properties"].items():
+        field.pop("title", None)
+        field["description"] = docs[name]
+
+
+def _parameter_definitions() -> dict[str, Any]:
+    return {f"{kind}_parameters": _parameters(model) for kind, model in PARAMETERS.items()}
+
+
+def _parameters(model: type[Parameters]) -> dict[str, Any]:
+    schema = model.model_json_schema()
+    docs = field_docs(model)
+    for name, field in schema["properties"].items():
+        field.pop("title", None)
+        field["description"] = docs[name]
+    return {"description": inspect.cleandoc(model.__doc__ or ""), "properties": schema["properties"]}
+
+
+def _type_qkwargs(fields: dict[str, Any]) -> None:
+    """Parameters by name; where a mapping names its observer or fake quantize, only those of that kind.
+
+    Without a name the kind may come from a preset, which a schema cannot know: any kind's parameter passes.
+    """
+    anything = {name: _reference(name) for model in PARAMETERS.values() for name in model.model_fields}
+    for qkwargs in QKWARGS:
+        fields["properties"][qkwargs] |= {"properties": anything, "additionalProperties": False}
+    fields["allOf"] = [
+        _when(slot, observer) for slot in ("activation", "weight") for observer in OBSERVER_PARAMETERS
+    ]
+
+
+def _reference(name: str) -> dict[str, Any]:
+    """The type of a parameter: of the one kind that has it, or of any kind that has it."""
+    owners = [kind for kind, model in PARAMETERS.items() if name in model.model_fields]
+    if len(owners) == len(OBSERVER_PARAMETERS):
+        owners = owners[:1]
+    references = [{"$ref": f"#/$defs/{kind}_parameters/properties/{name}"} for kind in owners]
+    return references[0] if len(references) == 1 else {"anyOf": references}
+
+
+def _when(slot: str, observer: str) -> dict[str, Any]:
+    kinds = [OBSERVER_PARAMETERS[observer], *FAKE_QUANT_PARAMETERS.values()]
+    names = sorted({name for model in kinds for name in model.model_fields})
+    condition = {"properties": {f"{slot}_observer": {"const": observer}}, "required": [f"{slot}_observer"]}
+    allowed = {"propertyNames": {"enum": names}}
+    return {"if": condition, "then": {"properties": {f"{slot}_qkwargs": allowed}}}
+
+
+def _suggest_presets(fields: dict[str, Any]) -> None:
+    fields["properties"]["preset"]["examples"] = list(PRESETS)
