@@ -67,9 +67,26 @@ def num_samples(batch: Any) -> int:
     return tensor.shape[0] if tensor is not None and tensor.dim() else 1
 
 
+def cut(batch: Any, samples: int) -> Any:
+    """The first ``samples`` samples of ``batch``: every tensor with a row per sample is cut to them."""
+    rows = num_samples(batch)
+    return _map_tensors(batch, lambda x: x[:samples] if x.dim() and x.shape[0] == rows else x)
+
+
 def first_tensor(batch: Any) -> Tensor | None:
     """The first tensor in ``batch``, in the order of its items."""
-    return next(_tensors_in(batch), None)
+    return next(tensors_in(batch), None)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested containers, in the order of their items."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from tensors_in(item)
+    elif (named := _as_mapping(value)) is not None:
+        yield from tensors_in(list(named.values()))
 
 
 def logits_of(outputs: Any) -> Tensor | None:
@@ -131,16 +148,6 @@ def _as_mapping(value: Any) -> Mapping[str, Any] | None:
 def _without_targets(named: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     wanted = inspect.signature(model.forward).parameters
     return {key: value for key, value in named.items() if key not in TARGET_KEYS or key in wanted}
-
-
-def _tensors_in(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors_in(item)
-    elif (named := _as_mapping(value)) is not None:
-        yield from _tensors_in(list(named.values()))
 
 
 def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, TypeAlias
 
 import torch
@@ -43,24 +44,32 @@ class DataSource:
         except TypeError:  # a DataLoader over an iterable dataset has __len__ and no length
             return None
 
-    def batches(self, epoch: int = 0, *, skip: int = 0, limit: int | None = None) -> Iterator[Numbered]:
+    def batches(
+        self,
+        epoch: int = 0,
+        *,
+        skip: int = 0,
+        limit: int | None = None,
+        after_skip: Callable[[], None] | None = None,
+    ) -> Iterator[Numbered]:
         """Batches ``skip`` to ``limit`` of one pass, numbered from 0, on the device.
 
         Every generator is seeded from (seed, name, epoch) before the pass, those of a DataLoader too, so a
         pass can be repeated. Skipped batches are read: no other way keeps the order of every loader.
+        ``after_skip`` is called before the first batch that is not skipped is read.
 
         Raises:
             UserCodeError: The data raised, gave no batch, or gave something that is none.
         """
-        iterator = self._iterate(epoch)
-        index = -1
-        for index, batch in enumerate(self._guarded(iterator)):
-            if index == limit:
-                return
-            if index >= skip:
-                check_batch(batch, self.name, index)
-                yield index, to_device(batch, self.device)
-        if index < 0:
+        batches = self._guarded(self._iterate(epoch))
+        read = sum(1 for _ in islice(batches, skip))
+        if after_skip is not None:
+            after_skip()
+        for index, batch in enumerate(islice(batches, None if limit is None else limit - skip), start=skip):
+            read += 1
+            check_batch(batch, self.name, index)
+            yield index, to_device(batch, self.device)
+        if not read and limit != skip:
             raise UserCodeError(f"{self.name}() gave no batch", where=self._place())
 
     def _iterate(self, epoch: int) -> Iterator[Any]:
@@ -97,6 +106,12 @@ class DataSource:
 
     def _place(self) -> str:
         return place_of(self.model_file.function(self.name))
+
+
+def length_of(source: DataSource, limit: int | None) -> int | None:
+    """How many batches a pass will have: the shorter of its length and ``limit``; None when unknown."""
+    known = [n for n in (source.num_batches(), limit) if n is not None]
+    return min(known) if known else None
 
 
 def _generators(data: Iterable[Any]) -> list[torch.Generator]:

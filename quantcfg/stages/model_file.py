@@ -55,10 +55,8 @@ class ModelFile:
             raise UserCodeError(f"{self.shown} has no '{name}'", hint=self._hint(name))
         function = getattr(self.module, name)
         if not callable(function):
-            kind = type(function).__name__
-            raise UserCodeError(
-                f"'{name}' in {self.shown} is a {kind}, not a function", hint=self._hint(name)
-            )
+            message = f"'{name}' in {self.shown} is {_kind(function)}, not a function"
+            raise UserCodeError(message, hint=self._hint(name))
         return function  # type: ignore[no-any-return]
 
     def build_model(self) -> nn.Module:
@@ -135,9 +133,8 @@ class ModelFile:
         return loss
 
     def _hint(self, name: str) -> str:
-        near = get_close_matches(
-            name, [n for n in vars(self.module) if not n.startswith("_")], n=1, cutoff=0.75
-        )
+        others = [n for n in vars(self.module) if n != name and not n.startswith("_")]
+        near = get_close_matches(name, others, n=1, cutoff=0.75)
         return f"did you mean '{near[0]}'?" if near else f"define '{FUNCTIONS.get(name, f'def {name}()')}'"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -64,6 +64,11 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
         saved = state["numpy"]
         keys = saved["keys"].numpy().astype("uint32")
         numpy.random.set_state((saved["kind"], keys, saved["at"], *saved["gauss"]))
+
+
+def restorer(state: Mapping[str, Any] | None) -> Callable[[], None]:
+    """A function that restores ``state``, and does nothing when there is none."""
+    return lambda: restore_random_state(state) if state is not None else None
 
 
 @contextmanager

@@ -1,0 +1,65 @@
+"""The edge of the program: every error becomes a few lines on stderr and its documented exit code."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from quantcfg.errors import ConfigError, QuantcfgError, UserCodeError
+
+BUG, INTERRUPTED = 7, 130
+
+
+def exit_code_of(run: Callable[[], object], *, debug: bool) -> int:
+    """Run the command line and give the exit code; with ``debug`` errors come with their traceback."""
+    try:
+        run()
+    except SystemExit as exit_:  # typer's own way out: 0, or 2 for a wrong command line
+        return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+    except KeyboardInterrupt:
+        _say("error", "interrupted")
+        return INTERRUPTED
+    except QuantcfgError as error:
+        _report(error, debug=debug)
+        return error.exit_code
+    except Exception as error:
+        _report_bug(error, debug=debug)
+        return BUG
+    return 0
+
+
+def _report(error: QuantcfgError, *, debug: bool) -> None:
+    if isinstance(error, ConfigError):
+        from quantcfg.render.diagnostics import print_diagnostics
+
+        print_diagnostics(error.diagnostics)
+    else:
+        where = f"{error.where}: " if isinstance(error, UserCodeError) and error.where else ""
+        _say("error", where + error.message)
+    if error.hint:
+        _say("hint", error.hint)
+    if debug:
+        trace = error.trace if isinstance(error, UserCodeError) and error.trace else _trace(error)
+        print(trace, end="", file=sys.stderr)
+
+
+def _report_bug(error: Exception, *, debug: bool) -> None:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(last.filename).name}:{last.lineno}"
+    _say("error", f"a bug in quantcfg: {type(error).__name__}: {error} (at {place})")
+    if debug:
+        print(_trace(error), end="", file=sys.stderr)
+    else:
+        _say("hint", "please report it, with what the same command says with --debug")
+
+
+def _trace(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))
+
+
+def _say(kind: str, text: str) -> None:
+    from quantcfg.render.console import say
+
+    say(kind, text.replace(f"{Path.cwd()}/", ""))

@@ -1,0 +1,198 @@
+"""The commands that load a model: plan, calib, qat, eval. Each parses, calls one function and renders."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from quantcfg.cli import options
+
+if TYPE_CHECKING:
+    from quantcfg.prepare.plan import Plan
+    from quantcfg.stages.job import Job
+
+_From = Annotated[
+    Path | None,
+    typer.Option("--from", metavar="RUN", help="the calibration run to start from; default: run one"),
+]
+_Expand = Annotated[bool, typer.Option("--expand", help="one row per op instead of groups")]
+
+
+def plan(
+    model: options.Model,
+    config: options.ConfigFile,
+    *,
+    stage: Annotated[options.Stage, typer.Option("--stage", help="the stage to plan")] = options.Stage.calib,
+    expand: _Expand = False,
+    overrides: options.Overrides = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    output_format: options.ReportFormat = options.Format.text,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show what would happen to each op of MODEL under CONFIG, and why. Writes nothing."""
+    del debug
+    with _session(quiet=quiet, verbose=verbose):
+        from quantcfg.stages.planning import make_plan
+
+        job = _job(model, config, overrides, seed=seed, device=device, quiet=quiet)
+        planned = make_plan(job, stage.value)
+    _print_plan(planned, output_format, expand=expand)
+
+
+def calib(
+    model: options.Model,
+    config: options.ConfigFile,
+    *,
+    output: options.Output = None,
+    overrides: options.Overrides = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    resume: options.Resume = False,
+    force: options.Force = False,
+    output_format: options.ReportFormat = options.Format.text,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Calibrate MODEL as CONFIG says, evaluate it, and write the run directory."""
+    del debug
+    path = output or _default_output(config, "calib")
+    with _session(quiet=quiet, verbose=verbose):
+        from quantcfg.runs.directory import open_run
+        from quantcfg.stages.calib import run_calib
+
+        job = _job(model, config, overrides, seed=seed, device=device, quiet=quiet)
+        with open_run(path.absolute(), resume=resume, force=force) as run:
+            run_calib(job, run)
+    _print_run(path, output_format)
+
+
+def qat(
+    model: options.Model,
+    config: options.ConfigFile,
+    *,
+    source: _From = None,
+    output: options.Output = None,
+    overrides: options.Overrides = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    resume: options.Resume = False,
+    force: options.Force = False,
+    output_format: options.ReportFormat = options.Format.text,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Train MODEL with quantization as CONFIG says, after a calibration: the one of --from, or its own."""
+    del debug
+    path = output or _default_output(config, "qat")
+    with _session(quiet=quiet, verbose=verbose):
+        from quantcfg.runs.directory import open_run
+        from quantcfg.stages.qat import run_qat
+
+        job = _job(model, config, overrides, seed=seed, device=device, quiet=quiet)
+        with open_run(path.absolute(), resume=resume, force=force) as run:
+            run_qat(job, run, source.absolute() if source else None)
+    _print_run(path, output_format)
+
+
+def evaluate(
+    model: options.Model,
+    run: options.Run,
+    *,
+    device: options.Device = "auto",
+    output_format: options.ReportFormat = options.Format.text,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Evaluate the float and the quantized model of the finished run RUN. Writes nothing."""
+    del debug
+    with _session(quiet=quiet, verbose=verbose):
+        from quantcfg.runs.directory import RunDirectory
+        from quantcfg.stages.evaluation import evaluate_run
+
+        directory = RunDirectory(run.absolute())
+        directory.verify()
+        job = _job(model, directory.resolved_config, None, seed=0, device=device, quiet=quiet)
+        result, timing = evaluate_run(job, directory)
+    _print_report(run, result, timing, output_format)
+
+
+@contextmanager
+def _session(*, quiet: bool, verbose: bool) -> Iterator[None]:
+    """What user code prints goes to stderr, and so does every warning, as one line each."""
+    from quantcfg.render.console import say
+    from quantcfg.render.log import logging_on_stderr
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        if not quiet:
+            say("warning", str(message))
+
+    with redirect_stdout(sys.stderr), warnings.catch_warnings(), logging_on_stderr(enabled=verbose):
+        warnings.showwarning = show
+        yield
+
+
+def _job(
+    model: str, config: Path, overrides: list[str] | None, *, seed: int, device: str, quiet: bool
+) -> Job:
+    from quantcfg.config.load import load_config
+    from quantcfg.render.progress import progress_on_stderr
+    from quantcfg.stages.job import Job, choose_device
+    from quantcfg.stages.model_file import load_model_file
+
+    loaded = load_config(config, overrides=overrides or ())  # first: it is quick, and most mistakes are in it
+    return Job(
+        model_file=load_model_file(model),
+        config=loaded,
+        seed=seed,
+        device=choose_device(device),
+        progress=progress_on_stderr(quiet=quiet),
+        command=("quantcfg", *sys.argv[1:]),
+    )
+
+
+def _default_output(config: Path, stage: str) -> Path:
+    return Path("runs") / f"{config.stem}-{stage}"
+
+
+def _print_run(path: Path, output_format: options.Format) -> None:
+    from quantcfg.runs.directory import RunDirectory
+
+    run = RunDirectory(path)
+    _print_report(path, run.read_result(), run.read_timing(), output_format)
+
+
+def _print_report(
+    path: Path, result: dict[str, Any], timing: dict[str, float], output_format: options.Format
+) -> None:
+    from quantcfg.render.console import print_json, result_console
+    from quantcfg.render.results import RunReport, print_report
+    from quantcfg.stages.guards import raise_unless_held, read_results
+
+    report = RunReport(str(path), result, timing)
+    if output_format is options.Format.json:
+        print_json(report.to_dict())
+    else:
+        print_report(result_console(), report)
+    raise_unless_held(read_results(result.get("guards", ())))
+
+
+def _print_plan(planned: Plan, output_format: options.Format, *, expand: bool) -> None:
+    from quantcfg.render.console import print_json, result_console
+    from quantcfg.render.plan import print_plan
+
+    if output_format is options.Format.json:
+        print_json(planned.to_dict())
+    else:
+        print_plan(result_console(), planned, expand=expand)

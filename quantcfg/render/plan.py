@@ -1,0 +1,113 @@
+"""A plan as a table: one row per group of ops that are treated alike, or one per op."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from quantcfg.prepare.plan import OpRow, Plan, TensorPlan
+from quantcfg.render.names import summarize
+from quantcfg.render.text import safe_text
+
+_KIB = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What ops of one group have in common."""
+
+    role: str
+    qconfig: str
+    activation: str
+    weight: str
+    because: str
+
+
+def print_plan(console: Console, plan: Plan, *, expand: bool) -> None:
+    """Print the ops of ``plan``, its coverage and what was never run."""
+    console.print(Text(f"{safe_text(plan.model_class)}, stage {plan.stage}, {len(plan.rows)} ops\n"))
+    console.print(_expanded(plan.rows) if expand else _grouped(plan.rows))
+    console.print()
+    for name, text in _summary(plan):
+        console.print(Text(f"{name:<10} {safe_text(text)}"), soft_wrap=True)
+
+
+def _grouped(rows: Sequence[OpRow]) -> Table:
+    groups: dict[_Kind, list[OpRow]] = {}
+    for row in rows:
+        groups.setdefault(_kind(row), []).append(row)
+    table = _table("ops", "n", "params")
+    for kind, members in groups.items():
+        names, params = summarize([row.name for row in members]), sum(row.params for row in members)
+        _add(table, kind, names, str(len(members)), f"{params:,}" if params else "")
+    return table
+
+
+def _expanded(rows: Sequence[OpRow]) -> Table:
+    table = _table("op", "params")
+    for row in rows:
+        _add(table, _kind(row), row.name, f"{row.params:,}" if row.params else "")
+    return table
+
+
+def _table(name: str, *numbers: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("role")
+    table.add_column("qconfig")
+    table.add_column(name, overflow="fold")
+    for number in numbers:
+        table.add_column(number, justify="right")
+    for title in ("activation", "weight", "because"):
+        table.add_column(title, overflow="fold")
+    return table
+
+
+def _add(table: Table, kind: _Kind, *middle: str) -> None:
+    cells = (kind.role, kind.qconfig, *middle, kind.activation, kind.weight, kind.because)
+    table.add_row(*(Text(safe_text(cell)) for cell in cells))
+
+
+def _kind(row: OpRow) -> _Kind:
+    return _Kind(row.role, row.qconfig, _tensor(row.activation), _tensor(row.weight), _because(row))
+
+
+def _tensor(plan: TensorPlan | None) -> str:
+    if plan is None:
+        return ""
+    fake_quant = "" if plan.fake_quant == "fake_quant" else f" {plan.fake_quant}"
+    per_channel = "/ch" if plan.qscheme.startswith("per_channel") else ""
+    return f"{plan.dtype}{per_channel} {plan.observer}{fake_quant}"
+
+
+def _because(row: OpRow) -> str:
+    """The rule where a rule decided, and the reason where something else did."""
+    place = f" {row.place.file}:{row.place.line}" if row.place else ""
+    rule = f"{row.rule}{place}" if row.rule else ""
+    return "; ".join(part for part in (row.reason, rule if row.qconfig or not row.reason else "") if part)
+
+
+def _summary(plan: Plan) -> list[tuple[str, str]]:
+    cover = plan.coverage
+    lines = [
+        (
+            "coverage",
+            f"{cover.macs_share:.1%} of multiply-accumulates, {cover.params_share:.1%} of parameters, "
+            f"{cover.quantized_ops} of {cover.ops} ops",
+        ),
+        (
+            "size",
+            f"{cover.float_size_bytes / _KIB:,.1f} KiB in float, {cover.size_bytes / _KIB:,.1f} KiB with weights "
+            f"of {cover.weight_bits:.2f} bits on average",
+        ),
+    ]
+    if plan.never_run:
+        lines.append(("never run", summarize(plan.never_run)))
+    if plan.called_often:
+        lines.append(
+            ("shared", ", ".join(f"{name} (called {calls} times)" for name, calls in plan.called_often))
+        )
+    return lines

@@ -1,0 +1,147 @@
+"""Progress of a stage: bars on a terminal, a plain line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+
+from quantcfg.render.console import message_console, say
+
+_INTERVAL = 5.0  # seconds between plain lines
+
+
+class _Task(Protocol):
+    def advance(self, **values: float) -> None: ...
+
+
+class BarProgress:
+    """Bars that vanish when the task is done."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    @contextmanager
+    def task(self, title: str, total: int | None, *, done: int = 0) -> Iterator[_Task]:
+        """Draw a bar during the block."""
+        with Bars(*_columns(), console=self._console, transient=True) as bars:
+            yield _BarTask(bars, bars.add_task(title, total=total, completed=done, values=""))
+
+    def note(self, sentence: str) -> None:
+        """Print a note above the bars."""
+        say("note", sentence)
+
+
+@dataclass(frozen=True, slots=True)
+class _BarTask:
+    bars: Bars
+    task: TaskID
+
+    def advance(self, **values: float) -> None:
+        self.bars.update(self.task, advance=1, values=_text(values))
+
+
+class LineProgress:
+    """Plain lines on stderr: one every few seconds, and one when the task is done."""
+
+    @contextmanager
+    def task(self, title: str, total: int | None, *, done: int = 0) -> Iterator[_Task]:
+        """Print lines during the block and one at its end."""
+        task = _LineTask(title, total, done, done)
+        yield task
+        task.say(f"{task.elapsed():.1f} s")
+
+    def note(self, sentence: str) -> None:
+        """Print a note."""
+        say("note", sentence)
+
+
+@dataclass(slots=True)
+class _LineTask:
+    title: str
+    total: int | None
+    begun_at: int
+    done: int
+    values: str = ""
+    began: float = field(default_factory=time.monotonic)
+    last: float = field(default_factory=time.monotonic)
+
+    def advance(self, **values: float) -> None:
+        self.done += 1
+        self.values = _text(values) or self.values
+        if time.monotonic() - self.last >= _INTERVAL:
+            self.last = time.monotonic()
+            self.say(self._remaining())
+
+    def say(self, ending: str) -> None:
+        count = f"{self.done}/{self.total}" if self.total else str(self.done)
+        parts = (f"{self.title}: {count} batches", self.values, ending)
+        print(", ".join(part for part in parts if part), file=sys.stderr, flush=True)
+
+    def elapsed(self) -> float:
+        return time.monotonic() - self.began
+
+    def _remaining(self) -> str:
+        if not self.total:
+            return f"{self.elapsed():.0f} s so far"
+        left = (self.total - self.done) * self.elapsed() / max(1, self.done - self.begun_at)
+        return f"{left:.0f} s left"
+
+
+def progress_on_stderr(*, quiet: bool) -> BarProgress | LineProgress | QuietProgress:
+    """What suits the stream: bars, lines, or nothing but notes."""
+    if quiet:
+        return QuietProgress()
+    console = message_console()
+    return BarProgress(console) if console.is_terminal else LineProgress()
+
+
+class QuietProgress:
+    """No progress and no notes."""
+
+    @contextmanager
+    def task(self, title: str, total: int | None, *, done: int = 0) -> Iterator[_Task]:
+        """Draw nothing."""
+        del title, total, done
+        yield self
+
+    def advance(self, **values: float) -> None:
+        """Draw nothing."""
+
+    def note(self, sentence: str) -> None:
+        """Say nothing."""
+
+
+def _columns() -> tuple[SpinnerColumn | TextColumn | BarColumn | MofNCompleteColumn | TimeElapsedColumn, ...]:
+    text, values = (
+        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.fields[values]}", markup=False),
+    )
+    return (
+        SpinnerColumn(),
+        text,
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        values,
+    )  # type: ignore[return-value]
+
+
+def _text(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())

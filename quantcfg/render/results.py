@@ -1,0 +1,81 @@
+"""What a finished run came to: metrics side by side, time, and where it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from quantcfg.render.text import safe_text
+
+_TITLES = {"float": "float", "calibrated": "calibrated", "qat": "QAT", "quantized": "quantized"}
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """A finished run as a command shows it. ``path`` is the run directory as the user typed it."""
+
+    path: str
+    result: Mapping[str, Any]
+    timing: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data, for ``--format json``."""
+        return {"format_version": 1, "run": self.path, "result": self.result, "timing": self.timing}
+
+
+def print_report(console: Console, report: RunReport) -> None:
+    """Print the table of metrics and the lines below it."""
+    metrics: Mapping[str, Mapping[str, float]] = report.result["metrics"]
+    if any(metrics.values()):
+        console.print(metrics_table(metrics))
+    else:
+        console.print("no metrics: the model file has no eval_data()", soft_wrap=True)
+    for guard in report.result.get("guards", ()):
+        console.print(_guard_line(guard), soft_wrap=True)
+    for name, text in _facts(report):
+        console.print(Text(f"{name:<9} {safe_text(text)}"), soft_wrap=True)
+
+
+def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> Table:
+    """One row per state of the model, and how far each metric is from the first row."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    names = list(dict.fromkeys(name for values in metrics.values() for name in values))
+    table.add_column("")
+    for name in names:
+        table.add_column(Text(safe_text(name)), justify="right")
+        table.add_column("change", justify="right")
+    base = next(iter(metrics.values()))
+    for state, values in metrics.items():
+        cells = [cell for name in names for cell in _cells(values.get(name), base.get(name), values is base)]
+        table.add_row(_TITLES.get(state, state), *cells)
+    return table
+
+
+def _cells(value: float | None, base: float | None, is_base: bool) -> tuple[str, str]:
+    if value is None:
+        return "-", ""
+    return f"{value:.4f}", "" if is_base or base is None else f"{value - base:+.4f}"
+
+
+def _guard_line(guard: Mapping[str, Any]) -> Text:
+    verdict = "holds" if guard["holds"] else "FAILS"
+    value = "not measured" if guard["value"] is None else f"{guard['value']:.4g}"
+    text = f"guard     {guard['guard']} {value}, wanted {guard['condition']}: {verdict}"
+    return Text(safe_text(text), style="" if guard["holds"] else "bold red")
+
+
+def _facts(report: RunReport) -> list[tuple[str, str]]:
+    result, seconds = report.result, report.timing.get("total_s")
+    parts = [f"{result[key]} {key.removeprefix('num_')}" for key in _COUNTS if key in result]
+    facts = [("amount", ", ".join(parts))] if parts else []
+    if seconds is not None:
+        facts.append(("time", f"{seconds:.1f} s"))
+    return [*facts, ("run", report.path)]
+
+
+_COUNTS = ("num_batches", "num_samples", "num_epochs", "num_steps")

@@ -1,0 +1,147 @@
+"""The calibration stage: batches run through the observers, then every quantizer gets its qparams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from quantcfg.prepare.state import FakeQuantState, calibrating, plan_of, set_fake_quantize
+from quantcfg.runs.directory import RunDirectory
+from quantcfg.runs.log import logging_to
+from quantcfg.stages import records
+from quantcfg.stages.batches import cut, num_samples
+from quantcfg.stages.clock import Clock
+from quantcfg.stages.data import DataSource, Numbered, length_of
+from quantcfg.stages.evaluate import evaluate
+from quantcfg.stages.guards import check_plan, guard_results
+from quantcfg.stages.job import Identity, Job
+from quantcfg.stages.seeding import random_state, restorer
+from quantcfg.stages.signals import stop_request
+from quantcfg.stages.user_code import in_batch
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a calibration is. ``is_solved``: the observers are done and the qparams are there."""
+
+    batches: int = 0
+    samples: int = 0
+    is_solved: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """Where a calibration begins or goes on: ``random`` is the state of the generators there."""
+
+    position: Position = Position()
+    float_metrics: Mapping[str, float] | None = None
+    random: Mapping[str, Any] | None = None
+
+
+def run_calib(job: Job, run: RunDirectory) -> None:
+    """Calibrate the model of ``job`` and leave a finished run in ``run``. A finished one stays as it is.
+
+    Raises:
+        QuantcfgError: See the exit codes; nothing under a final name is half-written.
+    """
+    if run.is_finished:
+        run.verify()
+        job.progress.note(f"the run in '{run.path.name}' is already finished")
+        return
+    clock, source = Clock(), job.required_source("calib_data")
+    float_model = job.build_model()
+    model = job.prepare(float_model, "calib")
+    check_plan(job.config, plan_of(model).coverage)
+    identity = records.identity_of(job, float_model, "calib")
+    checkpoint = records.newest(job, run, identity)
+    if checkpoint is None:
+        records.begin(job, run, plan_of(model))
+        start = _Start()
+    else:
+        records.load_weights(model, checkpoint, str(run.path))
+        start = _start_from(checkpoint.state)
+    with logging_to(run.log):
+        _run(job, run, _Stage(float_model, model, source, identity, clock), start)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    float_model: nn.Module
+    model: nn.Module
+    source: DataSource
+    identity: Identity
+    clock: Clock
+
+
+def _start_from(state: Mapping[str, Any]) -> _Start:
+    return _Start(Position(**state["position"]), state["float_metrics"], state["random"])
+
+
+def _run(job: Job, run: RunDirectory, stage: _Stage, start: _Start) -> None:
+    eval_data, float_metrics = job.source("eval_data"), start.float_metrics
+    if float_metrics is None:
+        with stage.clock.phase("float_evaluation"):
+            float_metrics = evaluate(stage.float_model, eval_data, job.progress, "evaluating the float model")
+    start = _Start(start.position, float_metrics, start.random)
+    with stage.clock.phase("calibration"):
+        position = _calibrate(job, run, stage, start)
+    set_fake_quantize(stage.model, FakeQuantState.VALIDATION)
+    with stage.clock.phase("evaluation"):
+        metrics = evaluate(stage.model, eval_data, job.progress, "evaluating the calibrated model")
+    run.metrics.rewind(-1)
+    run.metrics.append(step=position.batches, float=dict(float_metrics), calibrated=metrics)
+    records.save(run, stage.model, position.batches, stage.identity, _state(position, float_metrics))
+    result = {
+        "stage": "calib",
+        "seed": job.seed,
+        "metrics": {"float": dict(float_metrics), "calibrated": metrics},
+        "num_batches": position.batches,
+        "num_samples": position.samples,
+        "coverage": asdict(plan_of(stage.model).coverage),
+        "guards": guard_results(job.config, plan_of(stage.model).coverage, float_metrics, metrics),
+    }
+    records.finish(job, run, step=position.batches, result=result, timing=stage.clock.timing())
+
+
+def _calibrate(job: Job, run: RunDirectory, stage: _Stage, start: _Start) -> Position:
+    position = start.position
+    if position.is_solved:
+        return position
+    total = length_of(stage.source, job.config.calib.batches)
+    with (
+        stop_request() as stop,
+        calibrating(stage.model),
+        job.progress.task("calibrating", total, done=position.batches) as task,
+    ):
+        for index, batch in _batches(job, stage.source, start):
+            with in_batch(stage.source.name, index):
+                job.model_file.forward(stage.model, batch)
+            position = Position(index + 1, position.samples + num_samples(batch))
+            task.advance()
+            if stop.received:
+                state = _state(position, start.float_metrics)
+                records.save(run, stage.model, position.batches, stage.identity, state)
+                raise records.interrupted(job, stop, position.batches)
+    return Position(position.batches, position.samples, is_solved=True)
+
+
+def _batches(job: Job, source: DataSource, start: _Start) -> Iterator[Numbered]:
+    """The batches that are left, the last one cut where the config counts samples."""
+    section, samples = job.config.calib, start.position.samples
+    restore = restorer(start.random)
+    for index, batch in source.batches(
+        skip=start.position.batches, limit=section.batches, after_skip=restore
+    ):
+        if section.samples is not None:
+            batch = cut(batch, section.samples - samples)  # noqa: PLW2901  the rest is not used
+        samples += num_samples(batch)
+        yield index, batch
+        if samples == section.samples:
+            return
+
+
+def _state(position: Position, float_metrics: Mapping[str, float] | None) -> dict[str, Any]:
+    return {"position": asdict(position), "float_metrics": float_metrics, "random": random_state()}

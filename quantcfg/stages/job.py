@@ -1,0 +1,117 @@
+"""What every stage works with: the user's model and data, the config, seed, device and who watches."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from quantcfg.config.load import Config
+from quantcfg.errors import UsageError, UserCodeError
+from quantcfg.prepare.prepare import prepare
+from quantcfg.runs.checkpoint import Checkpoint
+from quantcfg.stages.batches import to_device
+from quantcfg.stages.data import DataSource
+from quantcfg.stages.model_file import FUNCTIONS, ModelFile
+from quantcfg.stages.progress import Progress
+from quantcfg.stages.seeding import derive_seed, seed_all
+from quantcfg.stages.user_code import in_batch, user_code
+
+_RECORDED_ON = ("calib_data", "train_data", "eval_data")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One command's worth of work. ``command`` is what the user typed, for messages and the manifest."""
+
+    model_file: ModelFile
+    config: Config
+    seed: int
+    device: torch.device
+    progress: Progress
+    command: tuple[str, ...] = ()
+
+    def source(self, name: str) -> DataSource:
+        """The data function ``name`` of the model file."""
+        return DataSource(self.model_file, name, self.seed, self.device)
+
+    def required_source(self, name: str) -> DataSource:
+        """Like `source`, and sure to exist.
+
+        Raises:
+            UserCodeError: The model file has no such function.
+        """
+        self.model_file.function(name)
+        return self.source(name)
+
+    def build_model(self) -> nn.Module:
+        """The float model in eval mode, on the device."""
+        seed_all(derive_seed(self.seed, "build_model"))
+        return self.model_file.build_model().to(self.device).eval()
+
+    def prepare(self, float_model: nn.Module, stage: str) -> nn.Module:
+        """A prepared copy of ``float_model``, recorded on the example inputs or the first batch there is."""
+        seed_all(derive_seed(self.seed, "prepare"))
+        bn = self.config.qat.bn if stage == "qat" else "fold"
+        if self.model_file.has("example_inputs"):
+            inputs = to_device(self.model_file.example_inputs(), self.device)
+            with user_code("the model, on example_inputs(),"):
+                return prepare(float_model, self.config, example_inputs=inputs, stage=stage, bn=bn)
+        name, batch = self._first_batch()
+
+        def run(model: nn.Module) -> Any:
+            with in_batch(name, 0):
+                return self.model_file.forward(model, batch)
+
+        return prepare(float_model, self.config, forward=run, stage=stage, bn=bn)
+
+    def _first_batch(self) -> tuple[str, Any]:
+        name = next((name for name in _RECORDED_ON if self.model_file.has(name)), None)
+        if name is None:
+            raise UserCodeError(
+                f"{self.model_file.shown} has no data and no 'example_inputs' to run the model on",
+                hint=f"define '{FUNCTIONS['calib_data']}' or '{FUNCTIONS['example_inputs']}'",
+            )
+        for _, batch in self.source(name).batches(limit=1):
+            return name, batch
+        raise AssertionError("a source without batches raises")
+
+    @property
+    def resume_command(self) -> str:
+        """The command that goes on with this run."""
+        return shlex.join((*self.command, *(() if "--resume" in self.command else ("--resume",))))
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that ``name`` means; ``auto`` is a GPU when there is one.
+
+    Raises:
+        UsageError: No such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"there is no device '{name}' here", hint="auto, cpu, cuda or cuda:N") from error
+    return device
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What must be equal for a checkpoint to be gone on with."""
+
+    stage: str
+    seed: int
+    config: str
+    weights: str
+
+    def differences(self, checkpoint: Checkpoint) -> list[str]:
+        """The names of what differs from what ``checkpoint`` was made with."""
+        saved: Mapping[str, Any] = checkpoint.state["identity"]
+        return [name for name in self.__slots__ if saved.get(name) != getattr(self, name)]

@@ -1,0 +1,99 @@
+"""The optimizer and scheduler that a config names, built for a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from torch import nn
+from torch.optim import Optimizer, lr_scheduler
+from torch.optim.lr_scheduler import LRScheduler
+
+from quantcfg.errors import UserCodeError
+from quantcfg.prepare.state import fake_quants
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    "SGD": torch.optim.SGD,
+    "Adam": torch.optim.Adam,
+    "AdamW": torch.optim.AdamW,
+    "RMSprop": torch.optim.RMSprop,
+}
+_Build = Callable[[Optimizer, Any, int], LRScheduler]
+PER_STEP: dict[str, _Build] = {
+    "cosine": lambda optimizer, s, steps: lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=s.min_lr),
+    "linear": lambda optimizer, s, steps: lr_scheduler.LinearLR(
+        optimizer, s.start_factor, s.end_factor, total_iters=steps
+    ),
+    "onecycle": lambda optimizer, s, steps: lr_scheduler.OneCycleLR(
+        optimizer, s.max_lr, total_steps=steps, pct_start=s.pct_start
+    ),
+}
+PER_EPOCH: dict[str, _Build] = {
+    "step": lambda optimizer, s, _: lr_scheduler.StepLR(optimizer, s.step_size, gamma=s.gamma),
+    "multistep": lambda optimizer, s, _: lr_scheduler.MultiStepLR(
+        optimizer, list(s.milestones), gamma=s.gamma
+    ),
+}
+
+
+@dataclass(slots=True)
+class Schedule:
+    """A scheduler and how often it steps. Without one the learning rate stays."""
+
+    scheduler: LRScheduler | None = None
+    is_per_epoch: bool = False
+
+    def after_step(self) -> None:
+        """Move the learning rate after an optimizer step."""
+        if self.scheduler is not None and not self.is_per_epoch:
+            self.scheduler.step()
+
+    def after_epoch(self) -> None:
+        """Move the learning rate after an epoch."""
+        if self.scheduler is not None and self.is_per_epoch:
+            self.scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs; plain values."""
+        return {} if self.scheduler is None else self.scheduler.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(dict(state))
+
+
+def build_optimizer(section: BaseModel, model: nn.Module) -> Optimizer:
+    """The optimizer of the config, over everything in ``model`` that takes a gradient.
+
+    Parameters of quantizers get no weight decay: it would pull scales towards zero, not towards simplicity.
+    """
+    options = section.model_dump(exclude={"name"})
+    learned = {id(p) for module in fake_quants(model).values() for p in module.parameters()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": [p for p in trained if id(p) not in learned]}]
+    if len(groups[0]["params"]) < len(trained):
+        groups.append({"params": [p for p in trained if id(p) in learned], "weight_decay": 0.0})
+    return OPTIMIZERS[getattr(section, "name")](groups, **options)  # noqa: B009  every section has a name
+
+
+def build_schedule(section: BaseModel | None, optimizer: Optimizer, num_steps: int | None) -> Schedule:
+    """The scheduler of the config over ``num_steps`` steps.
+
+    Raises:
+        UserCodeError: It needs to know how long training is, and the data has no length.
+    """
+    if section is None:
+        return Schedule()
+    name: str = getattr(section, "name")  # noqa: B009  every section has a name
+    if name in PER_EPOCH:
+        return Schedule(PER_EPOCH[name](optimizer, section, 0), is_per_epoch=True)
+    if num_steps is None:
+        raise UserCodeError(
+            f"train_data() has no length, which the scheduler '{name}' needs",
+            hint="set qat.steps in the config instead of qat.epochs",
+        )
+    return Schedule(PER_STEP[name](optimizer, section, num_steps))

@@ -1,0 +1,179 @@
+"""The qat stage: calibrated ranges, then training with rounding in the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from quantcfg.prepare.state import (
+    FakeQuantState,
+    load_observer_params,
+    plan_of,
+    set_fake_quantize,
+)
+from quantcfg.runs.checkpoint import Checkpoint
+from quantcfg.runs.directory import RunDirectory, open_run
+from quantcfg.runs.log import LOGGER, logging_to
+from quantcfg.stages import records
+from quantcfg.stages.calib import run_calib
+from quantcfg.stages.clock import Clock
+from quantcfg.stages.data import DataSource
+from quantcfg.stages.evaluate import evaluate
+from quantcfg.stages.guards import check_plan, guard_results
+from quantcfg.stages.job import Identity, Job
+from quantcfg.stages.optimizers import Schedule, build_optimizer, build_schedule
+from quantcfg.stages.signals import StopRequest, stop_request
+from quantcfg.stages.training import Length, Trainer
+
+
+@dataclass(slots=True)
+class _Stage:
+    job: Job
+    run: RunDirectory
+    model: nn.Module
+    identity: Identity
+    clock: Clock
+    calib_metrics: dict[str, dict[str, float]]
+    metrics: dict[str, float]
+
+
+def run_qat(job: Job, run: RunDirectory, source: Path | None = None) -> None:
+    """Train the model of ``job`` and leave a finished run in ``run``. A finished one stays as it is.
+
+    It starts from the calibration run ``source``; without one it calibrates first, in ``run/calib``.
+
+    Raises:
+        QuantcfgError: See the exit codes; nothing under a final name is half-written.
+    """
+    if run.is_finished:
+        run.verify()
+        job.progress.note(f"the run in '{run.path.name}' is already finished")
+        return
+    clock, data = Clock(), job.required_source("train_data")
+    float_model = job.build_model()
+    model = job.prepare(float_model, "qat")
+    check_plan(job.config, plan_of(model).coverage)
+    identity = records.identity_of(job, float_model, "qat")
+    checkpoint = records.newest(job, run, identity)
+    if checkpoint is None and not run.calib.is_dir():
+        records.begin(job, run, plan_of(model))
+    with logging_to(run.log):
+        calibrated = RunDirectory(source) if source else _calibrate_first(job, run, clock)
+        stage = _Stage(job, run, model, identity, clock, _metrics_of(calibrated), {})
+        if checkpoint is None:
+            _load_ranges(job, calibrated, stage)
+        _train(stage, data, checkpoint)
+
+
+def _calibrate_first(job: Job, run: RunDirectory, clock: Clock) -> RunDirectory:
+    with clock.phase("calibration"), open_run(run.calib, resume=True) as calib:
+        run_calib(job, calib)
+    return calib
+
+
+def _metrics_of(calibrated: RunDirectory) -> dict[str, dict[str, float]]:
+    calibrated.verify()
+    metrics = calibrated.read_result()["metrics"]
+    return {name: metrics[name] for name in ("float", "calibrated") if name in metrics}
+
+
+def _load_ranges(job: Job, calibrated: RunDirectory, stage: _Stage) -> None:
+    source = records.rebuild(job, calibrated).model
+    report = load_observer_params(source, stage.model)
+    LOGGER.info("started from %d calibrated ranges of %s", len(report.loaded), calibrated.path)
+
+
+def _train(stage: _Stage, data: DataSource, checkpoint: Checkpoint | None) -> None:
+    with stop_request() as stop:
+        trainer = _trainer(stage, data, stop)
+        _restore(stage, trainer, checkpoint)
+        total = _num_steps(stage.job, data)
+        with (
+            stage.clock.phase("training"),
+            stage.job.progress.task("training", total, done=trainer.position.step) as task,
+        ):
+            trainer.run(task)
+    result = {
+        "stage": "qat",
+        "seed": stage.job.seed,
+        "metrics": stage.calib_metrics | {"qat": stage.metrics},
+        "num_steps": trainer.position.step,
+        "num_epochs": trainer.position.epoch,
+        "coverage": asdict(plan_of(stage.model).coverage),
+        "guards": guard_results(
+            stage.job.config,
+            plan_of(stage.model).coverage,
+            stage.calib_metrics.get("float", {}),
+            stage.metrics,
+        ),
+    }
+    step = trainer.position.step
+    records.finish(stage.job, stage.run, step=step, result=result, timing=stage.clock.timing())
+
+
+def _restore(stage: _Stage, trainer: Trainer, checkpoint: Checkpoint | None) -> None:
+    if checkpoint is None:
+        stage.run.metrics.rewind(-1)
+        return
+    records.load_weights(stage.model, checkpoint, str(stage.run.path))
+    trainer.load(checkpoint.state)
+    stage.metrics = dict(checkpoint.state["metrics"])
+    stage.run.metrics.rewind(checkpoint.step)
+
+
+def _trainer(stage: _Stage, data: DataSource, stop: StopRequest) -> Trainer:
+    optimizer, schedule = _optimizer(stage, data)
+    trainer: Trainer
+
+    def stop_if_asked() -> None:
+        if stop.received:
+            _save(stage, trainer)
+            raise records.interrupted(stage.job, stop, trainer.position.step)
+
+    def evaluate_and_save() -> None:
+        _evaluate(stage, trainer)
+        _save(stage, trainer)
+        if not trainer.length.is_over(trainer.position):
+            stop_if_asked()
+
+    section = stage.job.config.qat
+    length = Length(None, section.steps) if section.steps else Length(section.epochs, None)
+    log = stage.run.metrics
+    trainer = Trainer(
+        stage.job, stage.model, optimizer, schedule, data, length, log, stop_if_asked, evaluate_and_save
+    )
+    return trainer
+
+
+def _optimizer(stage: _Stage, data: DataSource) -> tuple[Any, Schedule]:
+    section = stage.job.config.qat
+    if stage.job.model_file.has("optimizer"):
+        optimizer = stage.job.model_file.optimizer(stage.model)
+    else:
+        optimizer = build_optimizer(section.optimizer, stage.model)
+    return optimizer, build_schedule(section.scheduler, optimizer, _num_steps(stage.job, data))
+
+
+def _num_steps(job: Job, data: DataSource) -> int | None:
+    if job.config.qat.steps is not None:
+        return job.config.qat.steps
+    length = data.num_batches()
+    return None if length is None else length * job.config.qat.epochs
+
+
+def _evaluate(stage: _Stage, trainer: Trainer) -> None:
+    set_fake_quantize(stage.model, FakeQuantState.VALIDATION)
+    title = f"evaluating after epoch {trainer.position.epoch}"
+    with stage.clock.phase("evaluation"):
+        stage.metrics = evaluate(stage.model, stage.job.source("eval_data"), stage.job.progress, title)
+    position = trainer.position
+    stage.run.metrics.append(step=position.step, epoch=position.epoch, evaluation=stage.metrics)
+
+
+def _save(stage: _Stage, trainer: Trainer) -> None:
+    state: Mapping[str, Any] = trainer.state() | {"metrics": stage.metrics}
+    records.save(stage.run, stage.model, trainer.position.step, stage.identity, state)

@@ -1,0 +1,147 @@
+"""What a stage leaves in its run directory, and how it finds its way back into one."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from quantcfg.config.load import load_config
+from quantcfg.errors import Interrupted, RunError, UsageError
+from quantcfg.prepare.plan import Plan
+from quantcfg.runs.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    newest_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from quantcfg.runs.directory import RunDirectory
+from quantcfg.runs.log import LOGGER
+from quantcfg.stages.config_files import config_files, resolved_yaml
+from quantcfg.stages.fingerprint import hash_state, hash_text, versions
+from quantcfg.stages.job import Identity, Job
+from quantcfg.stages.signals import StopRequest
+
+RESULT_VERSION = 1
+_KEPT = 2  # checkpoints of an unfinished run: the newest, and one to fall back to
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """The two models of a finished run: in float, and prepared with what its checkpoint holds."""
+
+    float_model: nn.Module
+    model: nn.Module
+    result: Mapping[str, Any]
+
+
+def identity_of(job: Job, float_model: nn.Module, stage: str) -> Identity:
+    """What a checkpoint of this stage is made with."""
+    config = hash_text(resolved_yaml(job.config))
+    return Identity(stage, job.seed, config, hash_state(float_model.state_dict()))
+
+
+def begin(job: Job, run: RunDirectory, plan: Plan) -> None:
+    """Write config and plan of a run that starts from its beginning."""
+    run.begin(config_files=config_files(job.config), plan=plan.to_dict())
+    LOGGER.info("begun: %s", " ".join(job.command))
+
+
+def newest(job: Job, run: RunDirectory, identity: Identity) -> Checkpoint | None:
+    """The checkpoint to go on from; None when there is none, which is said aloud.
+
+    Raises:
+        UsageError: The run was begun with another config, model, seed or stage.
+    """
+    checkpoint, skipped = newest_checkpoint(run.checkpoints)
+    for fault in skipped:
+        job.progress.note(f"skipped a checkpoint: {fault}")
+        LOGGER.warning("skipped a checkpoint: %s", fault)
+    if checkpoint is None:
+        return None
+    if differences := identity.differences(checkpoint):
+        raise UsageError(
+            f"'{run.path}' was begun with another {' and '.join(differences)}",
+            hint="--force starts again; -o names another directory",
+        )
+    job.progress.note(f"going on from step {checkpoint.step} of '{run.path.name}'")
+    LOGGER.info("resumed from step %d", checkpoint.step)
+    return checkpoint
+
+
+def save(
+    run: RunDirectory, model: nn.Module, step: int, identity: Identity, state: Mapping[str, Any]
+) -> None:
+    """Write the checkpoint of ``step`` and drop the ones that are too old."""
+    save_checkpoint(
+        run.checkpoints, Checkpoint(step, model.state_dict(), {"identity": asdict(identity)} | dict(state))
+    )
+    prune_checkpoints(run.checkpoints, keep=_KEPT)
+    LOGGER.info("saved checkpoint %d", step)
+
+
+def interrupted(job: Job, stop: StopRequest, step: int) -> Interrupted:
+    """The error that ends a run whose state of ``step`` was just saved."""
+    assert stop.received is not None
+    LOGGER.info("stopped by %s after step %d", stop.received.name, step)
+    return Interrupted(
+        f"stopped by {stop.received.name} after step {step}, which is saved",
+        command=job.resume_command,
+        exit_code=stop.exit_code,
+    )
+
+
+def finish(
+    job: Job, run: RunDirectory, *, step: int, result: Mapping[str, Any], timing: Mapping[str, float]
+) -> None:
+    """Write result and manifest; of the checkpoints only the last one stays."""
+    prune_checkpoints(run.checkpoints, keep=1)
+    LOGGER.info("finished: %s", result["metrics"])
+    document = {"format_version": RESULT_VERSION, **result, "checkpoint": f"{run.checkpoints.name}/{step}"}
+    run.finish(result=document, timing=timing, facts=_facts(job))
+
+
+def rebuild(job: Job, run: RunDirectory) -> Rebuilt:
+    """Build the models of a finished run again, from its own config and seed.
+
+    Raises:
+        UsageError: There is no finished run.
+        RunError: The run is damaged, or does not fit the model.
+    """
+    run.verify()
+    result = run.read_result()
+    own = replace(job, config=load_config(run.resolved_config), seed=result["seed"])
+    float_model = own.build_model()
+    model = own.prepare(float_model, result["stage"])
+    checkpoint = load_checkpoint(run.path / result["checkpoint"])
+    load_weights(model, checkpoint, str(run.path))
+    return Rebuilt(float_model, model, result)
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint, name: str) -> None:
+    """Put the tensors of ``checkpoint`` into ``model``.
+
+    Raises:
+        RunError: Their names or shapes differ.
+    """
+    try:
+        model.load_state_dict(dict(checkpoint.model), strict=True)
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[1:2] or [str(error)]
+        raise RunError(f"'{name}' was made with another model: {first[0].strip()}") from error
+
+
+def _facts(job: Job) -> dict[str, Any]:
+    return {
+        "command": list(job.command),
+        "seed": job.seed,
+        "device": str(job.device),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+        "versions": versions(),
+    }

@@ -1,0 +1,48 @@
+"""Signals that ask a run to stop: noted at once, obeyed between two steps."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+@dataclass(slots=True)
+class StopRequest:
+    """Whether somebody asked the run to stop, and by which signal."""
+
+    received: signal.Signals | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell gives for a process that the signal ended."""
+        return 128 + (self.received or signal.SIGINT)
+
+
+@contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """Collect stop signals during the block. After the first one the next has the effect it had before us."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
+        yield request
+        return
+    previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        del frame
+        request.received = signal.Signals(number)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, note)
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

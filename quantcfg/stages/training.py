@@ -1,0 +1,165 @@
+"""The training loop of the qat stage, whose state can be saved between any two steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from quantcfg.errors import RunError
+from quantcfg.prepare.state import (
+    FakeQuantState,
+    freeze_batch_norm,
+    freeze_observers,
+    set_fake_quantize,
+)
+from quantcfg.runs.metrics import MetricsLog
+from quantcfg.stages.data import DataSource
+from quantcfg.stages.job import Job
+from quantcfg.stages.optimizers import Schedule
+from quantcfg.stages.progress import Task
+from quantcfg.stages.seeding import random_state, restorer
+from quantcfg.stages.user_code import in_batch
+
+LOG_INTERVAL = 10  # steps between two lines of metrics.jsonl
+
+
+@dataclass(frozen=True, slots=True)
+class TrainPosition:
+    """Where training is: ``batch`` batches into ``epoch``, both from 0, after ``step`` optimizer steps."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """How long training is: in ``epochs`` or in ``steps``; the other one is None."""
+
+    epochs: int | None
+    steps: int | None
+
+    def is_over(self, position: TrainPosition) -> bool:
+        """Whether ``position`` is the end."""
+        if self.steps is not None:
+            return position.step >= self.steps
+        assert self.epochs is not None
+        return position.epoch >= self.epochs
+
+
+@dataclass(slots=True)
+class Trainer:
+    """Model, optimizer and position, and how to move them on.
+
+    ``between_steps`` is called after each step and may raise; ``after_epoch`` after each epoch.
+    """
+
+    job: Job
+    model: nn.Module
+    optimizer: Optimizer
+    schedule: Schedule
+    source: DataSource
+    length: Length
+    log: MetricsLog
+    between_steps: Callable[[], None]
+    after_epoch: Callable[[], None]
+    position: TrainPosition = TrainPosition()
+    random: Mapping[str, Any] | None = None
+
+    def run(self, task: Task) -> None:
+        """Train to the end from wherever `position` is."""
+        while not self.length.is_over(self.position):
+            self._epoch(task)
+
+    def state(self) -> dict[str, Any]:
+        """Everything but the model's own state, as `load` takes it."""
+        return {
+            "position": asdict(self.position),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "random": random_state(),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self.position = TrainPosition(**state["position"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.random = state["random"]
+
+    def _epoch(self, task: Task) -> None:
+        enter_phase(self.job, self.model, self.position.epoch)
+        restore = restorer(self.random if self.position.batch else None)
+        for index, batch in self.source.batches(
+            self.position.epoch, skip=self.position.batch, after_skip=restore
+        ):
+            loss = self._step(index, batch)
+            self.position = replace(self.position, batch=index + 1, step=self.position.step + 1)
+            self._report(loss, task)
+            if self.length.is_over(self.position):
+                break
+            self.between_steps()
+        self.position = TrainPosition(self.position.epoch + 1, 0, self.position.step)
+        self.schedule.after_epoch()
+        self.after_epoch()
+
+    def _step(self, index: int, batch: Any) -> float:
+        where = f"step {self.position.step + 1} (epoch {self.position.epoch + 1}, batch {index})"
+        with in_batch(self.source.name, index):
+            outputs = self.job.model_file.forward(self.model, batch)
+            loss = self.job.model_file.loss(outputs, batch)
+            value = _finite(loss, where)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+        self._check_and_clip(where)
+        self.optimizer.step()
+        self.schedule.after_step()
+        return value
+
+    def _check_and_clip(self, where: str) -> None:
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        if not bool(norm.isfinite()):
+            names = [name for name, p in self.model.named_parameters() if _is_bad(p.grad)]
+            raise RunError(
+                f"the gradient of '{names[0]}' is not finite in {where}; nothing was updated",
+                hint="a smaller learning rate, or qat.grad_clip, keeps training finite",
+            )
+        limit = self.job.config.qat.grad_clip
+        if limit is not None:
+            nn.utils.clip_grads_with_norm_(trained, limit, norm)
+
+    def _report(self, loss: float, task: Task) -> None:
+        step, rate = self.position.step, self.optimizer.param_groups[0]["lr"]
+        task.advance(loss=loss, lr=rate)
+        if step % LOG_INTERVAL == 0 or step == 1:
+            self.log.append(step=step, epoch=self.position.epoch, loss=loss, lr=rate)
+
+
+def enter_phase(job: Job, model: nn.Module, epoch: int) -> None:
+    """Put ``model`` into the state that ``epoch`` trains in: a function of the config and the epoch alone."""
+    freeze = job.config.qat.schedule
+    set_fake_quantize(model, FakeQuantState.QAT)
+    model.train()
+    if freeze.freeze_observers_after is not None and epoch >= freeze.freeze_observers_after:
+        freeze_observers(model)
+    if freeze.freeze_bn_after is not None and epoch >= freeze.freeze_bn_after:
+        freeze_batch_norm(model)
+
+
+def _finite(loss: Tensor, where: str) -> float:
+    value = loss.item()
+    if value - value != 0:
+        raise RunError(
+            f"the loss is {value} in {where}; nothing was updated",
+            hint="look at the data of that batch, or lower the learning rate",
+        )
+    return float(value)
+
+
+def _is_bad(gradient: Tensor | None) -> bool:
+    return gradient is not None and not bool(gradient.isfinite().all())
