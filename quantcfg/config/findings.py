@@ -1,67 +1,193 @@
-"""Collects what is wrong with a config: one diagnostic per cause, each with its source line."""
+"""Checks the rules against a model: which match nothing, never win, change nothing, or disagree."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from quantcfg.errors import Diagnostic, DiagnosticList, Place
+from quantcfg.config.collect import Findings
+from quantcfg.config.matching import NameIndex, first_dead_segment
+from quantcfg.config.nodes import shortened
+from quantcfg.config.patterns import REGEX_PREFIX, is_exact, parse_pattern
+from quantcfg.config.rules import Decision, Rule, RuleSet, Target, resolve_stack
+from quantcfg.config.suggest import listing, nearest
+from quantcfg.errors import Diagnostic
 
-Related = tuple[tuple[Place, str], ...]
+CHECKED = ("module_type", "module_name")
+MAX_NAMED = 3
+
+
+def check_rules(
+    ruleset: RuleSet, targets: Sequence[Target], decisions: Sequence[Decision]
+) -> list[Diagnostic]:
+    """What is wrong with rules on this model, sorted by place.
+
+    Errors: a rule matches nothing and is not optional; an expected count differs. Warnings: a rule is always
+    beaten; a rule wins and changes nothing; two patterns of equal rank disagree and only their order decides.
+    """
+    findings = Findings(dict(ruleset.sources))
+    tree = _Tree(targets)
+    effects = _effects(decisions)
+    for rule in ruleset.rules:
+        if rule.kind not in CHECKED:
+            continue
+        matched = tree.matched_by(rule)
+        if rule.expect is not None and len(matched) != rule.expect:
+            _report_count(rule, matched, findings)
+        elif not matched:
+            _report_unmatched(rule, tree, findings)
+        else:
+            _report_effect(rule, effects[id(rule)], findings)
+    _report_ties(decisions, findings)
+    return [*findings.errors, *sorted(findings.warnings, key=lambda item: (item.place is None, item.place))]
+
+
+class _Tree:
+    """The names and classes that rules can match."""
+
+    def __init__(self, targets: Iterable[Target]) -> None:
+        self.types: dict[str, tuple[str, ...]] = {}
+        for target in targets:
+            self.types |= {path: names for path, names in target.chain if path not in self.types}
+        self.paths = [path for path in self.types if path]
+
+    def matched_by(self, rule: Rule) -> list[str]:
+        """The names of the modules and ops that a rule names itself, not those inside of them."""
+        if rule.kind == "module_type":
+            return [path for path, names in self.types.items() if rule.pattern in names]
+        if is_exact(rule.pattern):
+            return [rule.pattern] if rule.pattern in self.types else []
+        index = NameIndex([(rule.pattern, True)])
+        return [path for path in self.types if index.matches(path)]
+
+    def children(self, path: str) -> list[str]:
+        """The last segments of the names right beneath ``path``."""
+        prefix = f"{path}." if path else ""
+        inside = (name.removeprefix(prefix) for name in self.paths if name.startswith(prefix))
+        return list(dict.fromkeys(name.partition(".")[0] for name in inside))
 
 
 @dataclass(slots=True)
-class Findings:
-    """The texts that were read, by name, and everything found in them."""
+class _Effect:
+    """What one rule does on all targets."""
 
-    sources: dict[str, str] = field(default_factory=dict)
-    _list: DiagnosticList = field(default_factory=DiagnosticList)
-    _seen: set[tuple[str, Place | None, str]] = field(default_factory=set)
-
-    def error(
-        self,
-        code: str,
-        summary: str,
-        place: Place | None = None,
-        *,
-        label: str = "",
-        notes: tuple[str, ...] = (),
-        help: str = "",
-        related: Related = (),
-        severity: str = "error",
-    ) -> None:
-        """Keep one finding; the same code at the same place is kept once."""
-        key = (code, place, "" if place else summary)
-        if key in self._seen:
-            return
-        self._seen.add(key)
-        source = source_line(self.sources, place)
-        self._list.add(Diagnostic(code, summary, place, source, label, notes, help, related, severity))
-
-    def warning(
-        self, code: str, summary: str, place: Place | None = None, *, label: str = "", help: str = ""
-    ) -> None:
-        """Keep one finding that does not make the config invalid."""
-        self.error(code, summary, place, label=label, help=help, severity="warning")
-
-    @property
-    def errors(self) -> list[Diagnostic]:
-        """Those that make the config invalid, sorted by place."""
-        return self._list.errors
-
-    @property
-    def warnings(self) -> tuple[Diagnostic, ...]:
-        """The others, in the order found."""
-        return tuple(item for item in self._list.items if item.severity == "warning")
-
-    def raise_if_errors(self) -> None:
-        """Raise `ConfigError` with every error collected so far."""
-        self._list.raise_if_errors()
+    wins: int = 0
+    changes: int = 0
+    beaten_by: Counter[str] = field(default_factory=Counter)
 
 
-def source_line(sources: Mapping[str, str], place: Place | None) -> str:
-    """The text of the line that a place points to; empty when it is not known."""
-    if place is None or place.file not in sources:
-        return ""
-    lines = sources[place.file].split("\n", place.line)
-    return lines[place.line - 1] if place.line <= len(lines) else ""
+def _effects(decisions: Iterable[Decision]) -> Mapping[int, _Effect]:
+    effects: dict[int, _Effect] = defaultdict(_Effect)
+    for decision in decisions:
+        contributors = decision.contributors
+        stack = (decision.winner, *decision.losers) if decision.winner else ()
+        for position, rule in enumerate(contributors):
+            effects[id(rule)].wins += 1
+            without = resolve_stack((*stack[:position], *stack[position + 1 :]))
+            effects[id(rule)].changes += without != decision.spec or len(stack) == 1
+        for rule in stack[len(contributors) :]:
+            effects[id(rule)].beaten_by[str(contributors[-1])] += 1
+    return effects
+
+
+def _report_count(rule: Rule, matched: Sequence[str], findings: Findings) -> None:
+    findings.error(
+        "QC202",
+        f"the rule `{shortened(rule.pattern)}` matches {len(matched)} names, {rule.expect} are expected",
+        rule.place,
+        label=f"expect: {rule.expect}, found {len(matched)}",
+        notes=(f"it matches {listing(matched)}",) if matched else (),
+        help=f"correct the pattern, or write `expect: {len(matched)}`",
+    )
+
+
+def _report_unmatched(rule: Rule, tree: _Tree, findings: Findings) -> None:
+    if rule.optional:
+        return
+    what = "class" if rule.kind == "module_type" else "name"
+    hint, notes = _type_hint(rule, tree) if rule.kind == "module_type" else _name_hint(rule, tree)
+    advice = f"write `{hint}`" if hint else "remove the rule, or write `{use: ..., optional: true}`"
+    findings.error(
+        "QC201",
+        f"the rule `{shortened(rule.pattern)}` matches nothing",
+        rule.place,
+        label=f"did you mean `{hint}`?" if hint else f"no {what} of this model",
+        notes=notes,
+        help=advice,
+    )
+
+
+def _type_hint(rule: Rule, tree: _Tree) -> tuple[str | None, tuple[str, ...]]:
+    names = list(dict.fromkeys(name for spellings in tree.types.values() for name in spellings))
+    short = list(dict.fromkeys(spellings[-1] for spellings in tree.types.values() if spellings))
+    if "." not in rule.pattern:
+        names = short + names
+    return nearest(rule.pattern, names), (f"classes of this model: {listing(short, 16)}",)
+
+
+def _name_hint(rule: Rule, tree: _Tree) -> tuple[str | None, tuple[str, ...]]:
+    if rule.pattern.startswith(REGEX_PREFIX):
+        return None, ("a regular expression must match a whole name",)
+    if any(segment.is_any_depth for segment in parse_pattern(rule.pattern)):
+        return None, ()
+    index, reached = first_dead_segment(rule.pattern, tree.paths)
+    segments = [segment.text for segment in parse_pattern(rule.pattern)]
+    children = list(dict.fromkeys(child for path in reached for child in tree.children(path)))
+    where = f"`{reached[0]}`" if reached[0] else "the model"
+    note = f"matching stops at segment {index + 1}: {where} has "
+    note += f"children {listing(children, 12)}" if children else "no children"
+    near = nearest(segments[index], children)
+    if near is None:
+        return None, (note,)
+    repaired = ".".join([*segments[:index], near, *segments[index + 1 :]])
+    count = len(tree.matched_by(Rule("module_name", repaired, None)))
+    return (repaired, (note, f"`{repaired}` matches {count}")) if count else (None, (note,))
+
+
+def _report_effect(rule: Rule, effect: _Effect, findings: Findings) -> None:
+    if effect.wins == 0:
+        winners = [name for name, _ in effect.beaten_by.most_common(MAX_NAMED)]
+        label = f"beaten everywhere by {'; '.join(winners)}" if winners else "wins nothing"
+        advice = "remove it, or move it after the rules that beat it"
+        findings.warning(
+            "QC211", f"the rule `{shortened(rule.pattern)}` never wins", rule.place, label=label, help=advice
+        )
+    elif effect.changes == 0:
+        summary = f"the rule `{shortened(rule.pattern)}` changes nothing"
+        label = f"wins {effect.wins} ops that would be the same without it"
+        findings.warning("QC212", summary, rule.place, label=label, help="remove it")
+
+
+def _report_ties(decisions: Iterable[Decision], findings: Findings) -> None:
+    """Two patterns that match the same module and disagree: allowed, as the later wins, and worth knowing."""
+    for decision in decisions:
+        winner = decision.winner
+        if winner is None or winner.kind != "module_name" or winner.exact or winner.inherit is not None:
+            continue
+        for loser in decision.losers:
+            if loser.kind != "module_name" or loser.exact or loser.inherit is not None:
+                break
+            if loser.spec != winner.spec and loser.place and _same_module(winner, loser, decision.target):
+                both = f"`{shortened(winner.pattern)}` and `{shortened(loser.pattern)}`"
+                findings.error(
+                    "QC210",
+                    f"{both} disagree on `{decision.target}`",
+                    winner.place,
+                    label="wins because it is later in the file",
+                    related=((loser.place, "the other one"),),
+                    help="make the patterns disjoint, or name the modules exactly",
+                    severity="warning",
+                )
+                break
+
+
+def _same_module(winner: Rule, loser: Rule, target: str) -> bool:
+    """Whether both match at the same depth, so that only their order decides."""
+    return _depth(winner, target) == _depth(loser, target)
+
+
+def _depth(rule: Rule, target: str) -> int:
+    index = NameIndex([(rule.pattern, True)])
+    parts = target.split(".")
+    return max((n for n in range(len(parts) + 1) if index.matches(".".join(parts[:n]))), default=-1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from quantcfg.config.findings import Findings
+from quantcfg.config.collect import Findings
 from quantcfg.config.nodes import Entry, Items, Leaf, Node, Table, describe, shortened
 from quantcfg.config.presets import PRESETS
 from quantcfg.config.source import SUFFIXES, Stop, parse, read_bytes
@@ -38,6 +38,7 @@ class Loader:
     findings: Findings
     layers: list[Table] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
+    unread: bool = False
     _done: set[Path] = field(default_factory=set)
 
     def add(self, path: Path) -> None:
@@ -57,6 +58,7 @@ class Loader:
         try:
             tree = parse(str(path), data, self.findings)
         except Stop:
+            self.unread = True
             return
         if not isinstance(tree, Table):
             self.findings.error(
@@ -73,7 +75,7 @@ class Loader:
 
     def _checked_version(self, tree: Table) -> Table:
         """The tree without `extends`; a file without a version is told so, wherever it is used from."""
-        if "version" not in tree.entries:
+        if not any(nearest(key, ["version"]) for key in tree.entries):
             self.findings.error(
                 "QC102",
                 "the key `version` is missing",
@@ -113,6 +115,7 @@ class Loader:
         except (UsageError, OSError, ValueError) as error:
             hint = error.hint if isinstance(error, UsageError) else ""
             self.findings.error("QC108", f"`extends`: {shortened(str(error), 200)}", item.place, help=hint)
+            self.unread = True
             return
         self._read(path, data, chain)
 

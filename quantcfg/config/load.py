@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from quantcfg.config.findings import Findings
+from quantcfg.config.collect import Findings
 from quantcfg.config.layers import Loader
 from quantcfg.config.nodes import Table, plain
 from quantcfg.config.overrides import apply_overrides
@@ -87,7 +87,7 @@ def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
     loader = Loader(findings)
     for path in paths:
         loader.add(Path(path))
-    if any(item.code < "QC100" for item in findings.errors):
+    if loader.unread:  # what is missing would make good names look unknown
         findings.raise_if_errors()
     tree = apply_overrides(loader.merged(), overrides, findings)
     file, broken = _validated(tree, findings)

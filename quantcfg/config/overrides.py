@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from quantcfg.config.findings import Findings
+from quantcfg.config.collect import Findings
 from quantcfg.config.layers import is_free
 from quantcfg.config.nodes import Entry, Table, describe, key_path, shortened
 from quantcfg.config.source import CONTROL, Stop

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from quantcfg.config.findings import Findings
+from quantcfg.config.collect import Findings
 from quantcfg.config.nodes import Leaf, Node, Table, bad_leaves, describe, shortened
 from quantcfg.config.overlay import overlay
 from quantcfg.config.presets import PRESETS
@@ -54,7 +54,7 @@ class QConfigReader:
         Raises:
             Broken: it has an error, reported.
         """
-        if id(node) in self.broken or bad_leaves(node):
+        if isinstance(node, Leaf) and (node.bad or id(node) in self.broken):
             raise Broken
         if isinstance(node, Leaf) and node.value is None:
             return None
@@ -141,10 +141,13 @@ class QConfigReader:
         changes = self._changes(table)
         fields = overlay(base.fields, changes)
         label = f"{base.label}*" if changes and not base.label.endswith("*") else base.label
-        draft = Draft(fields, label, base.inherits)
-        if not self.checker.check(fields, changes, inherits=base.inherits):
+        unknown = {key for key, entry in table.entries.items() if self._is_broken(entry.node)}
+        if not self.checker.check(fields, changes, inherits=base.inherits, unknown=unknown) or unknown:
             raise Broken
-        return draft
+        return Draft(fields, label, base.inherits)
+
+    def _is_broken(self, node: Node) -> bool:
+        return id(node) in self.broken or bad_leaves(node)
 
     def _base(self, table: Table) -> Draft:
         preset = table.get("preset")
@@ -165,6 +168,8 @@ class QConfigReader:
         changes: dict[str, Field] = {}
         for key, entry in table.entries.items():
             node = entry.node
+            if self._is_broken(node):
+                continue
             if key in QKWARGS and isinstance(node, Table):
                 for name, item in node.entries.items():
                     changes[f"{key}.{name}"] = self._parameter(f"{key}.{name}", item.node, item.key_place)

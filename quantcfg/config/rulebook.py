@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from quantcfg.config.findings import Findings
+from quantcfg.config.collect import Findings
 from quantcfg.config.layers import merge
 from quantcfg.config.nodes import Entry, Items, Leaf, Node, Table, shortened
 from quantcfg.config.patterns import REGEX_PREFIX, PatternError, is_exact, parse_pattern, parse_regex

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from quantcfg.config.collect import source_line
 from quantcfg.config.matching import NameIndex
-from quantcfg.config.overlay import overlay
+from quantcfg.config.overlay import kind, overlay
+from quantcfg.config.parameters import accepted, owners
 from quantcfg.config.patterns import is_exact
-from quantcfg.config.spec import Field, QConfigSpec, make_spec
-from quantcfg.errors import Place
+from quantcfg.config.spec import SLOTS, Field, Fields, QConfigSpec, make_spec, slot_kwargs
+from quantcfg.errors import ConfigError, Diagnostic, Place
 
 TIERS = {"global": 0, "template": 1, "module_type": 2, "module_name": 3, "attribute": 5}
 EXACT_NAME_TIER = 4
@@ -99,9 +101,18 @@ class RuleSet:
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def resolve(self, targets: Sequence[Target]) -> list[Decision]:
-        """Decide every target. Linear: what a module matches is found once, however many ops it holds."""
-        resolver = _Resolver(self.rules)
-        return [resolver.decide(target) for target in targets]
+        """Decide every target. Linear: what a module matches is found once, however many ops it holds.
+
+        Raises:
+            ConfigError: a rule inherits a qconfig that its own parameters do not fit.
+        """
+        try:
+            resolver = _Resolver(self.rules)
+            return [resolver.decide(target) for target in targets]
+        except ConfigError as error:
+            raise ConfigError(
+                [replace(item, source=source_line(self.sources, item.place)) for item in error.diagnostics]
+            ) from None
 
 
 def resolve_stack(stack: Sequence[Rule]) -> QConfigSpec | None:
@@ -114,7 +125,21 @@ def resolve_stack(stack: Sequence[Rule]) -> QConfigSpec | None:
     beneath = resolve_stack(stack[1:])
     if beneath is None:
         return None
-    return make_spec(overlay(beneath.fields(), dict(winner.inherit)), name=f"{beneath.name}*")
+    fields = overlay(beneath.fields(), dict(winner.inherit))
+    _refuse_strangers(winner, fields)
+    return make_spec(fields, name=f"{beneath.name.removesuffix('*')}*")
+
+
+def _refuse_strangers(rule: Rule, fields: Fields) -> None:
+    for slot in SLOTS:
+        observer, fake_quant = kind(fields, f"{slot}_observer"), kind(fields, f"{slot}_fake_quant")
+        known = accepted(observer, fake_quant)
+        for name, item in slot_kwargs(fields, slot).items():
+            if fake_quant is not None and name not in known:
+                place = item.origin if isinstance(item.origin, Place) else rule.place
+                summary = f"`{name}` is not a parameter of the observer `{observer}`, which `{rule.pattern}` inherits"
+                advice = f"write `{slot}_observer: {owners(name)[0]}` beside it" if owners(name) else ""
+                raise ConfigError([Diagnostic("QC123", summary, place, help=advice)])
 
 
 class _Resolver:

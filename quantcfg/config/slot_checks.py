@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from quantcfg.config.findings import Findings
+from quantcfg.config.collect import Findings
 from quantcfg.config.nodes import Leaf, describe, shortened
 from quantcfg.config.overlay import kind
 from quantcfg.config.parameters import OBSERVER_PARAMETERS, PARAMETERS, Parameters, accepted, owners
@@ -26,11 +26,15 @@ class SlotChecker:
     findings: Findings
     key_places: dict[Place, Place] = field(default_factory=dict)
 
-    def check(self, fields: Fields, changes: Fields, *, inherits: bool = False) -> bool:
-        """Whether a qconfig is good. One that inherits is checked for what it says itself only."""
+    def check(self, fields: Fields, changes: Fields, *, inherits: bool, unknown: Container[str] = ()) -> bool:
+        """Whether a qconfig is good, as far as its observers are known.
+
+        They are not where it inherits, nor where their name is among the ``unknown`` keys.
+        """
         before = len(self.findings.errors)
         for slot in SLOTS:
-            if inherits and f"{slot}_observer" not in fields:
+            inherited = inherits and f"{slot}_observer" not in fields
+            if inherited or f"{slot}_observer" in unknown or f"{slot}_fake_quant" in unknown:
                 self._types_only(slot, changes)
             else:
                 self._slot(slot, fields, changes)
@@ -78,7 +82,7 @@ class SlotChecker:
         having = owners(name)
         near = nearest(name, known) or nearest(name, _every_parameter())
         if having:
-            code, label = "QC123", f"`{name}` belongs to {listing(having)}"
+            code, label = "QC123", f"a parameter of {listing(having)}"
             advice = f"remove it, or write `{slot}_observer: {having[0]}`"
             if having[0] not in OBSERVER_PARAMETERS:
                 advice = f"remove it, or write `{slot}_fake_quant: {having[0]}`"

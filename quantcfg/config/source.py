@@ -6,7 +6,7 @@ import re
 import stat
 from pathlib import Path
 
-from quantcfg.config.findings import Findings
+from quantcfg.config.collect import Findings
 from quantcfg.config.nodes import Node
 from quantcfg.config.suggest import nearest
 from quantcfg.errors import Place, UsageError

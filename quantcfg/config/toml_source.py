@@ -7,7 +7,7 @@ import tomllib
 from bisect import bisect_right
 from typing import Any, NoReturn
 
-from quantcfg.config.findings import Findings
+from quantcfg.config.collect import Findings
 from quantcfg.config.nodes import Entry, Items, Leaf, Loc, Node, Table, key_path, shortened
 from quantcfg.config.scalars import MAX_INT, ScalarError, checked_float
 from quantcfg.config.source import MAX_DEPTH, MAX_NODES, Stop, place_at

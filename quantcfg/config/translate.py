@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from quantcfg.config.findings import Findings
-from quantcfg.config.nodes import Leaf, Loc, Node, bad_leaves, describe, key_path, plain, shortened, walk
+from quantcfg.config.collect import Findings
+from quantcfg.config.nodes import (
+    Leaf,
+    Loc,
+    Node,
+    Table,
+    bad_leaves,
+    describe,
+    key_path,
+    plain,
+    shortened,
+    walk,
+)
 from quantcfg.config.refusals import REFUSED
 from quantcfg.config.suggest import listing, nearest
 from quantcfg.errors import Place
@@ -44,6 +55,7 @@ KINDS = {
     "qscheme": ("QC125", "qscheme"),
     "templates": ("QC104", "template"),
 }
+CONDITION_ADVICE = 'write a comparison with a number, such as ">= 0.95"'
 QCONFIG_FORMS = "a qconfig: the name of a preset, a name under `qconfigs`, null, or a mapping"
 
 
@@ -58,8 +70,16 @@ class Translator:
 
     def report(self, error: ValidationError) -> None:
         """Report every error once, those in values that were refused already not at all."""
-        for item in error.errors(include_url=False):
-            self._one(item)
+        errors = error.errors(include_url=False)
+        misspelt = {self._meant(item) for item in errors if item["type"] == "extra_forbidden"}
+        for item in errors:
+            if item["type"] != "missing" or item["loc"] not in misspelt:
+                self._one(item)
+
+    def _meant(self, error: Error) -> Loc:
+        """Where an unknown key would be if it were spelt like the nearest known one."""
+        *parent, key = error["loc"]
+        return (*parent, nearest(str(key), self.keys_of(parent)) or key)
 
     def _one(self, error: Error) -> None:
         steps = list(walk(self.root, error["loc"]))
@@ -106,32 +126,44 @@ def _missing_key(t: Translator, error: Error, loc: Loc, node: Node, place: Place
     if bad_leaves(node):
         return
     key, parent = error["loc"][-1], key_path(loc)
-    advice = "add `version: 1` as the first line" if key == "version" else f"add `{key}:`"
+    advice = f"add `{key}:`"
     where = f" in `{parent}`" if parent else ""
     label = f"`{key}` is missing here"
     t.findings.error("QC102", f"the key `{key}` is missing{where}", place, label=label, help=advice)
 
 
 def _wrong_type(t: Translator, error: Error, loc: Loc, node: Node, place: Place) -> None:
-    del place
     expected = EXPECTED.get(error["type"], error["msg"][:1].lower() + error["msg"][1:])
     if error["type"] == "union_tag_not_found" and "discriminator" in error.get("ctx", {}):
         if error["ctx"]["discriminator"] == "'name'":
-            _missing_key(t, {**error, "loc": (*error["loc"], "name")}, loc, node, _key_place(t.root, loc))
+            _missing_name(t, error, loc, node, place)
             return
         expected = QCONFIG_FORMS
+    is_null = isinstance(node, Leaf) and node.value is None
+    advice = type_advice(expected, node)
+    if expected == "a text" and loc[0] == "guards":
+        advice = CONDITION_ADVICE
     t.findings.error(
         "QC103",
         f"`{key_path(loc)}`: expected {expected}, got {describe(node)}",
-        node.place,
+        place if is_null else node.place,
         label=f"expected {expected}" if len(expected) < 40 else "",
-        help=type_advice(expected, node),
+        help=advice,
     )
 
 
-def _key_place(root: Node, loc: Loc) -> Place:
-    steps = list(walk(root, loc))
-    return steps[-1][1] if steps else root.place
+def _missing_name(t: Translator, error: Error, loc: Loc, node: Node, place: Place) -> None:
+    """The key that says which of several models a mapping is: absent, or misspelt."""
+    if isinstance(node, Table):
+        for key, entry in node.entries.items():
+            if nearest(key, ["name"]):
+                label, advice = "did you mean `name`?", "write `name`"
+                summary = f"unknown key `{shortened(key)}` in `{key_path(loc)}`"
+                t.findings.error("QC101", summary, entry.key_place, label=label, help=advice)
+                return
+        _missing_key(t, {**error, "loc": (*error["loc"], "name")}, loc, node, place)
+    else:
+        _wrong_type(t, {**error, "type": "dict_type"}, loc, node, place)
 
 
 def type_advice(expected: str, node: Node) -> str:
@@ -245,7 +277,7 @@ def _wrong_form(t: Translator, error: Error, loc: Loc, node: Node, place: Place)
         "QC105",
         f"`{key_path(loc)}`: {describe(node)} is not a condition",
         node.place,
-        help='write a comparison with a number, such as ">= 0.95"',
+        help=CONDITION_ADVICE,
     )
 
 
@@ -292,7 +324,7 @@ def _step(annotation: Any, key: str | int) -> Any:
         return None
     if get_origin(annotation) is dict:
         return _unwrapped(get_args(annotation)[1])
-    if isinstance(annotation, types.UnionType):
+    if _is_union(annotation):
         return next((item for item in map(_unwrapped, get_args(annotation)) if _has_tag(item, key)), None)
     return None
 
@@ -301,11 +333,15 @@ def _unwrapped(annotation: Any) -> Any:
     """An annotation without ``Annotated`` and without ``| None`` around a single type."""
     while hasattr(annotation, "__metadata__"):
         annotation = annotation.__origin__
-    if isinstance(annotation, types.UnionType):
+    if _is_union(annotation):
         members = [item for item in get_args(annotation) if item is not type(None)]
         if len(members) == 1:
             return _unwrapped(members[0])
     return annotation
+
+
+def _is_union(annotation: Any) -> bool:
+    return get_origin(annotation) in (Union, types.UnionType)
 
 
 def _is_model(annotation: Any) -> bool:

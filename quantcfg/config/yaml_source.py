@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import yaml
 
-from quantcfg.config.findings import Findings
+from quantcfg.config.collect import Findings
 from quantcfg.config.nodes import Entry, Items, Leaf, Node, Table, shortened
 from quantcfg.config.scalars import ScalarError, read_plain
 from quantcfg.config.source import MAX_ALIASES, MAX_DEPTH, MAX_NODES, Stop

@@ -1,0 +1,67 @@
+"""Collects what is wrong with a config: one diagnostic per cause, each with its source line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from quantcfg.errors import Diagnostic, DiagnosticList, Place
+
+Related = tuple[tuple[Place, str], ...]
+
+
+@dataclass(slots=True)
+class Findings:
+    """The texts that were read, by name, and everything found in them."""
+
+    sources: dict[str, str] = field(default_factory=dict)
+    _list: DiagnosticList = field(default_factory=DiagnosticList)
+    _seen: set[tuple[str, Place | None, str]] = field(default_factory=set)
+
+    def error(
+        self,
+        code: str,
+        summary: str,
+        place: Place | None = None,
+        *,
+        label: str = "",
+        notes: tuple[str, ...] = (),
+        help: str = "",
+        related: Related = (),
+        severity: str = "error",
+    ) -> None:
+        """Keep one finding; the same code at the same place is kept once."""
+        key = (code, place, "" if place else summary)
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        source = source_line(self.sources, place)
+        self._list.add(Diagnostic(code, summary, place, source, label, notes, help, related, severity))
+
+    def warning(
+        self, code: str, summary: str, place: Place | None = None, *, label: str = "", help: str = ""
+    ) -> None:
+        """Keep one finding that does not make the config invalid."""
+        self.error(code, summary, place, label=label, help=help, severity="warning")
+
+    @property
+    def errors(self) -> list[Diagnostic]:
+        """Those that make the config invalid, sorted by place."""
+        return self._list.errors
+
+    @property
+    def warnings(self) -> tuple[Diagnostic, ...]:
+        """The others, in the order found."""
+        return tuple(item for item in self._list.items if item.severity == "warning")
+
+    def raise_if_errors(self) -> None:
+        """Raise `ConfigError` with every error collected so far."""
+        self._list.raise_if_errors()
+
+
+def source_line(sources: Mapping[str, str], place: Place | None) -> str:
+    """The text of the line that a place points to; empty when it is not known."""
+    if place is None or place.file not in sources:
+        return ""
+    lines = sources[place.file].split("\n", place.line)
+    return lines[place.line - 1] if place.line <= len(lines) else ""
