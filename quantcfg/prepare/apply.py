@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from quantcfg.config.spec import FakeQuantSpec, QConfigSpec
 from quantcfg.errors import PrepareError
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
-from quantcfg.prepare import ops
 from quantcfg.prepare.assign import Assignment, Assignments
 from quantcfg.prepare.fold import fold_batch_norm, foldable
 from quantcfg.prepare.record import Recording, Site
@@ -82,8 +81,10 @@ class _Builder:
             action = self._action(row, live.get(row.site.index))
             table = self._table(row.site)
             if action is not None:
-                table.set(row.site.spelling, ops.canonical(row.site.spelling), row.site.ordinal, action)
-        self._pad()
+                table.set(row.site.counted, row.site.ordinal, action)
+            else:
+                table.pad(row.site.counted, row.site.ordinal)
+        self._close()
         return self.applied
 
     # -- batch norm --------------------------------------------------------------------------------------------
@@ -207,14 +208,12 @@ class _Builder:
         assert table is not None
         return table
 
-    def _pad(self) -> None:
-        """Fill the tables up to what ran, so that "beyond the recorded" is told from "recorded and float"."""
-        for site in self.recording.sites:
-            table = self.applied.runner.tables[site.path][site.call]
-            if table is not None:
-                table.pad(ops.canonical(site.spelling), site.ordinal)
+    def _close(self) -> None:
+        recorded = self.recording
         for path, tables in self.applied.runner.tables.items():
-            self.applied.runner.tables[path] = [table if table and table.names else None for table in tables]
+            for call, table in enumerate(tables):
+                if table is not None and (path, call) in recorded.counts:
+                    tables[call] = table.close(recorded.spellings[path, call], recorded.counts[path, call])
 
 
 def _build(

@@ -248,6 +248,8 @@ class _Assigner:
                 break
             if producer.kind is OpKind.CLIP and not self._grid(producer.data[0].value):
                 break  # after a ReLU the range is half as wide: quantize there
+            if producer.spelling == "__get__" and not self._grid(value):
+                break  # a property such as x.T is not called by a name of its own
             consumer, slot, value = producer, producer.data[0].slot, producer.data[0].value
         if value in self.on_grid:
             return

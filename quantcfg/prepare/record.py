@@ -71,7 +71,8 @@ class Site:
     path: str
     call: int
     op: str
-    spelling: str
+    spelling: str  # the __name__ it was called by
+    counted: str  # the op that its ordinal counts
     ordinal: int
     kind: OpKind
     spec: OpSpec
@@ -87,13 +88,19 @@ class Site:
 
 @dataclass(slots=True)
 class Recording:
-    """Everything one forward did. ``calls`` counts how often each module ran."""
+    """Everything one forward did.
+
+    ``calls`` counts how often each module ran; ``spellings`` has, for each call, the op of each ``__name__`` that
+    ran in it and ``counts`` how often each op did, so that occurrences are counted later as they were here.
+    """
 
     sites: list[Site] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)
     calls: dict[str, int] = field(default_factory=dict)
     inputs: list[int] = field(default_factory=list)
     returned: set[int] = field(default_factory=set)
+    spellings: dict[tuple[str, int], dict[str, str]] = field(default_factory=dict)
+    counts: dict[tuple[str, int], dict[str, int]] = field(default_factory=dict)
 
     def sole_consumer(self, value: int) -> Site | None:
         """The one site that reads a value which nothing else, the caller included, can see."""
@@ -145,7 +152,9 @@ class Recorder:
             return func(*args, **kwargs)
         spelling = getattr(func, "__name__", op)
         ordinal = scope.next_ordinal(op)
-        op = self._stubs.get(scope.path, op)
+        self.recording.spellings.setdefault((scope.path, scope.call), {})[spelling] = op
+        self.recording.counts[scope.path, scope.call] = scope.counts
+        counted, op = op, self._stubs.get(scope.path, op)
         operands = list(self._operands(args, kwargs))
         result = func(*args, **kwargs)
         made = args[0] if spelling == "__setitem__" else result
@@ -154,6 +163,7 @@ class Recorder:
             return result
         inplace = ops.is_inplace(spelling) and any(made is arg for arg in args[:1])
         site = self._site(scope, op, spelling, ordinal, operands, args, kwargs, inplace)
+        site.counted = counted
         site.outputs = tuple(self._output(site, tensor, position) for position, tensor in enumerate(outputs))
         self._mark_masks(site, operands, outputs, args, kwargs)
         site.macs = _macs(site, operands, outputs, self.recording)
@@ -166,7 +176,7 @@ class Recorder:
         spec = ops.spec_of(op)
         data, weights = self._split(spec, op, operands)
         kind = _kind_of(op, spec, args, kwargs)
-        site = Site(len(self.recording.sites), scope.path, scope.call, op, spelling, ordinal, kind, spec,
+        site = Site(len(self.recording.sites), scope.path, scope.call, op, spelling, op, ordinal, kind, spec,
                     tuple(data), tuple(weights), (), inplace)  # fmt: skip
         self.recording.sites.append(site)
         for operand in operands:
@@ -227,7 +237,7 @@ class Recorder:
                         yield from self._operand((key, position), item)
 
     def _operand(self, slot: Slot, tensor: Tensor) -> Iterator[Operand]:
-        if not _is_float(tensor):
+        if not _is_float(tensor) or tensor.numel() == 0:
             return
         tag = getattr(tensor, _TAG, None)
         if tag is not None and tag < 0:

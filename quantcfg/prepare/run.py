@@ -73,7 +73,7 @@ class Action:
 
     def _quantize(self, result: Any, fake_quant: FakeQuantizeBase) -> Any:
         if isinstance(result, Tensor):
-            return fake_quant(result)
+            return fake_quant(result) if result.is_floating_point() else result
         items = list(result)
         for index, item in enumerate(items[: self.num_outputs or None]):
             if isinstance(item, Tensor) and item.is_floating_point():
@@ -84,6 +84,8 @@ class Action:
 
 def _shared(x: Tensor, key: int, fake_quant: FakeQuantizeBase, memo: Memo) -> Tensor:
     """Quantize a value once, however many ops of this forward read it."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        return x  # this time it is an index or a number
     seen = memo.get(key)
     if seen is not None and seen[0] is x:
         return seen[1]
@@ -115,18 +117,23 @@ class Table:
     names: dict[str, str] = field(default_factory=dict)
     actions: dict[str, list[Action | None]] = field(default_factory=dict)
 
-    def set(self, spelling: str, op: str, ordinal: int, action: Action) -> None:
+    def set(self, op: str, ordinal: int, action: Action) -> None:
         """Note the action of the ``ordinal``-th occurrence of ``op``."""
-        self.names[spelling] = op
-        row = self.actions.setdefault(op, [])
-        row.extend([None] * (ordinal + 1 - len(row)))
-        row[ordinal] = action
+        self.pad(op, ordinal)
+        self.actions[op][ordinal] = action
 
     def pad(self, op: str, ordinal: int) -> None:
         """Note that the ``ordinal``-th occurrence of ``op`` was recorded, with or without an action."""
-        row = self.actions.get(op)
-        if row is not None:
-            row.extend([None] * (ordinal + 1 - len(row)))
+        row = self.actions.setdefault(op, [])
+        row.extend([None] * (ordinal + 1 - len(row)))
+
+    def close(self, spellings: dict[str, str], counts: dict[str, int]) -> Table | None:
+        """Keep only the ops that have an action, as many occurrences as ran; None when no op has one."""
+        self.actions = {op: row for op, row in self.actions.items() if any(row)}
+        for op in self.actions:
+            self.pad(op, counts[op] - 1)
+        self.names = {spelling: op for spelling, op in spellings.items() if op in self.actions}
+        return self if self.actions else None
 
 
 class Runner:
