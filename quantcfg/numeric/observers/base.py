@@ -11,6 +11,7 @@ from torch import Tensor
 
 from quantcfg.errors import NumericError
 from quantcfg.numeric.dtypes import QuantDType, as_dtype, quant_bounds
+from quantcfg.numeric.histogram import in_memory_order
 from quantcfg.numeric.observers.exact import ExactModule
 from quantcfg.numeric.observers.records import BatchRecords, Range
 from quantcfg.numeric.qparams import QParams, as_qscheme, choose_qparams, is_per_channel, is_symmetric
@@ -314,13 +315,6 @@ def channel_aminmax(x: Tensor, ch_axis: int) -> Range:
         return x.float(), x.float()
     # One reduction over several axes each: aminmax takes one axis and runs six times slower along it.
     return x.amin(others).float(), x.amax(others).float()
-
-
-def in_memory_order(x: Tensor) -> Tensor:
-    """``x`` with its axes permuted so that memory is read forward: without a copy where it is dense."""
-    if torch.compiler.is_compiling() or x.is_contiguous():
-        return x
-    return x.permute(sorted(range(x.dim()), key=x.stride, reverse=True))
 
 
 def _count_nonfinite(x: Tensor) -> int:
