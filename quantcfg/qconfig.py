@@ -1,7 +1,7 @@
 """The bridge between config and numbers: qconfigs as factories of fake quantize modules.
 
-Nothing else knows both sides. A `QConfigSpec` (names and scalars, from a file) becomes a `QConfig` (factories)
-and back; every ``default_*_qconfig`` of the reference toolkit is an attribute of this module.
+Nothing else knows both sides. A `QConfigSpec` (names and scalars, from a file) becomes a `QConfig`
+(factories) and back; every ``default_*_qconfig`` of the reference toolkit is an attribute of this module.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from quantcfg.config.spec import FakeQuantSpec, QConfigSpec
 from quantcfg.config.suggest import nearest
 from quantcfg.errors import QuantcfgDeprecationWarning
 from quantcfg.numeric.dtypes import QuantDType, as_dtype
+from quantcfg.numeric.fake_quantize import FAKE_QUANTIZES
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
 from quantcfg.numeric.observers import OBSERVERS
 from quantcfg.numeric.observers.base import Observer
-from quantcfg.numeric.fake_quantize import FAKE_QUANTIZES
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +88,13 @@ class FakeQuantFactory:
 class QConfig:
     """How one op is quantized: a factory for its output (``activation``) and one for its weights.
 
-    None in a slot means no fake quantize there: ``activation=None`` is the 32-bit output. ``output`` is another
-    name for ``activation``; ``input`` is used for inputs that arrive in float, and is ``activation`` when None.
+    None in a slot means no fake quantize there: ``activation=None`` is the 32-bit output. ``output`` is
+    another name for ``activation``; ``input`` is used for inputs that arrive in float, and is ``activation``
+    when None.
 
     Raises:
-        ValueError: both ``activation`` and ``output`` are given, or a slot holds a module instead of a factory.
+        ValueError: both ``activation`` and ``output`` are given, or a slot holds a module instead of a
+        factory.
     """
 
     activation: FakeQuantFactory | None
@@ -103,17 +105,16 @@ class QConfig:
         self,
         activation: FakeQuantFactory | None = None,
         weight: FakeQuantFactory | None = None,
-        input: FakeQuantFactory | None = None,  # noqa: A002  the reference's name
+        input: FakeQuantFactory | None = None,
         output: FakeQuantFactory | None = None,
     ) -> None:
         if activation is not None and output is not None:
             raise ValueError("'activation' and 'output' are two names of one slot: give one of them")
-        slots = {"activation": output if activation is None else activation, "weight": weight, "input": input}
+        slots: dict[str, Any] = {"activation": activation or output, "weight": weight, "input": input}
         for name, factory in slots.items():
             if factory is not None and not isinstance(factory, FakeQuantFactory):
-                raise ValueError(
-                    f"'{name}' must be a factory such as get_default_qconfig gives (got {type(factory).__name__})"
-                )
+                got = type(factory).__name__
+                raise ValueError(f"'{name}' must be a factory such as get_default_qconfig gives (got {got})")
             object.__setattr__(self, name, factory)
 
     @property
@@ -122,7 +123,7 @@ class QConfig:
         return self.activation
 
 
-def get_default_qconfig(
+def get_default_qconfig(  # noqa: PLR0917  the reference's signature
     activation_fake_quant: str | None = "fake_quant",
     weight_fake_quant: str | None = "fake_quant",
     activation_observer: str | None = "min_max",
@@ -132,13 +133,14 @@ def get_default_qconfig(
 ) -> QConfig:
     """Put a qconfig together from the names of its parts.
 
-    A fake quant of None leaves its slot out, and its observer is not looked at. Weights without ``qscheme`` are
-    per channel symmetric, and then without ``ch_axis`` use axis 0. The dicts are not changed.
+    A fake quant of None leaves its slot out, and its observer is not looked at. Weights without ``qscheme``
+    are per channel symmetric, and then without ``ch_axis`` use axis 0. The dicts are not changed.
 
     Args:
         activation_fake_quant: ``fake_quant``, ``lsq``, ``pact`` or None (32-bit output).
         weight_fake_quant: the same for weights.
-        activation_observer: ``min_max``, ``fixed_scale``, ``clip``, ``percentile``, ``clip_std``, ``mse``, ``kl``
+        activation_observer: ``min_max``, ``fixed_scale``, ``clip``, ``percentile``, ``clip_std``, ``mse``,
+        ``kl``
             or ``mix``.
         weight_observer: the same for weights.
         activation_qkwargs: parameters of the fake quant and of the observer, by name.
@@ -178,7 +180,7 @@ def _factory(fake_quant: str, observer: str, kwargs: Mapping[str, Any]) -> FakeQ
 
 
 def _plain(value: Any) -> Any:
-    """Names instead of objects: ``torch.per_tensor_affine`` -> ``"per_tensor_affine"``, a class -> its name."""
+    """Names instead of objects: ``"per_tensor_affine"`` for torch's, ``"mse"`` for a class."""
     if isinstance(value, torch.qscheme):
         return str(value).removeprefix("torch.")
     if isinstance(value, QuantDType):
@@ -206,15 +208,25 @@ def _parameters(cls: type) -> set[str]:
 
 def qconfig_from_spec(spec: QConfigSpec) -> QConfig:
     """Turn the resolved names of a config into factories."""
-    slots = (spec.activation, spec.weight, spec.input)
-    return QConfig(*(slot and _factory(slot.fake_quant, slot.observer, slot.kwargs) for slot in slots))
+    return QConfig(*(_spec_factory(slot) for slot in (spec.activation, spec.weight, spec.input)))
+
+
+def _spec_factory(spec: FakeQuantSpec | None) -> FakeQuantFactory | None:
+    return None if spec is None else _factory(spec.fake_quant, spec.observer, spec.kwargs)
 
 
 def spec_from_qconfig(qconfig: QConfig, name: str = "custom") -> QConfigSpec:
     """The names behind a qconfig, as rules hold them."""
-    factories = (qconfig.activation, qconfig.weight, qconfig.input)
-    slots = [f and FakeQuantSpec(f.fake_quant, f.observer, f.kwargs) for f in factories]
-    return QConfigSpec(slots[0], slots[1], name=name, input=slots[2])
+    return QConfigSpec(
+        _factory_spec(qconfig.activation),
+        _factory_spec(qconfig.weight),
+        name,
+        input=_factory_spec(qconfig.input),
+    )
+
+
+def _factory_spec(factory: FakeQuantFactory | None) -> FakeQuantSpec | None:
+    return None if factory is None else FakeQuantSpec(factory.fake_quant, factory.observer, factory.kwargs)
 
 
 def preset_qconfig(name: str, stage: str = "calib") -> QConfig:

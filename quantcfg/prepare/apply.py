@@ -4,47 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from quantcfg.config.spec import FakeQuantSpec, QConfigSpec
-from quantcfg.errors import PrepareError
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
 from quantcfg.prepare.assign import Assignment, Assignments
 from quantcfg.prepare.fold import fold_batch_norm, foldable
-from quantcfg.prepare.record import Recording, Site
+from quantcfg.prepare.hosts import container_of, host_of
+from quantcfg.prepare.record import Operand, Recording, Site, Slot
 from quantcfg.prepare.run import Action, LiveBatchNorm, Runner, Table
 from quantcfg.qconfig import FakeQuantFactory, qconfig_from_spec
 
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 BN_MODES = ("fold", "keep", "freeze")
-ATTRIBUTE = "fake_quants"
 
 
-class FakeQuants(nn.ModuleDict):
-    """The fake quantize modules of one host module, by slot: ``weight``, ``output``, ``add_0``, ``input_0``.
+@dataclass(frozen=True, slots=True)
+class Slotted:
+    """One quantizer to build: its label at its site, its spec, the shape it sees, and its name in the model.
 
-    ``qat`` says that statistics follow the mode of the model: observed in training, not in evaluation.
+    ``axis`` is the channel axis where the op decides it; ``every_call`` shares it among a module's calls.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.qat = False
-        self.frozen = False
-
-    def forward(self, x: Any) -> Any:
-        """Return ``x``: a forward that walks over its children meets an identity."""
-        return x
-
-    def train(self, mode: bool = True) -> FakeQuants:
-        """Switch the mode, and in QAT the observers with it."""
-        super().train(mode)
-        if self.qat:
-            for module in self.values():
-                module.observing = mode and not self.frozen  # type: ignore[assignment]
-        return self
+    label: str
+    spec: FakeQuantSpec
+    shape: tuple[int, ...]
+    name: str
+    axis: int | None = None
+    every_call: bool = False
 
 
 @dataclass(slots=True)
@@ -71,7 +59,7 @@ class _Builder:
         self.modules = dict(model.named_modules())
         self.applied = Applied(Runner({}, set(self.modules) - set(recording.calls)))
         self.shared: dict[int, FakeQuantizeBase] = {}
-        self.weights: dict[tuple[str, Any], FakeQuantizeBase] = {}
+        self.weights: dict[tuple[str, str, int, Slot], FakeQuantizeBase] = {}
         self.behind: dict[int, int] = {}  # GEMM -> the batch norm that stays and whose output is quantized
         self.waiting: dict[int, FakeQuantizeBase] = {}
 
@@ -87,8 +75,6 @@ class _Builder:
         self._close()
         return self.applied
 
-    # -- batch norm --------------------------------------------------------------------------------------------
-
     def _batch_norms(self) -> dict[int, LiveBatchNorm]:
         """Fold what can be folded; return the batch norms that stay, by the GEMM they follow."""
         live: dict[int, LiveBatchNorm] = {}
@@ -96,9 +82,8 @@ class _Builder:
             if chain.batch_norm is None:
                 continue
             gemm, norm = self.recording.sites[chain.sites[0]], self.recording.sites[chain.batch_norm]
-            once = self.recording.calls[gemm.path] == 1 and self.recording.calls[norm.path] == 1
             host, module = self.modules[gemm.path], self.modules[norm.path]
-            if self.bn == "fold" and once and foldable(host, module):
+            if self.bn == "fold" and self._owns_weight(gemm, norm) and foldable(host, module):
                 fold_batch_norm(host, module, axis=_output_axis(gemm))
                 self._replace(norm.path)
                 self.applied.folded[norm.index] = f"folded into {gemm.name}"
@@ -112,93 +97,77 @@ class _Builder:
                 self.applied.folded[norm.index] = f"kept behind {gemm.name}"
         return live
 
+    def _owns_weight(self, gemm: Site, norm: Site) -> bool:
+        """Whether nothing but this pair uses the GEMM's weight, which is its module's own parameter."""
+        weight = self.recording.values[gemm.weights[0].value]
+        return (
+            weight.kind == "parameter"
+            and weight.name == f"{gemm.path}.weight"
+            and len(weight.consumers) == 1
+            and self.recording.calls[gemm.path] == self.recording.calls[norm.path] == 1
+        )
+
     def _replace(self, path: str) -> None:
         parent, _, name = path.rpartition(".")
         self.modules[parent]._modules[name] = nn.Identity()
 
-    # -- one site ----------------------------------------------------------------------------------------------
-
     def _action(self, row: Assignment, batch_norm: LiveBatchNorm | None) -> Action | None:
         site = row.site
         action = Action(batch_norm=batch_norm, num_outputs=site.spec.outputs, write_back=site.written_back)
-        for edge in row.edges:
-            action.edges.append((edge.slot, edge.value, self._edge(edge.value)))
+        action.edges = [(edge.slot, edge.value, self._edge(edge.value)) for edge in row.edges]
         if row.weight is not None:
-            for operand in site.weights:
-                action.weights.append(
-                    (operand.slot, self._weight(site, row.weight, operand.slot, operand.value))
-                )
+            action.weights = [(o.slot, self._weight(site, row.weight, o)) for o in site.weights]
         if row.output is not None:
-            shape = self.recording.values[site.outputs[0]].shape
-            action.output = self._make(
-                site, _slot_name(site, "output"), row.output, shape, f"{site.name}.output"
-            )
+            self._place_output(site, action, self._output(site, row.output))
+        elif site.index in self.waiting:
+            action.output = self.waiting[site.index]
         return action if action.edges or action.weights or action.output is not None else None
+
+    def _output(self, site: Site, spec: FakeQuantSpec) -> FakeQuantizeBase:
+        shape = self.recording.values[site.outputs[0]].shape
+        return self._make(site, Slotted("output", spec, shape, f"{site.name}.output"))
+
+    def _place_output(self, site: Site, action: Action, output: FakeQuantizeBase) -> None:
+        norm = self.behind.get(site.index)
+        if norm is None:
+            action.output = output
+        else:
+            self.waiting[norm] = output
 
     def _edge(self, value: int) -> FakeQuantizeBase:
         if value not in self.shared:
+            owner = self.assignments.input_owner
             source = self.recording.values[value]
-            site = self.recording.sites[self.assignments.input_owner[value]]
-            number = sum(1 for other in self.shared if self.assignments.input_owner[other] == site.index)
+            site = self.recording.sites[owner[value]]
+            number = sum(owner[other] == site.index for other in self.shared)
             name = f"input.{source.name}" if source.kind == "input" else f"{site.name}.input_{number}"
-            slot = _slot_name(site, f"input_{number}")
-            self.shared[value] = self._make(site, slot, self.assignments.inputs[value], source.shape, name)
+            slotted = Slotted(f"input_{number}", self.assignments.inputs[value], source.shape, name)
+            self.shared[value] = self._make(site, slotted)
         return self.shared[value]
 
-    def _weight(self, site: Site, spec: FakeQuantSpec, slot: Any, value: int) -> FakeQuantizeBase:
+    def _weight(self, site: Site, spec: FakeQuantSpec, operand: Operand) -> FakeQuantizeBase:
         # A module that runs twice has one weight, and so one quantizer for it.
-        key = (site.path, (site.op, site.ordinal if site.name != site.path else 0, slot))
+        key = (site.path, site.counted, site.ordinal, operand.slot)
         if key not in self.weights:
-            source = self.recording.values[value]
-            label = "weight" if len(site.weights) == 1 else f"weight_{_weight_label(slot)}"
-            first = site.name.replace(f":{site.call}", "") if site.call else site.name
-            name = _slot_name(site, label, shared=True)
-            self.weights[key] = self._make(
-                site,
-                name,
-                spec,
-                source.shape,
-                f"{first}.{label}",
-                axis=_weight_axis(site, slot, source.shape),
-            )
+            shape = self.recording.values[operand.value].shape
+            label = "weight" if len(site.weights) == 1 else f"weight_{_argument(operand.slot)}"
+            name = f"{site.name.replace(f':{site.call}', '')}.{label}"
+            axis = _weight_axis(site, operand.slot, shape)
+            self.weights[key] = self._make(site, Slotted(label, spec, shape, name, axis, every_call=True))
         return self.weights[key]
 
-    def _make(
-        self, site: Site, slot: str, spec: FakeQuantSpec, shape: tuple[int, ...], name: str,
-        axis: int | None = None,
-    ) -> FakeQuantizeBase:  # fmt: skip
-        factory = qconfig_from_spec(QConfigSpec(spec, None)).activation
+    def _make(self, site: Site, slotted: Slotted) -> FakeQuantizeBase:
+        factory = qconfig_from_spec(QConfigSpec(slotted.spec, None)).activation
         assert factory is not None
-        module = _build(factory, shape, axis, name)
-        host_path, prefix = self._host(site.path)
-        host = self.modules[host_path]
-        container = _container(host)
-        key = f"{prefix}{slot}"
+        module = _build(factory, slotted)
+        path, prefix = host_of(site.path, self.modules)
+        container = container_of(self.modules[path])
+        key = f"{prefix}{_slot_name(site, slotted)}"
         while key in container:
             key += "_"
-        container[key] = module.to(_device(host, self.model)).train(self.model.training)
-        self.applied.modules[name] = module
+        container[key] = module.to(_device(self.modules[path], self.model)).train(self.model.training)
+        self.applied.modules[slotted.name] = module
         return module
-
-    def _host(self, path: str) -> tuple[str, str]:
-        """The module that holds the quantizers of a site, and a prefix where it is not the site's owner.
-
-        A container that a forward iterates over must not grow a child, so its quantizers live one level up, or,
-        at the root, in its first child that is no container.
-        """
-        prefix = ""
-        while isinstance(self.modules[path], _CONTAINERS):
-            if not path:
-                return self._first_plain(), "root_"
-            path, _, name = path.rpartition(".")
-            prefix = f"{name}_{prefix}"
-        return path, prefix
-
-    def _first_plain(self) -> str:
-        for path, module in self.modules.items():
-            if not isinstance(module, _CONTAINERS):
-                return path
-        raise PrepareError("the model holds no module besides containers: there is nothing to quantize")
 
     def _table(self, site: Site) -> Table:
         tables = self.applied.runner.tables.setdefault(site.path, [])
@@ -216,43 +185,30 @@ class _Builder:
                     tables[call] = table.close(recorded.spellings[path, call], recorded.counts[path, call])
 
 
-def _build(
-    factory: FakeQuantFactory, shape: tuple[int, ...], axis: int | None, name: str
-) -> FakeQuantizeBase:
+def _build(factory: FakeQuantFactory, slotted: Slotted) -> FakeQuantizeBase:
+    shape = slotted.shape
     if not factory.per_channel:
-        return factory(name=name)
-    channel = factory.ch_axis if axis is None else axis
+        return factory(name=slotted.name)
+    channel = factory.ch_axis if slotted.axis is None else slotted.axis
     if not -len(shape) <= channel < len(shape):
-        return factory.per_tensor()(name=name)
+        return factory.per_tensor()(name=slotted.name)
     channel %= len(shape)
-    return factory(num_channels=shape[channel], ch_axis=channel, name=name)
+    return factory(num_channels=shape[channel], ch_axis=channel, name=slotted.name)
 
 
-def _container(host: nn.Module) -> FakeQuants:
-    attribute = ATTRIBUTE
-    while attribute in host._modules and not isinstance(host._modules[attribute], FakeQuants):
-        attribute += "_"  # the user's own name
-    if attribute not in host._modules:
-        host.add_module(attribute, FakeQuants())
-    container = host._modules[attribute]
-    assert isinstance(container, FakeQuants)
-    return container
+def _slot_name(site: Site, slotted: Slotted) -> str:
+    label = slotted.label
+    own = site.name in (site.path, f"{site.path}:{site.call}")
+    functional = f"{site.op}_{site.ordinal}" + ("" if label == "output" else f"_{label}")
+    base = label if own else functional
+    return f"{base}_call{site.call}" if site.call and not slotted.every_call else base
 
 
-def _slot_name(site: Site, label: str, *, shared: bool = False) -> str:
-    own = site.name == site.path or site.name == f"{site.path}:{site.call}"
-    if own:
-        base = label
-    else:
-        base = f"{site.op}_{site.ordinal}" + ("" if label == "output" else f"_{label}")
-    return f"{base}_call{site.call}" if site.call and not shared else base
-
-
-def _weight_label(slot: Any) -> str:
+def _argument(slot: Slot) -> str:
     return str(slot[0]).removesuffix("_weight")
 
 
-def _weight_axis(site: Site, slot: Any, shape: tuple[int, ...]) -> int | None:
+def _weight_axis(site: Site, slot: Slot, shape: tuple[int, ...]) -> int | None:
     """The axis of the output channels of a weight: that of the op, or the last one of a matrix product."""
     if slot[0] in site.spec.weights:
         return site.spec.weights[slot[0]]

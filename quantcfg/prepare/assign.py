@@ -1,7 +1,8 @@
 """Assign: rules x recorded sites -> what happens at each site, and why.
 
-A pure function of the recording and the decisions of the rules. It walks the sites in the order they ran and keeps
-for every value the grid it is on, so that nothing is quantized twice and nothing arrives unquantized by accident.
+A pure function of the recording and the decisions of the rules. It walks the sites in the order they ran and
+keeps for every value the grid it is on, so that nothing is quantized twice and nothing arrives unquantized by
+accident.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Assignment:
     weight: FakeQuantSpec | None = None
     edges: list[Edge] = field(default_factory=list)
     chain_end: int | None = None
+    constant: bool = False  # depends on no activation: a parameter being reshaped, a mask being built
 
 
 @dataclass(slots=True)
@@ -107,8 +109,6 @@ class _Assigner:
                 self._alone(row)
         return Assignments(self.rows, self.edges, self.owner, chains)
 
-    # -- what stays in float whatever the rules say, and why ---------------------------------------------------
-
     def _float_reason(self, row: Assignment) -> str:
         site = row.site
         values = self.recording.values
@@ -117,6 +117,7 @@ class _Assigner:
         if outside:
             return outside
         if site.kind is OpKind.CREATE or not any(values[index].live for index in site.outputs):
+            row.constant = True
             fixed = all(values[index].fixed for index in site.outputs)
             return "computed from parameters only" if fixed else "made from integers, booleans or constants"
         if self._is_statistic(site, live):
@@ -160,8 +161,6 @@ class _Assigner:
     def _fusable(self, row: Assignment) -> bool:
         """CLIP ops need no rule of their own, but a rule that leaves one in float keeps it out of a chain."""
         return row.site.kind not in (OpKind.MOVE, OpKind.JOIN) and not self._rule_reason(row.decision)
-
-    # -- sites that are quantized or passed through ------------------------------------------------------------
 
     def _in_chain(self, row: Assignment, chain: Chain) -> None:
         site = row.site
@@ -221,8 +220,6 @@ class _Assigner:
         spec = row.decision.spec
         return spec.weight if spec is not None and row.site.weights else None
 
-    # -- inputs ------------------------------------------------------------------------------------------------
-
     def _inputs(self, row: Assignment, operands: Sequence[Operand]) -> None:
         """See to it that what the op reads is on a grid; put a quantizer on what arrives in float."""
         spec = row.decision.spec
@@ -273,7 +270,8 @@ class _Assigner:
 
 
 def _strength(decision: Decision) -> tuple[int, int]:
-    # `losers` grow with the number of matching rules and say nothing of strength: tier, then the file's order.
+    # `losers` grow with the number of matching rules and say nothing of strength: tier, then the file's
+    # order.
     winner = decision.winner
     return (winner.tier, winner.order) if winner else (-1, -1)
 

@@ -31,9 +31,9 @@ def foldable(host: nn.Module, norm: nn.Module) -> bool:
 def fold_batch_norm(host: Any, norm: Any, *, axis: int) -> None:
     """Change ``host`` so that it computes what ``norm(host(x))`` computes in evaluation.
 
-    ``weight * f`` and ``(bias - mean) * f + beta`` with ``f = gamma / sqrt(var + eps)``, computed in float64 and
-    rounded once. ``axis`` is that of the output channels in the weight. With groups, a transposed convolution
-    has ``out_channels / groups`` entries there, group by group.
+    ``weight * f`` and ``(bias - mean) * f + beta`` with ``f = gamma / sqrt(var + eps)``, computed in float64
+    and rounded once. ``axis`` is that of the output channels in the weight. With groups, a transposed
+    convolution has ``out_channels / groups`` entries there, group by group.
     """
     factor, shift = _affine(norm)
     weight = host.weight.double()

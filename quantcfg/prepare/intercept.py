@@ -2,8 +2,8 @@
 
 Each module's ``forward`` is replaced *on the instance* by a `ScopedForward`, which tells the model's
 `Interceptor` where the program is; the outermost one also enters a `TorchFunctionMode` that hands every torch
-function to the interceptor's handler. Class, methods, hooks and parameters stay as they are, nothing is traced,
-and nothing is global: two prepared models do not know of each other.
+function to the interceptor's handler. Class, methods, hooks and parameters stay as they are, nothing is
+traced, and nothing is global: two prepared models do not know of each other.
 """
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ class ScopedForward:
         self.original: Callable[..., Any] | None = module.__dict__.get("forward")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the original forward; where quantization is on, inside its scope."""
         interceptor = self.interceptor
         if interceptor.pending is not None and not self.path:
             interceptor.pending(self.module, args, kwargs)

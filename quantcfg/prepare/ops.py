@@ -102,9 +102,10 @@ OPS: dict[str, OpSpec] = {
     **dict.fromkeys(("permute", "transpose", "t", "swapaxes", "swapdims", "movedim", "moveaxis"), _MOVE),
     **dict.fromkeys(("T", "mT", "H", "mH", "adjoint", "numpy_T", "squeeze", "unsqueeze"), _MOVE),
     **dict.fromkeys(("expand", "expand_as", "broadcast_to", "repeat", "repeat_interleave", "tile"), _MOVE),
-    **dict.fromkeys(("getitem", "select", "narrow", "index_select", "gather", "take", "take_along_dim"), _MOVE),
+    **dict.fromkeys(("getitem", "select", "narrow", "index_select", "gather", "take"), _MOVE),
     **dict.fromkeys(("masked_select", "diagonal", "unbind", "chunk", "split", "split_with_sizes"), _MOVE),
-    **dict.fromkeys(("tensor_split", "hsplit", "vsplit", "unfold", "fold", "as_strided", "roll", "flip"), _MOVE),
+    **dict.fromkeys(("tensor_split", "hsplit", "vsplit", "unfold", "fold", "as_strided"), _MOVE),
+    **dict.fromkeys(("take_along_dim", "roll", "flip"), _MOVE),
     **dict.fromkeys(("rot90", "tril", "triu", "contiguous", "clone", "detach", "alias", "identity"), _MOVE),
     **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"), _MOVE),
     **dict.fromkeys(("feature_dropout", "feature_alpha_dropout", "native_dropout"), _MOVE),
@@ -130,22 +131,24 @@ UNKNOWN = OpSpec(OpKind.FLOAT)
 
 # Python spellings of one op. An in-place mark (trailing `_`, `__i...__`) and dunders go first.
 _ALIASES = {
-    "radd": "add", "subtract": "sub", "multiply": "mul", "rmul": "mul", "truediv": "div", "true_divide": "div",
-    "divide": "div", "rtruediv": "rdiv", "rdiv": "rdiv", "negative": "neg", "absolute": "abs", "concat": "cat",
-    "concatenate": "cat", "clip": "clamp", "scaled_dot_product_attention": "scaled_dot_product_attention",
-    "_max_pool1d": "max_pool1d", "_max_pool2d": "max_pool2d", "_max_pool3d": "max_pool3d",
-    "boolean_dispatch": "max_pool2d", "linalg_matmul": "matmul", "constant_pad_nd": "pad", "_pad": "pad",
+    "radd": "add", "subtract": "sub", "multiply": "mul", "rmul": "mul", "truediv": "div", "true_divide":
+    "div", "divide": "div", "rtruediv": "rdiv", "rdiv": "rdiv", "negative": "neg", "absolute": "abs",
+    "concat": "cat", "concatenate": "cat", "clip": "clamp", "scaled_dot_product_attention":
+    "scaled_dot_product_attention", "_max_pool1d": "max_pool1d", "_max_pool2d": "max_pool2d", "_max_pool3d":
+    "max_pool3d", "boolean_dispatch": "max_pool2d", "linalg_matmul": "matmul", "constant_pad_nd": "pad",
+    "_pad": "pad",
 }  # fmt: skip
 
 # Questions about a tensor rather than computations on it.
 METADATA = frozenset({
     "size", "dim", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "is_complex", "item",
-    "tolist", "len", "bool", "int_scalar", "index", "ndimension", "storage_offset", "data_ptr", "element_size",
-    "get_device", "is_pinned", "has_names", "names", "hash", "repr", "format", "str", "is_nonzero", "numpy",
-    "is_same_size", "allclose", "equal", "is_inference", "is_signed", "is_tensor", "result_type", "can_cast",
-    "register_hook", "retain_grad", "backward", "requires_grad_", "set_", "resize_", "storage", "untyped_storage",
-    "has_torch_function", "broadcast_shapes", "is_conj", "is_neg", "is_coalesced", "float_scalar", "array",
-    "contains", "iter", "reduce_ex", "deepcopy", "setstate", "dlpack", "is_shared", "pin_memory",
+    "tolist", "len", "bool", "int_scalar", "index", "ndimension", "storage_offset", "data_ptr",
+    "element_size", "get_device", "is_pinned", "has_names", "names", "hash", "repr", "format", "str",
+    "is_nonzero", "numpy", "is_same_size", "allclose", "equal", "is_inference", "is_signed", "is_tensor",
+    "result_type", "can_cast", "register_hook", "retain_grad", "backward", "requires_grad_", "set_",
+    "resize_", "storage", "untyped_storage", "has_torch_function", "broadcast_shapes", "is_conj", "is_neg",
+    "is_coalesced", "float_scalar", "array", "contains", "iter", "reduce_ex", "deepcopy", "setstate",
+    "dlpack", "is_shared", "pin_memory",
 })  # fmt: skip
 
 _DUNDER_SCALARS = {"__float__": "float_scalar", "__int__": "int_scalar", "__index__": "index"}

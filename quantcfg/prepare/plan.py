@@ -17,6 +17,7 @@ from quantcfg.prepare.record import Recording
 
 PLAN_VERSION = 1
 FLOAT_BITS = 32
+_NOT_COMPUTING = (OpKind.MOVE, OpKind.CLIP, OpKind.CREATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,11 +192,8 @@ def _size(shape: tuple[int, ...]) -> int:
 
 def _coverage(model: nn.Module, rows: Sequence[OpRow], assignments: Assignments) -> Coverage:
     """Count ops that compute, and each weight once however often its module runs."""
-    computing = [
-        row for row, item in zip(rows, assignments.rows, strict=True)
-        if item.site.kind not in (OpKind.MOVE, OpKind.CLIP, OpKind.CREATE) and not row.reason.startswith("computed from")
-        and not row.reason.startswith("made from")
-    ]  # fmt: skip
+    pairs = zip(rows, assignments.rows, strict=True)
+    computing = [row for row, item in pairs if item.site.kind not in _NOT_COMPUTING and not item.constant]
     weighted = {row.owner: row for row in rows if row.weight is not None}
     quantized_params = sum(row.params for row in weighted.values())
     weight_bits = sum(row.params * _bits(row.weight) for row in weighted.values())

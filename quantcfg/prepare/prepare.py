@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from quantcfg.config.load import Config
 from quantcfg.config.rules import RuleSet
-from quantcfg.errors import ConfigError, PrepareError
-from quantcfg.prepare.apply import BN_MODES, FakeQuants, apply
+from quantcfg.errors import PrepareError
+from quantcfg.prepare.apply import BN_MODES, apply
 from quantcfg.prepare.assign import assign
 from quantcfg.prepare.intercept import Interceptor, install, interceptor_of, uninstall
 from quantcfg.prepare.plan import Plan, make_plan
@@ -24,7 +24,6 @@ from quantcfg.prepare.rules import check, default_activation, rules_from_dict
 from quantcfg.prepare.state import FakeQuantState, Prepared, freeze_batch_norm, set_fake_quantize
 from quantcfg.prepare.targets import targets_of, with_attributes
 from quantcfg.prepare.templates import with_templates
-from quantcfg.qconfig import QConfig
 
 Forward = Callable[[nn.Module], Any]
 STATES = {"calib": FakeQuantState.CALIBRATION, "qat": FakeQuantState.QAT}
@@ -84,9 +83,9 @@ def prepare_qat_fx(
     """Prepare a copy of ``model`` with the reference toolkit's ``qconfig_dict``.
 
     The dict has ``""`` (global), ``"module_type"`` and ``"module_name"``, whose values are dicts or lists of
-    pairs; None leaves in float; a ``module.qconfig`` attribute beats all of it. Without ``example_inputs`` the
-    first forward is the example: the quantizers appear then, and it is an error if an optimizer that holds this
-    model's parameters was made before and quantizers bring parameters of their own.
+    pairs; None leaves in float; a ``module.qconfig`` attribute beats all of it. Without ``example_inputs``
+    the first forward is the example: the quantizers appear then, and it is an error if an optimizer that
+    holds this model's parameters was made before and quantizers bring parameters of their own.
 
     Raises:
         ConfigError: a rule matches nothing.

@@ -1,7 +1,8 @@
 """Record: run the model once and write down every op that makes or moves a floating-point tensor.
 
-The result, a `Recording`, is a plain list of op sites and of the values between them. Control flow, loops, shared
-modules, in-place ops, keyword arguments, tuples and dicts need nothing special: what ran is what is listed.
+The result, a `Recording`, is a plain list of op sites and of the values between them. Control flow, loops,
+shared modules, in-place ops, keyword arguments, tuples and dicts need nothing special: what ran is what is
+listed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from quantcfg.prepare import ops
+from quantcfg.prepare import masks, ops
+from quantcfg.prepare.cost import macs
 from quantcfg.prepare.intercept import Memo, Scope
 from quantcfg.prepare.ops import OpKind, OpSpec
 from quantcfg.prepare.stubs import DeQuantStub, QuantStub
@@ -25,20 +27,14 @@ Slot = tuple[int | str, ...]
 """Where an argument stands: ``(0,)``, ``("weight",)``, or ``(0, 1)`` for the second tensor of a list."""
 
 _TAG = "_quantcfg_value"
-# Additive masks are written as -inf, as the dtype's minimum, or (older code) as -10000.
-_MASK_SCALAR = -9999.0
-_MASK_SMALL = -20.0  # Swin masks with -100
-_MASK_ACTIVATION = -1e30
-_CARRIES_MASK = frozenset(
-    {"add", "sub", "mul", "div", "masked_fill", "where", "cat", "stack", "maximum", "pad"}
-)
 
 
 @dataclass(slots=True)
 class Value:
     """One tensor of the recorded forward.
 
-    ``kind`` is ``input`` (of the model), ``parameter``, ``buffer``, ``constant`` (came from nowhere) or ``site``.
+    ``kind`` is ``input`` (of the model), ``parameter``, ``buffer``, ``constant`` (came from nowhere) or
+    ``site``.
     ``live`` says that it depends on activations; a value that does not is a constant of the model or a mask.
     ``mask`` says that it holds, or may hold, the -inf of an attention mask.
     """
@@ -90,8 +86,9 @@ class Site:
 class Recording:
     """Everything one forward did.
 
-    ``calls`` counts how often each module ran; ``spellings`` has, for each call, the op of each ``__name__`` that
-    ran in it and ``counts`` how often each op did, so that occurrences are counted later as they were here.
+    ``calls`` counts how often each module ran; ``spellings`` has, for each call, the op of each ``__name__``
+    that ran in it and ``counts`` how often each op did, so that occurrences are counted later as they were
+    here.
     """
 
     sites: list[Site] = field(default_factory=list)
@@ -113,6 +110,19 @@ class Recording:
         """The site that made a value, if one did."""
         index = self.values[value].producer
         return None if index is None else self.sites[index]
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One torch function call, on its way to becoming a site."""
+
+    scope: Scope
+    op: str
+    counted: str
+    spelling: str
+    ordinal: int
+    args: Any
+    kwargs: Any
 
 
 class Recorder:
@@ -150,41 +160,47 @@ class Recorder:
         op = ops.op_name(func)
         if op in ops.METADATA:
             return func(*args, **kwargs)
-        spelling = getattr(func, "__name__", op)
-        ordinal = scope.next_ordinal(op)
-        self.recording.spellings.setdefault((scope.path, scope.call), {})[spelling] = op
-        self.recording.counts[scope.path, scope.call] = scope.counts
-        counted, op = op, self._stubs.get(scope.path, op)
+        call = self._count(scope, op, getattr(func, "__name__", op), args, kwargs)
         operands = list(self._operands(args, kwargs))
         result = func(*args, **kwargs)
-        made = args[0] if spelling == "__setitem__" else result
+        made = args[0] if call.spelling == "__setitem__" else result
         outputs = [leaf for leaf in pytree.tree_leaves(made) if _is_float(leaf)]
         if not outputs:
             return result
-        inplace = ops.is_inplace(spelling) and any(made is arg for arg in args[:1])
-        site = self._site(scope, op, spelling, ordinal, operands, args, kwargs, inplace)
-        site.counted = counted
+        inplace = ops.is_inplace(call.spelling) and any(made is arg for arg in args[:1])
+        site = self._site(call, operands, inplace=inplace)
         site.outputs = tuple(self._output(site, tensor, position) for position, tensor in enumerate(outputs))
-        self._mark_masks(site, operands, outputs, args, kwargs)
-        site.macs = _macs(site, operands, outputs, self.recording)
+        self._mark_masks(site, operands, outputs, call)
+        site.macs = macs(site.op, [self._shape(o) for o in operands], [self._shape(o) for o in site.weights],
+                         outputs[0].numel()) if site.kind is OpKind.GEMM else 0  # fmt: skip
         return self._alias(site, result) if inplace and made is result else result
 
-    def _site(
-        self, scope: Scope, op: str, spelling: str, ordinal: int, operands: list[Operand],
-        args: Any, kwargs: Any, inplace: bool,
-    ) -> Site:  # fmt: skip
-        spec = ops.spec_of(op)
-        data, weights = self._split(spec, op, operands)
-        kind = _kind_of(op, spec, args, kwargs)
-        site = Site(len(self.recording.sites), scope.path, scope.call, op, spelling, op, ordinal, kind, spec,
-                    tuple(data), tuple(weights), (), inplace)  # fmt: skip
+    def _count(self, scope: Scope, op: str, spelling: str, args: Any, kwargs: Any) -> _Call:
+        ordinal = scope.next_ordinal(op)
+        key = (scope.path, scope.call)
+        self.recording.spellings.setdefault(key, {})[spelling] = op
+        self.recording.counts[key] = scope.counts
+        return _Call(scope, self._stubs.get(scope.path, op), op, spelling, ordinal, args, kwargs)
+
+    def _shape(self, operand: Operand) -> tuple[int, ...]:
+        return self.recording.values[operand.value].shape
+
+    def _site(self, call: _Call, operands: list[Operand], *, inplace: bool) -> Site:
+        spec = ops.spec_of(call.op)
+        data, weights = self._split(spec, call.op, operands)
+        site = Site(
+            index=len(self.recording.sites), path=call.scope.path, call=call.scope.call, op=call.op,
+            spelling=call.spelling, counted=call.counted, ordinal=call.ordinal, spec=spec,
+            kind=_kind_of(call.op, spec, call.args, call.kwargs), data=tuple(data), weights=tuple(weights),
+            outputs=(), inplace=inplace,
+        )  # fmt: skip
         self.recording.sites.append(site)
         for operand in operands:
             self.recording.values[operand.value].consumers.append(site.index)
         return site
 
     def _split(self, spec: OpSpec, op: str, operands: list[Operand]) -> tuple[list[Operand], list[Operand]]:
-        """Tell the weights of an op from its data. A matrix product with a model constant has it as weight."""
+        """Tell the weights of an op from its data. A constant in a matrix product is a weight."""
         values = self.recording.values
         weights = [o for o in operands if o.slot[0] in spec.weights and values[o.value].fixed]
         data = [o for o in operands if not spec.data or o.slot[0] in spec.data]
@@ -202,25 +218,24 @@ class Recorder:
         sources = [values[o.value] for o in (*site.data, *site.weights)]
         value = self._new_value(tensor, "site", "")
         value.producer, value.output = site.index, position
-        value.live = any(source.live for source in sources) or (site.kind is OpKind.GEMM and bool(site.weights)
-                                                                and not site.data)  # fmt: skip
+        looked_up = site.kind is OpKind.GEMM and bool(site.weights) and not site.data  # an embedding
+        creates = site.kind is OpKind.CREATE  # like its argument, but not computed from it
+        value.live = not creates and (looked_up or any(source.live for source in sources))
         value.fixed = bool(sources) and all(source.fixed for source in sources) and not value.live
         return value.index
 
-    def _mark_masks(
-        self, site: Site, operands: list[Operand], outputs: list[Tensor], args: Any, kwargs: Any
-    ) -> None:
+    def _mark_masks(self, site: Site, operands: list[Operand], outputs: list[Tensor], call: _Call) -> None:
         values = self.recording.values
-        inherits = site.kind is OpKind.MOVE or site.op in _CARRIES_MASK
+        inherits = site.kind is OpKind.MOVE or site.op in masks.CARRIERS
         carried = inherits and any(values[operand.value].mask for operand in operands)
         live = any(values[index].live for index in site.outputs)
-        scalar = _writes_mask(site.op, live) and any(s <= _MASK_SCALAR for s in _scalars(args, kwargs))
+        written = masks.writes_mask(site.op, call.args, call.kwargs, live=live)
         for index, tensor in zip(site.outputs, outputs, strict=True):
-            seen = _lowest(tensor) <= _MASK_ACTIVATION if values[index].live else _looks_like_mask(tensor)
-            values[index].mask = carried or scalar or seen
+            seen = masks.has_sentinel(tensor) if values[index].live else masks.looks_like_mask(tensor)
+            values[index].mask = carried or written or seen
 
     def _alias(self, site: Site, result: Tensor) -> Tensor:
-        """Return the written tensor under a new object, so that later use of the old one can be told apart."""
+        """Return the written tensor as a new object, so that later use of the old one shows."""
         alias = result.view_as(result)
         setattr(alias, _TAG, site.outputs[0])
         setattr(result, _TAG, -1 - site.outputs[0])
@@ -254,13 +269,13 @@ class Recorder:
         if owned is None:
             value = self._new_value(tensor, "constant", "")
             value.fixed = True
-            value.mask = _looks_like_mask(tensor)
+            value.mask = masks.looks_like_mask(tensor)
             return value.index
         if id(tensor) not in self._owned_values:
             kind, name, _ = owned
             value = self._new_value(tensor, kind, name, tag=False)
             value.fixed = True
-            value.mask = kind == "buffer" and _looks_like_mask(tensor)
+            value.mask = kind == "buffer" and masks.looks_like_mask(tensor)
             self._owned_values[id(tensor)] = value.index
         return self._owned_values[id(tensor)]
 
@@ -302,32 +317,6 @@ def _is_float(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
-def _lowest(tensor: Tensor) -> float:
-    if tensor.numel() == 0 or tensor.is_meta:
-        return 0.0
-    return float(tensor.detach().amin())
-
-
-def _looks_like_mask(tensor: Tensor) -> bool:
-    """Whether a constant is an additive mask: hugely negative somewhere, or only 0 and one value below -20."""
-    lowest = _lowest(tensor)
-    if lowest <= _MASK_SCALAR:
-        return True
-    return lowest <= _MASK_SMALL and bool(((tensor == 0) | (tensor == lowest)).all())
-
-
-def _writes_mask(op: str, live: bool) -> bool:
-    """Whether a hugely negative scalar argument of this op ends up in its output as a mask."""
-    return op in ("masked_fill", "where", "full", "full_like", "new_full") or (
-        op in ("mul", "add") and not live
-    )
-
-
-def _scalars(args: Any, kwargs: Any) -> list[float]:
-    leaves = pytree.tree_leaves((args, kwargs))
-    return [float(leaf) for leaf in leaves if isinstance(leaf, float | int) and not isinstance(leaf, bool)]
-
-
 def _kind_of(op: str, spec: OpSpec, args: Any, kwargs: Any) -> OpKind:
     """The kind of an op where its arguments decide: nearest upsampling moves, a padding with 3.0 does not."""
     scalars = [leaf for leaf in pytree.tree_leaves((args[1:], kwargs)) if isinstance(leaf, float)]
@@ -342,32 +331,6 @@ def _kind_of(op: str, spec: OpSpec, args: Any, kwargs: Any) -> OpKind:
     if op in ("max", "min") and sum(isinstance(arg, Tensor) for arg in args) > 1:
         return OpKind.JOIN
     return spec.kind
-
-
-def _macs(site: Site, operands: list[Operand], outputs: list[Tensor], recording: Recording) -> int:
-    """Multiply-accumulates of a GEMM; 0 for every other op, and for a look-up."""
-    if site.kind is not OpKind.GEMM or site.op.startswith("embedding"):
-        return 0
-    shapes = [recording.values[operand.value].shape for operand in operands]
-    size = outputs[0].numel()
-    if site.op.startswith("conv_transpose"):
-        return _product(shapes[0]) * _product(shapes[1][1:])
-    if site.op.startswith("conv") or site.op in ("linear", "deform_conv2d"):
-        return size * _product(shapes[1][1:])
-    if site.op == "multi_head_attention_forward":
-        weights = sum(_product(recording.values[o.value].shape) for o in site.weights)
-        return weights * _product(shapes[0][:-1]) + 2 * _product(shapes[0]) * shapes[1][0]
-    if site.op == "scaled_dot_product_attention":
-        return 2 * _product(shapes[0]) * shapes[1][-2]
-    inner = shapes[1] if site.op in ("addmm", "addbmm", "baddbmm") else shapes[0]
-    return size * inner[-1] if inner else 0
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    result = 1
-    for size in shape:
-        result *= size
-    return result
 
 
 def _name_sites(recording: Recording) -> None:

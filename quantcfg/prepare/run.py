@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,17 +21,18 @@ from quantcfg.prepare.record import Slot
 class LiveBatchNorm:
     """A batch norm that stays in the model: its GEMM's weights are quantized as they will be when folded.
 
-    ``fake_quantize(w * f) / f`` with ``f = gamma / sqrt(running_var + eps)``, so that the statistics stay live
-    while training sees the rounding of the folded weights (Krishnamoorthi 2018, arXiv 1806.08342, section 3.2.2).
+    ``fake_quantize(w * f) / f`` with ``f = gamma / sqrt(running_var + eps)``, so that the statistics stay
+    live while training sees the rounding of the folded weights (Krishnamoorthi 2018, arXiv 1806.08342,
+    section 3.2.2).
     """
 
-    module: nn.Module
+    module: Any  # a torch batch norm, whose buffers mypy cannot see
     axis: int
 
     def factor(self, weight: Tensor) -> Tensor:
-        """``f``, shaped to multiply ``weight``; 1 where gamma is 0, since that channel is multiplied by 0 later."""
+        """``f``, shaped to multiply ``weight``; 1 where gamma is 0: that channel becomes 0 later anyway."""
         variance, eps = self.module.running_var, self.module.eps
-        factor = torch.rsqrt(variance + eps)  # type: ignore[operator]
+        factor: Tensor = torch.rsqrt(variance + eps)
         if self.module.weight is not None:
             factor = factor * self.module.weight
         factor = torch.where(factor == 0, torch.ones_like(factor), factor)
@@ -55,9 +57,9 @@ class Action:
         if self.edges or self.weights:
             args, kwargs = list(args), dict(kwargs)
             for slot, key, fake_quant in self.edges:
-                _replace(args, kwargs, slot, lambda x, k=key, f=fake_quant: _shared(x, k, f, memo))
+                _replace(args, kwargs, slot, partial(_shared, key, fake_quant, memo))
             for slot, fake_quant in self.weights:
-                _replace(args, kwargs, slot, lambda w, f=fake_quant: self._weight(w, f))
+                _replace(args, kwargs, slot, partial(self._weight, fake_quant))
         result = func(*args, **kwargs)
         if self.output is None:
             return result
@@ -65,11 +67,11 @@ class Action:
             return result.copy_(self.output(result.clone()))
         return self._quantize(result, self.output)
 
-    def _weight(self, weight: Tensor, fake_quant: FakeQuantizeBase) -> Tensor:
+    def _weight(self, fake_quant: FakeQuantizeBase, weight: Tensor) -> Any:
         if self.batch_norm is None:
-            return fake_quant(weight)  # type: ignore[no-any-return]
+            return fake_quant(weight)
         factor = self.batch_norm.factor(weight)
-        return fake_quant(weight * factor) / factor  # type: ignore[no-any-return]
+        return fake_quant(weight * factor) / factor
 
     def _quantize(self, result: Any, fake_quant: FakeQuantizeBase) -> Any:
         if isinstance(result, Tensor):
@@ -82,7 +84,7 @@ class Action:
         return make(items)
 
 
-def _shared(x: Tensor, key: int, fake_quant: FakeQuantizeBase, memo: Memo) -> Tensor:
+def _shared(key: int, fake_quant: FakeQuantizeBase, memo: Memo, x: Any) -> Any:
     """Quantize a value once, however many ops of this forward read it."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         return x  # this time it is an index or a number
@@ -94,20 +96,21 @@ def _shared(x: Tensor, key: int, fake_quant: FakeQuantizeBase, memo: Memo) -> Te
     return result
 
 
-def _replace(args: list[Any], kwargs: dict[str, Any], slot: Slot, change: Callable[[Tensor], Tensor]) -> None:
-    """Put ``change(argument)`` in the place of an argument."""
+def _replace(args: list[Any], kwargs: dict[str, Any], slot: Slot, change: Callable[[Any], Any]) -> None:
+    """Put ``change(argument)`` in the place of an argument; one that is absent this time stays absent."""
     key = slot[0]
     holder: Any = args if isinstance(key, int) else kwargs
-    if isinstance(key, int) and key >= len(args):
+    present = key < len(args) if isinstance(key, int) else key in kwargs
+    if not present or holder[key] is None:
         return
-    if len(slot) > 1:
-        items = list(holder[key])
-        position: Any = slot[1]
-        if position < len(items):
-            items[position] = change(items[position])
-        holder[key] = items
-    elif holder.get(key) is not None if isinstance(holder, dict) else holder[key] is not None:
+    if len(slot) == 1:
         holder[key] = change(holder[key])
+        return
+    items = list(holder[key])
+    position = slot[1]
+    if isinstance(position, int) and position < len(items):
+        items[position] = change(items[position])
+    holder[key] = items
 
 
 @dataclass(slots=True)

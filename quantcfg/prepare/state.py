@@ -1,4 +1,4 @@
-"""The state of a prepared model: what its fake quantize modules do, and moving what they learned elsewhere."""
+"""The state of a prepared model, and moving what its fake quantize modules learned elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from quantcfg.errors import NumericError, PrepareError
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
-from quantcfg.prepare.apply import FakeQuants
+from quantcfg.prepare.hosts import FakeQuants
 from quantcfg.prepare.intercept import Interceptor, interceptor_of
 from quantcfg.prepare.plan import Plan
 from quantcfg.prepare.record import Recording
@@ -75,7 +75,7 @@ def plan_of(model: nn.Module) -> Plan:
 
 
 def fake_quants(model: nn.Module) -> dict[str, FakeQuantizeBase]:
-    """The fake quantize modules by name: ``layer1.0.conv1.weight``, ``layer1.0.add_0.output``, ``input.x``."""
+    """The fake quantize modules by name: ``conv1.weight``, ``layer1.0.add_0.output``, ``input.x``."""
     return {module.name: module for module in model.modules() if isinstance(module, FakeQuantizeBase)}
 
 

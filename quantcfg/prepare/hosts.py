@@ -1,0 +1,74 @@
+"""Where the fake quantize modules live in the user's model, without being in its way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from quantcfg.errors import PrepareError
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+ATTRIBUTE = "fake_quants"
+
+
+class FakeQuants(nn.ModuleDict):
+    """The fake quantize modules of one host module, by slot: ``weight``, ``output``, ``add_0``, ``input_0``.
+
+    ``qat`` says that statistics follow the mode of the model: observed in training, not in evaluation.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qat = False
+        self.frozen = False
+
+    def forward(self, x: Any) -> Any:
+        """Return ``x``: a forward that walks over its children meets an identity."""
+        return x
+
+    def train(self, mode: bool = True) -> FakeQuants:
+        """Switch the mode, and in QAT the observers with it."""
+        super().train(mode)
+        if self.qat:
+            for module in self.values():
+                module.observing = mode and not self.frozen  # type: ignore[assignment]
+        return self
+
+
+def host_of(path: str, modules: Mapping[str, nn.Module]) -> tuple[str, str]:
+    """The module that holds the quantizers of ops of the module at ``path``, and a prefix for their slots.
+
+    A container that a forward may iterate over must not grow a child: its quantizers live one level up, or,
+    at the root, in its first child that is no container.
+
+    Raises:
+        PrepareError: there is no module but containers.
+    """
+    prefix = ""
+    while isinstance(modules[path], _CONTAINERS):
+        if not path:
+            return _first_plain(modules), f"root_{prefix}"
+        path, _, name = path.rpartition(".")
+        prefix = f"{name}_{prefix}"
+    return path, prefix
+
+
+def _first_plain(modules: Mapping[str, nn.Module]) -> str:
+    for path, module in modules.items():
+        if not isinstance(module, _CONTAINERS):
+            return path
+    raise PrepareError("the model holds no module besides containers: there is nothing to quantize")
+
+
+def container_of(host: nn.Module) -> FakeQuants:
+    """The `FakeQuants` of a host, made when there is none; a name that the user has taken is left alone."""
+    attribute = ATTRIBUTE
+    while hasattr(host, attribute) and not isinstance(getattr(host, attribute), FakeQuants):
+        attribute += "_"
+    if not hasattr(host, attribute):
+        host.add_module(attribute, FakeQuants())
+    container = getattr(host, attribute)
+    assert isinstance(container, FakeQuants)
+    return container

@@ -1,0 +1,48 @@
+"""Recognising additive attention masks, whose -inf must never meet a quantizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+CARRIERS = frozenset({"add", "sub", "mul", "div", "masked_fill", "where", "cat", "stack", "maximum", "pad"})
+"""Ops whose result still holds the mask of an operand; a softmax, for one, does not."""
+
+# Masks are written as -inf, as the dtype's minimum, as -10000 (older code), or as -100 (Swin).
+_SURELY_MASK = -9999.0
+_MAYBE_MASK = -20.0
+_NO_ACTIVATION = -1e30
+_WRITERS = ("masked_fill", "where", "full", "full_like", "new_full")
+
+
+def has_sentinel(tensor: Tensor) -> bool:
+    """Whether an activation holds -inf, or a value that only a mask can have put there."""
+    return _lowest(tensor) <= _NO_ACTIVATION
+
+
+def looks_like_mask(tensor: Tensor) -> bool:
+    """Whether a constant is an additive mask: hugely negative somewhere, or only 0 and one value < -20."""
+    lowest = _lowest(tensor)
+    if lowest <= _SURELY_MASK:
+        return True
+    return lowest <= _MAYBE_MASK and bool(((tensor == 0) | (tensor == lowest)).all())
+
+
+def writes_mask(op: str, args: Any, kwargs: Any, *, live: bool) -> bool:
+    """Whether a hugely negative scalar ends up in the result, even if nothing is masked this time."""
+    if op not in _WRITERS and (live or op not in ("mul", "add")):
+        return False
+    leaves = pytree.tree_leaves((args, kwargs))
+    return any(
+        leaf <= _SURELY_MASK
+        for leaf in leaves
+        if isinstance(leaf, float | int) and not isinstance(leaf, bool)
+    )
+
+
+def _lowest(tensor: Tensor) -> float:
+    if tensor.numel() == 0 or tensor.is_meta:
+        return 0.0
+    return float(tensor.detach().amin())
