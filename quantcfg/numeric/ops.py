@@ -9,6 +9,7 @@ NaN comes out as NaN, and +-inf as the end of the grid with no gradient.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,14 @@ from torch.autograd.function import once_differentiable
 from quantcfg.numeric.qparams import EPS, along
 
 _hardtanh_backward = torch.ops.aten.hardtanh_backward
+_PART_SIZE = 1 << 19  # elements: two float32 temporaries of it fit a core's cache
+
+_INTEGERS = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+}
 
 
 class _Options(NamedTuple):
@@ -111,72 +120,94 @@ def effective_alpha(alpha: Tensor, *, quant_min: int, quant_max: int) -> Tensor:
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor | None, options: _Options) -> Tensor:
-        steps = _steps(x, scale, zero_point)
         if not ctx.needs_input_grad[0]:
-            return _to_real(_clamp_(steps, options), scale, zero_point, x.dtype)
-        inside = steps.clamp(options.quant_min, options.quant_max)
-        ctx.save_for_backward(steps.sub_(inside).to(torch.bool))
-        return _to_real(inside, scale, zero_point, x.dtype)
+            return _to_real(_clamp_(_steps(x, scale, zero_point), options), scale, zero_point, x.dtype)
+        result, clipped = torch.empty_like(x), torch.empty_like(x, dtype=torch.int8)
+        for part in _parts(x, scale, zero_point, result, clipped):
+            _quantize_and_flag(part, options)
+        ctx.save_for_backward(clipped)
+        return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (clipped,) = ctx.saved_tensors
-        return _zero_where(clipped, grad), None, None, None
+        return _where_zero(clipped, grad), None, None, None
 
 
 class _LearnedStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor | None, options: _Options) -> Tensor:
-        step = effective_scale(scale)
+        step = along(effective_scale(scale), x, options.ch_axis)
         zero_point = None if zero_point is None else along(zero_point, x, options.ch_axis)
         # The signed step and not the parameter: that may be written again before backward.
-        ctx.save_for_backward(x, step.copysign(scale), zero_point)
-        ctx.options = options
-        step = along(step, x, options.ch_axis)
+        ctx.save_for_backward(x, step.copysign(along(scale, x, options.ch_axis)), zero_point)
+        ctx.options, ctx.shape = options, scale.shape
         return _to_real(_clamp_(_steps(x, step, zero_point), options), step, zero_point, x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, signed_step, zero_point = ctx.saved_tensors
-        position = x / along(signed_step.abs(), x, ctx.options.ch_axis)
-        steps = position.round() if zero_point is None else position.round().add_(zero_point)
-        wide = grad.to(steps.dtype)
-        grad_x = grad_scale = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _where_inside(wide, steps, ctx.options).to(grad.dtype)
-        if ctx.needs_input_grad[1]:
-            position = _where_inside_(position, steps, ctx.options)
-            slope = _remove(_clamp_(steps, ctx.options), zero_point).sub_(position)
-            grad_scale = _sum_like(signed_step, slope.mul_(wide), ctx.options.ch_axis)
-            grad_scale = grad_scale * signed_step.sign() * _grad_scale(x, signed_step, ctx.options)
-        return grad_x, grad_scale, None, None
+        wide = torch.promote_types(grad.dtype, signed_step.dtype)
+        grad_x = torch.empty_like(grad, dtype=wide) if ctx.needs_input_grad[0] else None
+        grad_step = torch.zeros_like(signed_step) if ctx.needs_input_grad[1] else None
+        for part in _parts(x, signed_step.abs(), zero_point, grad, grad_x, grad_step):
+            _learned_step_backward(part, ctx.options)
+        if grad_step is not None:
+            grad_step = grad_step * signed_step.sign() * _grad_scale(x, signed_step, ctx.options)
+            grad_step = grad_step.reshape(ctx.shape)
+        return None if grad_x is None else grad_x.to(grad.dtype), grad_step, None, None
 
 
 class _LearnedClip(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Tensor, options: _Options) -> Tensor:
         quant_min, quant_max, ch_axis, _ = options
-        bound = effective_alpha(alpha, quant_min=quant_min, quant_max=quant_max)
+        bound = along(effective_alpha(alpha, quant_min=quant_min, quant_max=quant_max), x, ch_axis)
+        scale = bound / ((quant_max - quant_min) / 2)
         if any(ctx.needs_input_grad):
-            # x / bound reaches +-1 exactly where |x| reaches the bound; the cast to an integer truncates.
-            side = (x / along(bound, x, ch_axis)).clamp_(-1, 1).to(torch.int8)
-            ctx.save_for_backward(side, bound.copysign(alpha))
-            ctx.ch_axis = ch_axis
-        scale = along(bound / ((quant_max - quant_min) / 2), x, ch_axis)
+            side = torch.empty_like(x, dtype=torch.int8)
+            for x_part, bound_part, side_part in _parts(x, bound, side):
+                # The quotient reaches +-1 exactly where |x| reaches the bound, and the cast truncates.
+                side_part.copy_((x_part / bound_part).clamp_(-1, 1))
+            ctx.save_for_backward(side, bound.copysign(along(alpha, x, ch_axis)))
+            ctx.shape = alpha.shape
         return _to_real(_clamp_(_steps(x, scale, None), options), scale, None, x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         side, signed_bound = ctx.saved_tensors
-        grad_x = _zero_where(side, grad) if ctx.needs_input_grad[0] else None
+        grad_x = _where_zero(side, grad) if ctx.needs_input_grad[0] else None
         grad_alpha = None
         if ctx.needs_input_grad[1]:
-            slope = side.to(torch.promote_types(grad.dtype, torch.float32)).mul_(grad)
-            grad_alpha = _sum_like(signed_bound, slope, ctx.ch_axis) * signed_bound.sign()
-        return grad_x, grad_alpha, None
+            grad_alpha = torch.zeros_like(signed_bound)
+            for side_part, grad_part, sum_part in _parts(side, grad, grad_alpha):
+                sum_part.add_(_sum_to(sum_part, side_part.to(sum_part.dtype).mul_(grad_part)))
+            grad_alpha = (grad_alpha * signed_bound.sign()).reshape(ctx.shape)
+        return grad_x, grad_alpha, None, None
+
+
+def _quantize_and_flag(part: tuple[Any, ...], options: _Options) -> None:
+    x, scale, zero_point, result, clipped = part
+    steps = _steps(x, scale, zero_point)
+    inside = steps.clamp(options.quant_min, options.quant_max)
+    clipped.copy_(steps.sub_(inside).clamp_(-1, 1))
+    torch.mul(_remove(inside, zero_point), scale, out=result)
+
+
+def _learned_step_backward(part: tuple[Any, ...], options: _Options) -> None:
+    x, step, zero_point, grad, grad_x, grad_step = part
+    position = x / step
+    steps = position.round() if zero_point is None else position.round().add_(zero_point)
+    wide = grad.to(steps.dtype)
+    if grad_x is not None:
+        _where_inside(wide, steps, options, out=grad_x)
+    if grad_step is not None:
+        _where_inside(position, steps, options, out=position)
+        slope = _remove(_clamp_(steps, options), zero_point).sub_(position)
+        grad_step.add_(_sum_to(grad_step, slope.mul_(wide)))
 
 
 def _run(function: type[torch.autograd.Function], x: Tensor, *arguments: object) -> Tensor:
@@ -185,6 +216,26 @@ def _run(function: type[torch.autograd.Function], x: Tensor, *arguments: object)
     vector = x.reshape(1) if x.dim() == 0 else x
     result: Tensor = function.apply(vector, *arguments)  # type: ignore[no-untyped-call]
     return result.reshape(()) if x.dim() == 0 else result
+
+
+def _parts(x: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
+    """``x`` and what goes with it, cut along the first axis; what broadcasts over that axis stays whole.
+
+    On a CPU the temporaries of a part stay in the cache, and the system need not map memory for whole ones.
+    """
+    whole = torch.compiler.is_compiling() or not x.is_cpu or x.numel() < _PART_SIZE
+    num_rows = x.shape[0] if whole else max(1, x.shape[0] * _PART_SIZE // x.numel())
+    if num_rows == x.shape[0]:
+        yield x, *others
+        return
+    for start in range(0, x.shape[0], num_rows):
+        yield tuple(_rows(t, x, start, num_rows) for t in (x, *others))
+
+
+def _rows(tensor: Tensor | None, x: Tensor, start: int, num_rows: int) -> Tensor | None:
+    if tensor is None or tensor.dim() < x.dim() or tensor.shape[0] == 1:
+        return tensor
+    return tensor[start : start + num_rows]
 
 
 def _steps(x: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
@@ -204,34 +255,29 @@ def _remove(steps: Tensor, zero_point: Tensor | None) -> Tensor:
     return steps if zero_point is None else steps.sub_(zero_point)
 
 
-def _where_inside(value: Tensor, steps: Tensor, options: _Options) -> Tensor:
-    """``value`` where the integers ``steps`` lie on the grid, else 0: one vectorised pass and no mask."""
-    inside: Tensor = _hardtanh_backward(value, steps, options.quant_min - 0.5, options.quant_max + 0.5)
-    return inside
-
-
-def _where_inside_(value: Tensor, steps: Tensor, options: _Options) -> Tensor:
+def _where_inside(value: Tensor, steps: Tensor, options: _Options, *, out: Tensor) -> None:
+    """Write ``value`` where the integers ``steps`` lie on the grid, else 0: one vectorised pass, no mask."""
     bounds = options.quant_min - 0.5, options.quant_max + 0.5
-    inside: Tensor = _hardtanh_backward.grad_input(value, steps, *bounds, grad_input=value)
-    return inside
+    _hardtanh_backward.grad_input(value, steps, *bounds, grad_input=out)
 
 
-def _zero_where(flags: Tensor, value: Tensor) -> Tensor:
-    """``value`` where the one-byte ``flags`` are 0, else 0."""
-    if torch.compiler.is_compiling() or not value.is_cpu:
-        return torch.where(flags == 0, value, 0.0)
-    # torch.where is not vectorised over bytes on a CPU: 2.4 copies of the tensor, this 1.7.
-    wide = flags.view(torch.int8).to(value.dtype)
-    kept: Tensor = _hardtanh_backward.grad_input(value, wide, -0.5, 0.5, grad_input=wide)
-    return kept
+def _where_zero(flags: Tensor, value: Tensor) -> Tensor:
+    """``value`` where the int8 ``flags`` are 0, else 0."""
+    if torch.compiler.is_compiling():
+        # With a comparison here the compiler would keep its bool result for backward and not the flags, and
+        # it stores and loads bools one by one: 15 copies of the tensor, this 2.6.
+        bits = _INTEGERS[value.dtype]
+        return (value.view(bits) & (flags.to(bits).abs().clamp(max=1) - 1)).view(value.dtype)
+    result = torch.empty_like(value)
+    for flags_part, value_part, part in _parts(flags, value, result):
+        # torch.where over bytes is not vectorised on a CPU: 2.4 copies, this 1.7.
+        _hardtanh_backward.grad_input(value_part, part.copy_(flags_part), -0.5, 0.5, grad_input=part)
+    return result
 
 
-def _sum_like(target: Tensor, values: Tensor, ch_axis: int) -> Tensor:
-    """The sum of ``values`` over all that shares one element of ``target``, in its shape and dtype."""
-    if target.numel() == 1:
-        return values.sum().reshape(1).to(target.dtype)
-    others = [axis for axis in range(values.dim()) if axis != ch_axis]
-    return (values.sum(others) if others else values).to(target.dtype)
+def _sum_to(target: Tensor, values: Tensor) -> Tensor:
+    """The sum of ``values`` over what broadcasts over them in ``target``, in its shape and dtype."""
+    return values.sum_to_size(target.shape).to(target.dtype)
 
 
 def _grad_scale(x: Tensor, scale: Tensor, options: _Options) -> float:

@@ -1,0 +1,142 @@
+"""Timing in copies of the tensor: what a figure means on one machine, it means on another.
+
+All candidates are timed in turn, round after round, so that a busy moment of the machine falls on all of
+them. The unit is a plain ``y.copy_(x)`` of the same tensor, timed in the same rounds.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One candidate for one piece of work; ``budget`` is in copies."""
+
+    work: str
+    tool: str
+    run: Run
+    budget: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a case took. ``copies`` is the median over rounds of its time in copies of that round, ``best``
+    the shortest time over the shortest copy, ``peak`` the memory allocated on top of the inputs and ``saved``
+    the memory kept for backward, both in sizes of the tensor."""
+
+    work: str
+    tool: str
+    copies: float
+    best: float
+    budget: float | None
+    peak: float
+    saved: float
+
+
+def measure(cases: Sequence[Case], x: Tensor, *, rounds: int = 15) -> list[Result]:
+    """Time the cases in turn against a copy of ``x``."""
+    target = torch.empty_like(x)
+    runs: list[Run] = [lambda: target.copy_(x), *(case.run for case in cases)]
+    for run in runs:
+        run(), run()
+    seconds = [[_seconds(run, x) for run in runs] for _ in range(rounds)]
+    return [_result(case, k, seconds, x) for k, case in enumerate(cases, start=1)]
+
+
+def _result(case: Case, k: int, seconds: list[list[float]], x: Tensor) -> Result:
+    size = x.numel() * x.element_size()
+    return Result(
+        work=case.work,
+        tool=case.tool,
+        copies=statistics.median(row[k] for row in seconds) / statistics.median(row[0] for row in seconds),
+        best=min(row[k] for row in seconds) / min(row[0] for row in seconds),
+        budget=case.budget,
+        peak=_peak_bytes(case.run, x) / size,
+        saved=_saved_bytes(case.run) / size,
+    )
+
+
+def _seconds(run: Run, x: Tensor) -> float:
+    run()  # the caches as this candidate leaves them, not as the one before did
+    _synchronize(x)
+    start = time.perf_counter()
+    run()
+    _synchronize(x)
+    return time.perf_counter() - start
+
+
+def _synchronize(x: Tensor) -> None:
+    if x.is_cuda:
+        torch.cuda.synchronize()
+
+
+def _peak_bytes(run: Run, x: Tensor) -> int:
+    if x.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        run()
+    held = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
+def _saved_bytes(run: Run) -> int:
+    sizes: dict[int, int] = {}
+
+    def pack(saved: Tensor) -> Tensor:
+        sizes[saved.data_ptr()] = saved.numel() * saved.element_size()
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        run()
+    return sum(sizes.values())
+
+
+def machine() -> dict[str, object]:
+    """What the figures depend on."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+    }
+
+
+def print_table(results: Sequence[Result]) -> None:
+    """One line per case, the ones that miss their budget marked."""
+    print(f"{'work':<46} {'tool':<18} {'copies':>7} {'best':>6} {'budget':>7} {'peak':>6} {'saved':>6}")
+    for result in results:
+        budget = "" if result.budget is None else f"{result.budget:g}"
+        missed = " missed" if result.budget is not None and result.copies > result.budget else ""
+        print(
+            f"{result.work:<46} {result.tool:<18} {result.copies:7.2f} {result.best:6.2f} {budget:>7} "
+            f"{result.peak:6.2f} {result.saved:6.2f}{missed}"
+        )
+
+
+def write_json(path: Path, results: Sequence[Result]) -> None:
+    """The same figures, with the machine they come from."""
+    record = {"machine": machine(), "results": [asdict(result) for result in results]}
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
