@@ -1,0 +1,58 @@
+# `make demo` and `make test` set up what they need in .venv, once, and run.
+# They need Python 3.11 or later and a package index; no GPU.
+
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+BIN := $(CURDIR)/.venv/bin
+# The stamp's name holds what it stands for: another pyproject.toml or constraints.txt is another stamp.
+READY := .venv/.ready-$(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# Print a command as a user would type it, then run it.
+show = printf '\n$$ %s\n' "$(1)" && PATH="$(BIN):$$PATH" $(1)
+
+.PHONY: help demo test lint bench schema setup clean
+
+help:
+	@echo "make demo    calibrate and train a model on real digits, from its config files"
+	@echo "make test    lint, types and the whole test suite"
+	@echo "make lint    ruff and mypy alone"
+	@echo "make bench   the measurements of benchmarks/"
+	@echo "make schema  write schemas/quantcfg.schema.json anew"
+	@echo "make clean   remove what the targets made, .venv too"
+
+demo: $(READY)
+	@rm -rf runs/digits-w8a8 runs/digits-w4a4
+	@$(call show,quantcfg validate configs/digits_w8a8.yaml)
+	@$(call show,quantcfg plan examples/digits/model.py configs/digits_w8a8.yaml)
+	@$(call show,quantcfg calib examples/digits/model.py configs/digits_w8a8.yaml -o runs/digits-w8a8)
+	@$(call show,quantcfg qat examples/digits/model.py configs/digits_w4a4.yaml -o runs/digits-w4a4)
+	@$(call show,quantcfg eval examples/digits/model.py runs/digits-w4a4)
+
+test: lint
+	$(BIN)/python -m pytest --numprocesses auto
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
+
+schema: $(READY)
+	$(BIN)/quantcfg schema > schemas/quantcfg.schema.json
+
+setup: $(READY)
+
+$(READY):
+	@test -n "$(PYTHON)" || { echo "quantcfg needs Python 3.11 or later: make PYTHON=/path/to/python3"; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@echo "installing into .venv"
+	@$(PIP) torch
+	@$(PIP) --editable ".[dev,demo,export]"
+	@rm -f .venv/.ready-*
+	@touch $@
+
+clean:
+	rm -rf .venv runs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
