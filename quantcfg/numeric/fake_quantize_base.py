@@ -10,8 +10,8 @@ from torch import Tensor
 
 from quantcfg.errors import NumericError
 from quantcfg.numeric.dtypes import QuantDType
+from quantcfg.numeric.exact import ExactModule
 from quantcfg.numeric.observers.base import Observer
-from quantcfg.numeric.observers.exact import ExactModule
 from quantcfg.numeric.observers.fixed_scale import FixedScaleObserver
 from quantcfg.numeric.qparams import QParams, is_per_channel, is_symmetric
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from quantcfg.numeric.observers.exact import ExactModule
+from quantcfg.numeric.exact import ExactModule
 
 _EXPONENT_BIAS = 127
 _MANTISSA = 23
@@ -276,21 +276,13 @@ class Histogram(ExactModule):
 
     def _bin_tensor(self, x: Tensor) -> Tensor:
         """The counts of one batch, per tensor: count every leading pattern, then sort patterns into bins."""
-        shift, patterns = _MANTISSA - self.layout.top_bits, 1 << (9 + self.layout.top_bits)
-        flat = in_memory_order(x).reshape(-1)
-        index = torch.empty(min(_BLOCK, flat.numel()), dtype=torch.int32, device=x.device)
-        counts = torch.zeros(patterns, dtype=torch.int64, device=x.device)
-        for start in range(0, flat.numel(), _BLOCK):
-            bits = flat[start : start + _BLOCK].float().view(torch.int32)
-            leading = torch.bitwise_right_shift(bits, shift, out=index[: bits.numel()])
-            counts += torch.bincount(leading.bitwise_and_(patterns - 1), minlength=patterns)
-        first = (int(self.top) - self.layout.num_octaves + 1) << self.layout.top_bits
-        cells = self.layout.num_octaves << self.layout.top_bits
-        signs = counts.view(2, -1)
-        window = torch.cat((signs[:, :first].sum(1, keepdim=True), signs[:, first : first + cells]), 1)
-        target = _tables(self.layout, x.device).slot_of_cell
+        bits, octaves = self.layout.top_bits, self.layout.num_octaves
+        signs = _pattern_counts(in_memory_order(x).reshape(-1), bits)
+        first = (int(self.top) - octaves + 1) << bits
+        window = signs[:, first : first + (octaves << bits)]
+        cells = torch.cat((signs[:, :first].sum(1, keepdim=True), window), 1)
         binned = torch.zeros(2, self.layout.num_slots, dtype=torch.int64, device=x.device)
-        return binned.index_add_(1, target, window).view(1, -1)
+        return binned.index_add_(1, _tables(self.layout, x.device).slot_of_cell, cells).view(1, -1)
 
     def _bin_channels(self, x: Tensor, ch_axis: int) -> Tensor:
         """The counts of one batch, per channel."""
@@ -336,6 +328,20 @@ def in_memory_order(x: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or x.is_contiguous():
         return x
     return x.permute(sorted(range(x.dim()), key=x.stride, reverse=True))
+
+
+def _pattern_counts(values: Tensor, num_bits: int) -> Tensor:
+    """How often each exponent with ``num_bits`` bits of mantissa occurs, int64 ``(2, patterns)`` by sign."""
+    patterns = 1 << (9 + num_bits)
+    counts = torch.zeros(patterns, dtype=torch.int64, device=values.device)
+    index = torch.empty(min(_BLOCK, values.numel()), dtype=torch.int32, device=values.device)
+    for start in range(0, values.numel(), _BLOCK):
+        bits = values[start : start + _BLOCK].float().view(torch.int32)
+        leading = torch.bitwise_right_shift(bits, _MANTISSA - num_bits, out=index[: bits.numel()])
+        # The shift keeps the sign: without it, the pattern of a negative float is its place after the others.
+        found = torch.bincount(leading.bitwise_and_(patterns - 1))
+        counts[: found.numel()] += found
+    return counts.view(2, -1)
 
 
 def _exponents(magnitude: Tensor) -> Tensor:

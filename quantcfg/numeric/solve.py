@@ -5,7 +5,8 @@ Everything here takes all channels and many candidates at once, and works in flo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -21,8 +22,10 @@ Errors = Callable[[Tensor], Tensor]
 
 # The range is not made narrower than this part of the data's: 2**-10 reaches outliers of a thousand times.
 _LEAST_RATIO = 2.0**-10
-# Values held by one temporary of a search: 16 MB of float64.
-_CHUNK = 1 << 21
+# Stands in for 0 where a quotient is not used.
+_TINY = torch.finfo(torch.float64).tiny
+# Values held by one temporary of a search.
+_CHUNK = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,21 +91,30 @@ def squared_error(distribution: Distribution, qparams: QParams, grid: Grid) -> T
     Shapes:
         qparams: ``(C, K)``.
     """
-    scale = qparams.scale.double()
-    first, last = (end - qparams.zero_point.double() for end in (grid.quant_min, grid.quant_max))
     if isinstance(distribution, Points):
-        places, weights, integrand, power = distribution.values, distribution.counts, _square, 2
+        # float32, as the fake quantization itself.
+        places, weights = distribution.values.float(), distribution.counts.float()
+        integrand, power = _square, 2
     else:
         places, weights = _edge_weights(distribution)
         integrand, power = _integral, 3
-    step = max(1, _CHUNK // places.numel())
-    sums = []
-    for k in range(0, scale.shape[1], step):
-        chunk = (slice(None), slice(k, k + step), None)
-        steps = places[:, None, :] / scale[chunk]
-        level = steps.round().clamp_(first[chunk], last[chunk])
-        sums.append(torch.bmm(integrand(steps, level), weights[:, :, None])[:, :, 0])
-    return torch.cat(sums, 1) * scale**power
+    scale = qparams.scale.to(places.dtype)
+    first, last = (end - qparams.zero_point.to(places.dtype) for end in (grid.quant_min, grid.quant_max))
+    sums = torch.empty_like(scale)
+    for rows, columns in _chunks(scale.shape, places.shape[1]):
+        steps = places[rows, None, :] / scale[rows, columns, None]
+        level = steps.round().clamp_(first[rows, columns, None], last[rows, columns, None])
+        sums[rows, columns] = torch.bmm(integrand(steps, level), weights[rows, :, None])[:, :, 0]
+    return sums.double() * scale.double() ** power
+
+
+def _chunks(shape: torch.Size, width: int) -> Iterator[tuple[slice, slice]]:
+    """Blocks of a ``(C, K)`` search over ``width`` values each that stay in the cache."""
+    num_rows = max(1, min(shape[0], _CHUNK // width))
+    num_columns = max(1, _CHUNK // (width * num_rows))
+    for row in range(0, shape[0], num_rows):
+        for column in range(0, shape[1], num_columns):
+            yield slice(row, row + num_rows), slice(column, column + num_columns)
 
 
 def _square(steps: Tensor, level: Tensor) -> Tensor:
@@ -117,7 +129,7 @@ def _integral(steps: Tensor, level: Tensor) -> Tensor:
 def _edge_weights(bins: Bins) -> tuple[Tensor, Tensor]:
     """Edges that matter, and the density left of each less the density right of it."""
     width = bins.edges.diff(dim=1)
-    density = torch.where(width > 0, bins.counts / width.clamp(min=torch.finfo(width.dtype).tiny), 0.0)
+    density = torch.where(width > 0, bins.counts / width.clamp(min=_TINY), 0.0)
     weights = -torch.nn.functional.pad(density, (1, 1)).diff(dim=1)
     used = (weights != 0).any(0)
     return bins.edges[:, used], weights[:, used]
@@ -160,7 +172,7 @@ def _coarse(like: Tensor, stride: int) -> tuple[Tensor, Tensor]:
 
 def _search_bins(errors: Errors, like: Tensor, stride: int) -> Tensor:
     """The error is smooth: follow its two lowest dips down."""
-    ratios, gap = _coarse(like, stride)
+    ratios, gap = _coarse(like, max(2, stride))
     found = errors(ratios)
     beside = torch.nn.functional.pad(found, (1, 1), value=torch.inf)
     is_dip = (found <= beside[:, :-2]) & (found <= beside[:, 2:])
@@ -207,7 +219,8 @@ def kl_range(magnitudes: Distribution, ends: Range, *, levels: int, bins: int) -
     most = torch.maximum(ends[0].abs(), ends[1].abs()).double()
     counts = linear_counts(magnitudes, most, bins)
     counts[:, 0] = counts[:, 1]
-    divergence = torch.stack([_divergence(counts, kept, levels) for kept in range(levels, bins + 1)], 1)
+    # One channel's table is (bins - levels + 1) x levels; a thousand of them at once would be too much.
+    divergence = torch.cat([_divergences(row, levels) for row in counts.split_with_sizes([1] * len(counts))])
     smooth = _mean_of_nine(divergence)
     best = smooth.shape[1] - 1 - smooth.flip(1).argmin(1)
     return cut(ends, most * (best + levels) / bins)
@@ -215,37 +228,51 @@ def kl_range(magnitudes: Distribution, ends: Range, *, levels: int, bins: int) -
 
 def linear_counts(magnitudes: Distribution, most: Tensor, bins: int) -> Tensor:
     """The counts of equal bins over [0, ``most``], float64 ``(C, bins)``."""
-    reach = most.clamp(min=torch.finfo(torch.float64).tiny)[:, None]
+    reach = most.clamp(min=_TINY)[:, None]
     if isinstance(magnitudes, Points):
         index = (magnitudes.values / reach * bins).long().clamp(max=bins - 1)
         return torch.zeros(len(reach), bins, dtype=torch.float64, device=reach.device).scatter_add_(
             1, index, magnitudes.counts
         )
     ends = reach * torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=reach.device)
-    below = torch.nn.functional.pad(magnitudes.counts.cumsum(1), (1, 0))
-    return _interpolated(magnitudes.edges, below, ends).diff(dim=1)
+    return _interpolated(magnitudes.edges, _running(magnitudes.counts), ends).diff(dim=1)
 
 
 def _interpolated(places: Tensor, values: Tensor, at: Tensor) -> Tensor:
     """``values`` at ``places``, both ascending, read off at ``at`` along straight lines."""
     right = torch.searchsorted(places, at, right=True).clamp(1, places.shape[1] - 1)
     low, high = places.gather(1, right - 1), places.gather(1, right)
-    width = (high - low).clamp(min=torch.finfo(torch.float64).tiny)
+    width = (high - low).clamp(min=_TINY)
     share = ((at - low) / width).clamp(0, 1)
     return values.gather(1, right - 1).lerp(values.gather(1, right), share)
 
 
-def _divergence(counts: Tensor, kept: int, levels: int) -> Tensor:
-    """d[kept] of `kl_range`, ``(C,)``."""
-    expected = counts[:, :kept].clone()
-    group = torch.arange(kept, device=counts.device) * levels // kept
-    used = (expected > 0).double()
-    empty = torch.zeros(len(counts), levels, dtype=torch.float64, device=counts.device)
-    mass, size = empty.index_add(1, group, expected), empty.index_add(1, group, used)
-    coarse = ((mass / size.clamp(min=1))[:, group] * used) / mass.sum(1, keepdim=True).clamp(min=1e-300)
-    expected[:, -1] += counts[:, kept:].sum(1)
-    expected /= expected.sum(1, keepdim=True).clamp(min=1e-300)
-    return torch.special.xlogy(expected, expected / coarse.clamp(min=1e-10)).sum(1)
+def _divergences(counts: Tensor, levels: int) -> Tensor:
+    """d[levels], ..., d[bins] of `kl_range`, ``(C, bins - levels + 1)``.
+
+    Bins of a group are neighbours and have one Q, so sums over groups are differences of running sums:
+
+        d[i] = sum of P * log P  -  sum over groups of (their P) * log Q
+    """
+    bins = counts.shape[1]
+    kept = torch.arange(levels, bins + 1, device=counts.device)
+    bounds = -(-kept[:, None] * torch.arange(levels + 1, device=counts.device) // levels)
+    mass, size = (_running(row)[:, bounds].diff(dim=2) for row in (counts, (counts > 0).double()))
+    inside, total = _running(counts)[:, kept], counts.sum(1, keepdim=True)
+    share = mass / (size.clamp(min=1) * inside[:, :, None]).clamp(min=_TINY)
+    log_q = share.clamp(min=1e-10).log()
+    last, beyond = counts[:, kept - 1], total - inside
+    log_q_last = torch.where(last > 0, log_q[:, :, -1], math.log(1e-10))
+    cross = (mass * log_q).sum(2) + beyond * log_q_last
+    own: Tensor = _running(torch.special.xlogy(counts, counts))[:, kept - 1]
+    own = own + torch.special.xlogy(last + beyond, last + beyond)
+    total = total.clamp(min=_TINY)
+    return own / total - total.log() - cross / total
+
+
+def _running(values: Tensor) -> Tensor:
+    """The sums of the first 0, 1, ... values."""
+    return torch.nn.functional.pad(values.cumsum(1), (1, 0))
 
 
 def _mean_of_nine(values: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from quantcfg.errors import NumericError
 from quantcfg.numeric.dtypes import QuantDType, as_dtype, quant_bounds
+from quantcfg.numeric.exact import ExactModule
 from quantcfg.numeric.histogram import in_memory_order
-from quantcfg.numeric.observers.exact import ExactModule
 from quantcfg.numeric.observers.records import BatchRecords, Range
 from quantcfg.numeric.qparams import QParams, as_qscheme, choose_qparams, is_per_channel, is_symmetric
 

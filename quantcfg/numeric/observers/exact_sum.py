@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quantcfg.numeric.observers.exact import ExactModule
+from quantcfg.numeric.exact import ExactModule
 
 # Digits of base 2**32; the lowest counts units of 2**-128, the highest reaches beyond 2**288.
 _NUM_DIGITS = 13

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from quantcfg.numeric.observers.exact import ExactModule
+from quantcfg.numeric.exact import ExactModule
 
 Range = tuple[Tensor, Tensor]
 Step = Callable[[Range, Range], Range]
