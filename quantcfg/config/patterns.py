@@ -9,6 +9,7 @@ from dataclasses import dataclass
 REGEX_PREFIX = "re:"
 MAX_LENGTH = 1000
 MAX_RANGE = 10_000
+MAX_REPEATS = 4
 _SPECIAL = re.compile(r"[*?{}\[\]]")
 _RANGE = re.compile(r"(0|[1-9]\d{0,8})\.\.(0|[1-9]\d{0,8})")
 
@@ -70,16 +71,38 @@ def parse_regex(pattern: str) -> re.Pattern[str]:
         offset = getattr(error, "pos", None) or 0
         message = getattr(error, "msg", "too complex")
         raise PatternError(f"not a regular expression: {message}", offset + len(REGEX_PREFIX)) from None
-    if _NESTED_REPEAT.search(body):
-        raise PatternError(
-            "repeats a group that itself repeats, which may take forever",
-            len(REGEX_PREFIX),
-            hint="repeat one thing at a time, or use `*` and `**` without `re:`",
-        )
+    _refuse_explosive(body)
     return compiled
 
 
-_NESTED_REPEAT = re.compile(r"\([^()]*(?<!\\)[*+}][^()]*\)[*+{]")
+def _refuse_explosive(body: str) -> None:
+    """Refuse what Python's matcher may take forever on, on a name that almost matches."""
+    repeats, groups = 0, [False]
+    for token in _REGEX_TOKEN.finditer(body):
+        repeated = token["repeat"] is not None
+        repeats += repeated
+        if token["open"]:
+            groups.append(False)
+        elif token["close"]:
+            inner = groups.pop()
+            if inner and repeated:
+                raise PatternError(
+                    "repeats a group that repeats or chooses itself, which may take forever",
+                    len(REGEX_PREFIX) + token.start(),
+                    hint="repeat one thing at a time, or use `*` and `**` without `re:`",
+                )
+            groups[-1] = groups[-1] or inner or repeated
+        elif repeated or token["choice"]:
+            groups[-1] = True
+    if repeats > MAX_REPEATS:
+        raise PatternError(f"more than {MAX_REPEATS} repeats, which may take forever", len(REGEX_PREFIX))
+
+
+_REGEX_TOKEN = re.compile(
+    r"(?:(?P<open>\((?:\?[:P<=!a-zA-Z][^()]*?[:>]|\?:)?)|(?P<close>\))|(?P<choice>\|)|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|[^()|\\])"
+    r"(?P<repeat>[*+]|\{\d*,?\d*\})?",
+    re.DOTALL,
+)
 
 
 def _split(pattern: str) -> Iterator[tuple[str, int]]:
@@ -115,6 +138,8 @@ def _segment(text: str, offset: int) -> Segment:
         raise PatternError("`[` and `]` are not part of patterns", offset + position, hint=hint)
     if not _SPECIAL.search(text):
         return Segment(text)
+    if text.count("*") > MAX_REPEATS:
+        raise PatternError(f"more than {MAX_REPEATS} `*` in one segment", offset)
     return Segment(text, re.compile(_glob_regex(text, offset), re.DOTALL))
 
 

@@ -137,7 +137,8 @@ def _refuse_strangers(rule: Rule, fields: Fields) -> None:
         for name, item in slot_kwargs(fields, slot).items():
             if fake_quant is not None and name not in known:
                 place = item.origin if isinstance(item.origin, Place) else rule.place
-                summary = f"`{name}` is not a parameter of the observer `{observer}`, which `{rule.pattern}` inherits"
+                summary = f"`{name}` is not a parameter of the observer `{observer}`"
+                summary += f", which `{rule.pattern}` inherits"
                 advice = f"write `{slot}_observer: {owners(name)[0]}` beside it" if owners(name) else ""
                 raise ConfigError([Diagnostic("QC123", summary, place, help=advice)])
 

@@ -1,0 +1,52 @@
+"""Pages of the codes QC2xx: rules that do not do on a model what they seem to say."""
+
+from __future__ import annotations
+
+from quantcfg.config.page import Page
+
+RULE_PAGES = (
+    Page(
+        "QC201",
+        "a rule matches nothing",
+        "No module and no op of the model fits. The message says at which segment a name stops "
+        "matching and what is there instead. A rule that may match nothing says so: `{use: w8a8, "
+        "optional: true}`.",
+        "version: 1\nqconfig:\n  global: w8a8\n  module_name:\n    blocks.*.mpl: w4a8\n",
+        "version: 1\nqconfig:\n  global: w8a8\n  module_name:\n    blocks.*.mlp: w4a8\n",
+    ),
+    Page(
+        "QC202",
+        "a rule matches another number of names than expected",
+        "`expect` pins how many modules and ops a rule names itself, not counting what is inside of them.",
+        "version: 1\nqconfig:\n  global: w8a8\n  module_name:\n    blocks.*.mlp: {use: w4a8, expect: 16}\n",
+        "version: 1\nqconfig:\n  global: w8a8\n  module_name:\n    blocks.*.mlp: {use: w4a8, expect: 2}\n",
+    ),
+    Page(
+        "QC203",
+        "a config that quantizes nothing (warning)",
+        "No rule gives a qconfig. That is fine for a file that others extend.",
+        "version: 1\nqconfig:\n  global: null\n",
+        "version: 1\nqconfig:\n  global: w8a8\n",
+    ),
+    Page(
+        "QC210",
+        "two patterns disagree and only their order decides (warning)",
+        "Both match the same module and give it different qconfigs; the later one wins.",
+        "version: 1\nqconfig:\n  module_name:\n    blocks.*.mlp: w8a8\n    blocks.1.*: w4a8\n",
+        "version: 1\nqconfig:\n  module_name:\n    blocks.0.mlp: w8a8\n    blocks.1.*: w4a8\n",
+    ),
+    Page(
+        "QC211",
+        "a rule never wins (warning)",
+        "Wherever it matches another rule beats it: one on a nearer module, an exact name, or a later one.",
+        "version: 1\nqconfig:\n  module_type:\n    Part: w4a8\n  module_name:\n    blocks: w8a8\n",
+        "version: 1\nqconfig:\n  module_name:\n    blocks: w8a8\n",
+    ),
+    Page(
+        "QC212",
+        "a rule changes nothing (warning)",
+        "It wins, but without it the same qconfig would come from another rule.",
+        "version: 1\nqconfig:\n  global: w8a8\n  module_type:\n    Linear: w8a8\n",
+        "version: 1\nqconfig:\n  global: w8a8\n",
+    ),
+)

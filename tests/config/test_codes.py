@@ -1,0 +1,51 @@
+"""Each code has a page whose failing example gives it and whose fixed example does not."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from quantcfg.config.codes import CODES, all_pages
+from quantcfg.config.findings import check_rules
+from quantcfg.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+WITH_EXAMPLE = [page for page in CODES.values() if page.failing]
+
+
+def codes_of(load, targets, text):
+    try:
+        config = load(text)
+    except ConfigError as error:
+        return [item.code for item in error.diagnostics]
+    rules = config.rules("calib")
+    on_model = check_rules(rules, targets, rules.resolve(targets))
+    return [item.code for item in (*config.warnings, *on_model)]
+
+
+@pytest.mark.parametrize("page", WITH_EXAMPLE, ids=lambda page: page.code)
+def test_the_failing_example_gives_the_code_and_nothing_else(page, load, targets):
+    assert codes_of(load, targets, page.failing) == [page.code]
+
+
+@pytest.mark.parametrize("page", WITH_EXAMPLE, ids=lambda page: page.code)
+def test_the_fixed_example_is_free_of_the_code(page, load, targets):
+    found = codes_of(load, targets, page.fixed)
+    assert page.code not in found
+    assert not set(found) - {"QC203"}, "a part of a config may quantize nothing, but has no other finding"
+
+
+def test_every_code_in_the_source_has_a_page_and_every_page_is_used():
+    text = "".join(path.read_text() for path in (ROOT / "quantcfg" / "config").glob("*.py"))
+    used = set(re.findall(r'"(QC\d{3})"', re.sub(r'Page\(\s*"QC\d{3}"', "", text)))
+    assert used == set(CODES)
+
+
+def test_codes_are_in_order():
+    assert list(CODES) == sorted(CODES)
+
+
+def test_the_document_is_what_the_pages_say():
+    assert (ROOT / "docs" / "errors.md").read_text() == all_pages()

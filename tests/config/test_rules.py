@@ -1,0 +1,221 @@
+"""The resolver against an independent slow one, its laws, and its cost."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import time
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from quantcfg.config.patterns import is_exact
+from quantcfg.config.presets import PRESETS
+from quantcfg.config.rules import Rule, RuleSet, Target, in_order
+from quantcfg.config.spec import Field
+from quantcfg.errors import ConfigError
+
+W8A8, W4A8, W8A16 = (PRESETS[name].calib for name in ("w8a8", "w4a8", "w8a16"))
+SPECS = (W8A8, W4A8, W8A16, None)
+
+
+def matches(pattern, path):
+    """A pattern against a name, written from the definition: expand braces, then match segment by segment."""
+    if pattern.startswith("re:"):
+        return re.fullmatch(pattern[3:], path) is not None
+    return any(segments_match(one.split("."), path.split(".") if path else []) for one in expanded(pattern))
+
+
+def expanded(pattern):
+    found = re.search(r"\{([^{}]*)\}", pattern)
+    if not found:
+        return [pattern]
+    ends = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
+    choices = map(str, range(int(ends[1]), int(ends[2]) + 1)) if ends else found[1].split(",")
+    return [
+        one
+        for choice in choices
+        for one in expanded(pattern[: found.start()] + choice + pattern[found.end() :])
+    ]
+
+
+def segments_match(pattern, names):
+    if not pattern:
+        return not names
+    if pattern[0] == "**":
+        return any(segments_match(pattern[1:], names[count:]) for count in range(len(names) + 1))
+    return bool(names) and text_matches(pattern[0], names[0]) and segments_match(pattern[1:], names[1:])
+
+
+def text_matches(pattern, text):
+    if not pattern:
+        return not text
+    if pattern[0] == "*":
+        return any(text_matches(pattern[1:], text[count:]) for count in range(len(text) + 1))
+    return bool(text) and pattern[0] in ("?", text[0]) and text_matches(pattern[1:], text[1:])
+
+
+def slow_winner(rules, target):
+    """The winner by the documented order, and the runner-up list, with no cleverness at all."""
+    found = []
+    for rule in rules:
+        for depth, (path, types) in enumerate(target.chain):
+            if rule.kind == "global":
+                found.append(((0, 0, rule.order), rule))
+            elif rule.kind == "module_type" and rule.pattern in types:
+                found.append(((1, depth, rule.order), rule))
+            elif rule.kind == "module_name" and is_exact(rule.pattern) and rule.pattern == path:
+                found.append(((3, depth, rule.order), rule))
+            elif rule.kind == "module_name" and not is_exact(rule.pattern) and matches(rule.pattern, path):
+                found.append(((2, depth, rule.order), rule))
+            elif rule.kind == "attribute" and rule.pattern == path:
+                found.append(((4, depth, rule.order), rule))
+    found.sort(key=lambda item: item[0], reverse=True)
+    ranked = list(dict.fromkeys(id(rule) for _, rule in found))
+    by_id = {id(rule): rule for rule in rules}
+    return [by_id[key] for key in ranked]
+
+
+NAMES = st.sampled_from(["a", "b", "a1", "a2", "a10", "conv", "add_0"])
+TYPES = ("T", "U", "pkg.T")
+SEGMENTS = st.one_of(
+    NAMES, st.sampled_from(["*", "**", "a*", "?", "a?", "{a,b}", "a{1..2}", "{a,conv}*", "*{1..10}", "c*v"])
+)
+PATTERNS = st.one_of(
+    st.lists(SEGMENTS, min_size=1, max_size=4).map(".".join),
+    st.sampled_from(["re:a.*", "re:.*conv", r"re:a\.(a|b)", "re:b", r"re:.*\d"]),
+)
+
+
+@st.composite
+def rules(draw):
+    made = []
+    for _ in range(draw(st.integers(0, 8))):
+        kind = draw(st.sampled_from(["global", "module_type", "module_name", "module_name", "attribute"]))
+        pattern = {
+            "global": st.just(""),
+            "module_type": st.sampled_from(TYPES),
+            "module_name": PATTERNS,
+            "attribute": st.lists(NAMES, min_size=1, max_size=2).map(".".join),
+        }[kind]
+        made.append(Rule(kind, draw(pattern), draw(st.sampled_from(SPECS))))
+    return in_order(made)
+
+
+@st.composite
+def target_lists(draw):
+    types = {}
+    targets = []
+    for names in draw(st.lists(st.lists(NAMES, min_size=1, max_size=4), min_size=1, max_size=8)):
+        paths = ["", *itertools.accumulate(names, "{}.{}".format)]
+        chain = tuple(
+            (path, types.setdefault(path, draw(st.sampled_from([("T",), ("pkg.T", "T"), ("U",), ()]))))
+            for path in paths
+        )
+        targets.append(Target(paths[-1], chain))
+    return targets
+
+
+@settings(max_examples=400, deadline=None)
+@given(rules(), target_lists())
+def test_the_resolver_agrees_with_a_slow_one(some_rules, targets):
+    for target, decision in zip(targets, RuleSet(some_rules).resolve(targets), strict=True):
+        ranked = slow_winner(some_rules, target)
+        assert decision.target == target.name
+        assert decision.winner is (ranked[0] if ranked else None)
+        assert list(decision.losers) == ranked[1:]
+        assert decision.spec == (ranked[0].spec if ranked else None)
+
+
+@settings(max_examples=100, deadline=None)
+@given(rules(), target_lists())
+def test_without_the_winner_the_first_loser_wins(some_rules, targets):
+    for target, decision in zip(targets, RuleSet(some_rules).resolve(targets), strict=True):
+        if decision.winner is not None:
+            rest = tuple(rule for rule in some_rules if rule is not decision.winner)
+            following = RuleSet(rest).resolve([target])[0]
+            assert following.winner is (decision.losers[0] if decision.losers else None)
+
+
+@settings(max_examples=100, deadline=None)
+@given(rules(), target_lists())
+def test_rules_that_match_nothing_change_nothing(some_rules, targets):
+    stranger = Rule("module_name", "nowhere.*", W4A8, order=99)
+    assert RuleSet(some_rules).resolve(targets) == RuleSet((stranger, *some_rules)).resolve(targets)
+
+
+def op(name, *types):
+    paths = ["", *itertools.accumulate(name.split("."), "{}.{}".format)]
+    return Target(name, tuple((path, types if path == name else ()) for path in paths))
+
+
+@pytest.mark.parametrize(
+    ("weaker", "stronger"),
+    [
+        (Rule("global", "", W8A8), Rule("module_type", "Linear", W4A8)),
+        (Rule("module_type", "Linear", W8A8), Rule("module_name", "a.*", W4A8)),
+        (Rule("module_name", "a.*", W8A8), Rule("module_name", "a", W4A8)),
+        (Rule("module_name", "a.fc", W8A8), Rule("attribute", "a", W4A8)),
+        (Rule("module_name", "*", W8A8), Rule("module_name", "a.*", W4A8)),
+        (Rule("module_name", "a", W8A8), Rule("module_name", "a.fc", W4A8)),
+        (Rule("module_name", "a.f*", W8A8), Rule("module_name", "a.*c", W4A8)),
+    ],
+)
+def test_the_documented_order(weaker, stronger):
+    for rules_in_file in ((weaker, stronger), (stronger, weaker)):
+        by_order_alone = stronger.tier == weaker.tier and stronger.pattern == "a.*c"
+        decision = RuleSet(in_order(rules_in_file)).resolve([op("a.fc", "Linear")])[0]
+        expected = rules_in_file[1] if by_order_alone else stronger
+        assert decision.spec == expected.spec
+
+
+def test_null_leaves_in_float_and_is_inherited():
+    rules_in_file = in_order((Rule("global", "", W8A8), Rule("module_name", "a", None)))
+    inside, outside = RuleSet(rules_in_file).resolve([op("a.b.add_0"), op("c")])
+    assert (inside.spec, inside.winner) == (None, rules_in_file[1])
+    assert outside.spec == W8A8
+
+
+def test_inherit_starts_from_what_would_have_won():
+    change = (("activation_observer", Field("percentile", "x")),)
+    inheriting = Rule("module_name", "a", None, inherit=change)
+    decision = RuleSet(in_order((Rule("global", "", W8A16), inheriting))).resolve([op("a")])[0]
+    assert decision.spec is not None
+    assert decision.spec.activation.observer == "percentile"
+    assert decision.spec.activation.dtype == "qint16"
+    assert decision.spec.weight == W8A16.weight
+    assert len(decision.contributors) == 2
+
+
+def test_inherit_on_float_stays_float():
+    inheriting = Rule("module_name", "a", None, inherit=(("weight_observer", Field("mse", "x")),))
+    assert RuleSet((inheriting,)).resolve([op("a")])[0].spec is None
+
+
+def test_inherit_refuses_a_parameter_of_another_observer():
+    change = (("activation_qkwargs.percentile", Field(99.0, "x")),)
+    inheriting = Rule("module_name", "a", None, inherit=change)
+    with pytest.raises(ConfigError) as caught:
+        RuleSet(in_order((Rule("global", "", W8A8), inheriting))).resolve([op("a")])
+    assert caught.value.diagnostics[0].summary == (
+        "`percentile` is not a parameter of the observer `mse`, which `a` inherits"
+    )
+
+
+def test_ten_thousand_targets_and_a_thousand_rules_take_less_than_a_second():
+    made = [Rule("global", "", W8A8)]
+    made += [Rule("module_name", f"blocks.{i}.attn.*", W8A8) for i in range(250)]
+    made += [Rule("module_name", f"**.fc{{{i},{i + 1}}}", W8A8) for i in range(250)]
+    made += [Rule("module_name", f"blocks.{i}.mlp.fc1", W8A8) for i in range(250)]
+    made += [Rule("module_name", f"re:blocks\\.{i}\\.mlp\\..*", W8A8) for i in range(50)]
+    made += [Rule("module_type", f"torch.nn.X{i}", W8A8) for i in range(199)]
+    targets = [op(f"blocks.{i}.mlp.l{j}", "torch.nn.X3", "X3") for i in range(1000) for j in range(10)]
+    best = min(timed(lambda: RuleSet(in_order(made)).resolve(targets)) for _ in range(3))
+    assert len(made) == 1000
+    assert best < 1.0
+
+
+def timed(work):
+    start = time.process_time()
+    work()
+    return time.process_time() - start
