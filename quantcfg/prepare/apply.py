@@ -13,6 +13,7 @@ from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
 from quantcfg.prepare.assign import Assignment, Assignments
 from quantcfg.prepare.fold import fold_batch_norm, foldable
 from quantcfg.prepare.hosts import container_of, host_of
+from quantcfg.prepare.intercept import interceptor_of
 from quantcfg.prepare.record import Operand, Recording, Site, Slot
 from quantcfg.prepare.run import Action, LiveBatchNorm, Runner, Table
 from quantcfg.qconfig import FakeQuantFactory, qconfig_from_spec
@@ -56,6 +57,9 @@ class _Builder:
         self.recording = recording
         self.assignments = assignments
         self.bn = bn
+        interceptor = interceptor_of(model)
+        assert interceptor is not None
+        self.interceptor = interceptor
         self.modules = dict(model.named_modules())
         self.applied = Applied(Runner({}, set(self.modules) - set(recording.calls)))
         self.shared: dict[int, FakeQuantizeBase] = {}
@@ -161,7 +165,7 @@ class _Builder:
         assert factory is not None
         module = _build(factory, slotted)
         path, prefix = host_of(site.path, self.modules)
-        container = container_of(self.modules[path])
+        container = container_of(self.modules[path], self.interceptor)
         key = f"{prefix}{_slot_name(site, slotted)}"
         while key in container:
             key += "_"

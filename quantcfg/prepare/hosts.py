@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 from torch import nn
 
 from quantcfg.errors import PrepareError
+from quantcfg.prepare.intercept import Interceptor
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 ATTRIBUTE = "fake_quants"
@@ -23,10 +23,6 @@ class FakeQuants(nn.ModuleDict):
         super().__init__()
         self.qat = False
         self.frozen = False
-
-    def forward(self, x: Any) -> Any:
-        """Return ``x``: a forward that walks over its children meets an identity."""
-        return x
 
     def train(self, mode: bool = True) -> FakeQuants:
         """Switch the mode, and in QAT the observers with it."""
@@ -62,12 +58,28 @@ def _first_plain(modules: Mapping[str, nn.Module]) -> str:
     raise PrepareError("the model holds no module besides containers: there is nothing to quantize")
 
 
-def container_of(host: nn.Module) -> FakeQuants:
+class OwnChildren:
+    """``named_children`` of a host: while a forward runs, a module sees only the children it came with."""
+
+    def __init__(self, host: nn.Module, interceptor: Interceptor) -> None:
+        self.host = host
+        self.interceptor = interceptor
+
+    def __call__(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield names and children; outside of a forward (``train``, ``to``, ``apply``) all of them."""
+        for name, child in type(self.host).named_children(self.host):
+            if not (self.interceptor.depth and isinstance(child, FakeQuants)):
+                yield name, child
+
+
+def container_of(host: nn.Module, interceptor: Interceptor) -> FakeQuants:
     """The `FakeQuants` of a host, made when there is none; a name that the user has taken is left alone."""
     attribute = ATTRIBUTE
     while hasattr(host, attribute) and not isinstance(getattr(host, attribute), FakeQuants):
         attribute += "_"
     if not hasattr(host, attribute):
+        if host._modules:
+            host.__dict__["named_children"] = OwnChildren(host, interceptor)
         host.add_module(attribute, FakeQuants())
     container = getattr(host, attribute)
     assert isinstance(container, FakeQuants)

@@ -57,6 +57,7 @@ class Interceptor:
         self.handler: Handler | None = None
         self.active = False
         self.scope: Scope | None = None
+        self.depth = 0  # forwards that are running now, in any state
         self.calls: dict[str, int] = {}
         self.memo: Memo = {}
         self.prepared: Any = None  # what `prepare` left; see prepare/state.py
@@ -102,19 +103,26 @@ class ScopedForward:
         interceptor = self.interceptor
         if interceptor.pending is not None and not self.path:
             interceptor.pending(self.module, args, kwargs)
-        if not interceptor.active or interceptor.handler is None:
-            return self._inner(*args, **kwargs)
+        interceptor.depth += 1
+        try:
+            if not interceptor.active or interceptor.handler is None:
+                return self._inner(*args, **kwargs)
+            return self._scoped(interceptor, interceptor.handler, args, kwargs)
+        finally:
+            interceptor.depth -= 1
+
+    def _scoped(self, interceptor: Interceptor, handler: Handler, args: Any, kwargs: Any) -> Any:
         outer = interceptor.scope
         call = interceptor.calls.get(self.path, 0)
         interceptor.calls[self.path] = call + 1
-        interceptor.scope = Scope(self.path, call, interceptor.handler.enter(self.path, call))
+        interceptor.scope = Scope(self.path, call, handler.enter(self.path, call))
         if outer is not None:
             try:
                 return self._inner(*args, **kwargs)
             finally:
                 interceptor.scope = outer
         try:
-            interceptor.handler.begin(self.module, args, kwargs)
+            handler.begin(self.module, args, kwargs)
             with _Mode(interceptor):
                 return self._inner(*args, **kwargs)
         finally:

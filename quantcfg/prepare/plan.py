@@ -12,11 +12,13 @@ from quantcfg.config.spec import FakeQuantSpec
 from quantcfg.errors import Diagnostic, Place
 from quantcfg.numeric.dtypes import as_dtype
 from quantcfg.prepare.assign import Assignment, Assignments, Role, rule_text
+from quantcfg.prepare.hosts import ATTRIBUTE
 from quantcfg.prepare.ops import OpKind
 from quantcfg.prepare.record import Recording
 
 PLAN_VERSION = 1
 FLOAT_BITS = 32
+_OURS = ATTRIBUTE
 _NOT_COMPUTING = (OpKind.MOVE, OpKind.CLIP, OpKind.CREATE)
 
 
@@ -120,9 +122,8 @@ def make_plan(
     findings: Sequence[Diagnostic],
 ) -> Plan:
     """Put the plan together. ``folded`` says what became of batch norms, by site."""
-    types = {path: type(module).__name__ for path, module in model.named_modules()}
-    rows = tuple(_row(row, recording, assignments, types, folded) for row in assignments.rows)
-    leaves = [path for path, module in model.named_modules() if path and _is_leaf(module)]
+    rows = tuple(_row(row, recording, assignments, folded) for row in assignments.rows)
+    leaves = [path for path, module in model.named_modules() if path and _is_leaf(path, module)]
     return Plan(
         stage=stage,
         model_class=type(model).__name__,
@@ -134,15 +135,17 @@ def make_plan(
     )
 
 
-def _is_leaf(module: nn.Module) -> bool:
-    return not any(name != "fake_quants" for name in module._modules)
+def _is_leaf(path: str, module: nn.Module) -> bool:
+    """Whether a module is the user's own and holds no other, quantizers aside."""
+    if _OURS in path.split("."):
+        return False
+    return all(name == _OURS for name in module._modules)
 
 
 def _row(
     row: Assignment,
     recording: Recording,
     assignments: Assignments,
-    types: dict[str, str],
     folded: dict[int, str],
 ) -> OpRow:
     site = row.site
@@ -153,7 +156,7 @@ def _row(
     return OpRow(
         name=site.name,
         owner=site.path,
-        module_type=types[site.path],
+        module_type=recording.types[site.path],
         op=site.op,
         role=row.role.value,
         reason=folded.get(site.index) or row.reason,

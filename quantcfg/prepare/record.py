@@ -86,7 +86,7 @@ class Site:
 class Recording:
     """Everything one forward did.
 
-    ``calls`` counts how often each module ran; ``spellings`` has, for each call, the op of each ``__name__``
+    ``calls`` counts how often each module ran; ``types`` names their classes; ``spellings`` has, for each call, the op of each ``__name__``
     that ran in it and ``counts`` how often each op did, so that occurrences are counted later as they were
     here.
     """
@@ -98,6 +98,7 @@ class Recording:
     returned: set[int] = field(default_factory=set)
     spellings: dict[tuple[str, int], dict[str, str]] = field(default_factory=dict)
     counts: dict[tuple[str, int], dict[str, int]] = field(default_factory=dict)
+    types: dict[str, str] = field(default_factory=dict)
 
     def sole_consumer(self, value: int) -> Site | None:
         """The one site that reads a value which nothing else, the caller included, can see."""
@@ -129,7 +130,9 @@ class Recorder:
     """The handler that writes a `Recording` while the model runs as it is."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.recording = Recording()
+        self.recording = Recording(
+            types={path: type(module).__name__ for path, module in model.named_modules()}
+        )
         self._owned = {
             id(tensor): ("parameter" if isinstance(tensor, nn.Parameter) else "buffer", name, tensor)
             for name, tensor in _named_tensors(model)
