@@ -62,4 +62,4 @@ def _trace(error: BaseException) -> str:
 def _say(kind: str, text: str) -> None:
     from quantcfg.render.console import say
 
-    say(kind, text.replace(f"{Path.cwd()}/", ""))
+    say(kind, text)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import typer
 
-from quantcfg.cli import run_commands
+from quantcfg.cli import config_commands, run_commands
 from quantcfg.cli.boundary import exit_code_of
+from quantcfg.cli.options import COMMAND_LINE
 
 app = typer.Typer(
     name="quantcfg",
@@ -18,27 +20,46 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run_commands.plan, run_commands.calib, run_commands.qat):
-    app.command()(command)
-app.command("eval")(run_commands.evaluate)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "validate": config_commands.validate,
+    "plan": run_commands.plan,
+    "calib": run_commands.calib,
+    "qat": run_commands.qat,
+    "eval": run_commands.evaluate,
+    "presets": config_commands.presets,
+    "observers": config_commands.observers,
+    "fake-quants": config_commands.fake_quants,
+    "schema": config_commands.schema,
+}
+for name, function in COMMANDS.items():
+    app.command(name)(function)
 
 
 @app.callback(invoke_without_command=True)
 def options(
     context: typer.Context,
-    version: bool = typer.Option(False, "--version", help="show the version and exit"),
+    *,
+    version: Annotated[bool, typer.Option("--version", help="show the version and exit")] = False,
 ) -> None:
     """Declarative quantization of PyTorch models: a config file says how, one command does it."""
     if version:
-        from importlib.metadata import version as version_of
-
-        typer.echo(f"quantcfg {version_of('quantcfg')}")
+        typer.echo(f"quantcfg {_version()}")
         raise typer.Exit
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
 
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version as version_of
+
+    try:
+        return version_of("quantcfg")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code of design section 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    COMMAND_LINE.set(tuple(given))
     return exit_code_of(lambda: app(given, prog_name="quantcfg"), debug="--debug" in given)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quantcfg.cli import options
+from quantcfg.errors import QuantcfgWarning
 
 if TYPE_CHECKING:
     from quantcfg.prepare.plan import Plan
@@ -22,6 +23,13 @@ _From = Annotated[
     typer.Option("--from", metavar="RUN", help="the calibration run to start from; default: run one"),
 ]
 _Expand = Annotated[bool, typer.Option("--expand", help="one row per op instead of groups")]
+_NOT_FOR_USERS = (
+    DeprecationWarning,
+    PendingDeprecationWarning,
+    FutureWarning,
+    ImportWarning,
+    ResourceWarning,
+)
 
 
 def plan(
@@ -38,7 +46,10 @@ def plan(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Show what would happen to each op of MODEL under CONFIG, and why. Writes nothing."""
+    """Show what would happen to each op, and why.
+
+    Writes nothing. Ops that are treated alike share a row; --expand gives each its own.
+    """
     del debug
     with _session(quiet=quiet, verbose=verbose):
         from quantcfg.stages.planning import make_plan
@@ -63,7 +74,7 @@ def calib(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Calibrate MODEL as CONFIG says, evaluate it, and write the run directory."""
+    """Calibrate, evaluate, write a run directory."""
     del debug
     path = output or _default_output(config, "calib")
     with _session(quiet=quiet, verbose=verbose):
@@ -92,7 +103,10 @@ def qat(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Train MODEL with quantization as CONFIG says, after a calibration: the one of --from, or its own."""
+    """Train with quantization, write a run directory.
+
+    Training starts from the calibration of --from; without it, it calibrates first.
+    """
     del debug
     path = output or _default_output(config, "qat")
     with _session(quiet=quiet, verbose=verbose):
@@ -115,7 +129,10 @@ def evaluate(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Evaluate the float and the quantized model of the finished run RUN. Writes nothing."""
+    """Evaluate a finished run, in float and quantized.
+
+    Writes nothing. Config, seed and weights of the quantized model are those of the run.
+    """
     del debug
     with _session(quiet=quiet, verbose=verbose):
         from quantcfg.runs.directory import RunDirectory
@@ -139,6 +156,10 @@ def _session(*, quiet: bool, verbose: bool) -> Iterator[None]:
             say("warning", str(message))
 
     with redirect_stdout(sys.stderr), warnings.catch_warnings(), logging_on_stderr(enabled=verbose):
+        warnings.simplefilter("default")
+        for category in _NOT_FOR_USERS:
+            warnings.simplefilter("ignore", category)
+        warnings.simplefilter("default", QuantcfgWarning)
         warnings.showwarning = show
         yield
 
@@ -147,18 +168,21 @@ def _job(
     model: str, config: Path, overrides: list[str] | None, *, seed: int, device: str, quiet: bool
 ) -> Job:
     from quantcfg.config.load import load_config
+    from quantcfg.render.diagnostics import print_diagnostics
     from quantcfg.render.progress import progress_on_stderr
     from quantcfg.stages.job import Job, choose_device
     from quantcfg.stages.model_file import load_model_file
 
     loaded = load_config(config, overrides=overrides or ())  # first: it is quick, and most mistakes are in it
+    if loaded.warnings and not quiet:
+        print_diagnostics(loaded.warnings)
     return Job(
         model_file=load_model_file(model),
         config=loaded,
         seed=seed,
         device=choose_device(device),
         progress=progress_on_stderr(quiet=quiet),
-        command=("quantcfg", *sys.argv[1:]),
+        command=("quantcfg", *options.COMMAND_LINE.get()),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
@@ -27,8 +28,12 @@ def message_console() -> Console:
 
 
 def say(kind: str, text: str) -> None:
-    """Print ``kind: text`` to stderr; ``kind`` is error, warning, note or hint."""
-    line = Text.assemble((f"{kind}:", _STYLES[kind]), " ", safe_text(text))
+    """Print ``kind: text`` to stderr; ``kind`` is error, warning, note or hint.
+
+    Paths below the current directory are shown as people type them.
+    """
+    shown = text.replace(f"{Path.cwd()}{os.sep}", "")
+    line = Text.assemble((f"{kind}:", _STYLES[kind]), " ", safe_text(shown))
     message_console().print(line, soft_wrap=True)
 
 

@@ -39,7 +39,7 @@ def print_plan(console: Console, plan: Plan, *, expand: bool) -> None:
 def _grouped(rows: Sequence[OpRow]) -> Table:
     groups: dict[_Kind, list[OpRow]] = {}
     for row in rows:
-        groups.setdefault(_kind(row), []).append(row)
+        groups.setdefault(_kind(row, expand=False), []).append(row)
     table = _table("ops", "n", "params")
     for kind, members in groups.items():
         names, params = summarize([row.name for row in members]), sum(row.params for row in members)
@@ -50,19 +50,20 @@ def _grouped(rows: Sequence[OpRow]) -> Table:
 def _expanded(rows: Sequence[OpRow]) -> Table:
     table = _table("op", "params")
     for row in rows:
-        _add(table, _kind(row), row.name, f"{row.params:,}" if row.params else "")
+        _add(table, _kind(row, expand=True), row.name, f"{row.params:,}" if row.params else "")
     return table
 
 
 def _table(name: str, *numbers: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("role")
-    table.add_column("qconfig")
+    table.add_column("role", no_wrap=True)
+    table.add_column("qconfig", no_wrap=True)
     table.add_column(name, overflow="fold")
     for number in numbers:
-        table.add_column(number, justify="right")
-    for title in ("activation", "weight", "because"):
-        table.add_column(title, overflow="fold")
+        table.add_column(number, justify="right", no_wrap=True)
+    table.add_column("activation", no_wrap=True)
+    table.add_column("weight", no_wrap=True)
+    table.add_column("because", overflow="fold")
     return table
 
 
@@ -71,8 +72,9 @@ def _add(table: Table, kind: _Kind, *middle: str) -> None:
     table.add_row(*(Text(safe_text(cell)) for cell in cells))
 
 
-def _kind(row: OpRow) -> _Kind:
-    return _Kind(row.role, row.qconfig, _tensor(row.activation), _tensor(row.weight), _because(row))
+def _kind(row: OpRow, *, expand: bool) -> _Kind:
+    because = _because(row, expand=expand)
+    return _Kind(row.role, row.qconfig, _tensor(row.activation), _tensor(row.weight), because)
 
 
 def _tensor(plan: TensorPlan | None) -> str:
@@ -83,11 +85,16 @@ def _tensor(plan: TensorPlan | None) -> str:
     return f"{plan.dtype}{per_channel} {plan.observer}{fake_quant}"
 
 
-def _because(row: OpRow) -> str:
-    """The rule where a rule decided, and the reason where something else did."""
-    place = f" {row.place.file}:{row.place.line}" if row.place else ""
-    rule = f"{row.rule}{place}" if row.rule else ""
-    return "; ".join(part for part in (row.reason, rule if row.qconfig or not row.reason else "") if part)
+def _because(row: OpRow, *, expand: bool) -> str:
+    """The rule where a rule decided, the reason where something else did, both where both did."""
+    reason = row.reason if expand else _without_name(row.reason)
+    return "; ".join(part for part in (reason, row.rule if row.qconfig or not reason else "") if part)
+
+
+def _without_name(reason: str) -> str:
+    """``folded into block1.conv1`` is ``folded`` in a group; that an op is inside a chain, its role says."""
+    verb, into, _ = reason.partition(" into ")
+    return {"fused": "", "folded": "folded"}.get(verb, reason) if into else reason
 
 
 def _summary(plan: Plan) -> list[tuple[str, str]]:

@@ -21,8 +21,7 @@ from typing import Any
 
 from quantcfg.errors import RunError, UsageError
 from quantcfg.runs import lock, manifest
-from quantcfg.runs.metrics import NAME as METRICS
-from quantcfg.runs.metrics import MetricsLog
+from quantcfg.runs.metrics import NAME as METRICS, MetricsLog
 from quantcfg.runs.writer import TEMPORARY_MARK, remove_leftovers, write_json, write_text
 
 VOLATILE = ("log.txt", "timing.json", manifest.NAME)
@@ -35,9 +34,13 @@ _ELSEWHERE = "choose another directory with -o"
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """The paths of one run and the few ways to change what is there."""
+    """The paths of one run and the few ways to change what is there.
+
+    ``resume``: what is there is to be gone on with; otherwise it is to be replaced.
+    """
 
     path: Path
+    resume: bool = False
 
     @property
     def checkpoints(self) -> Path:
@@ -146,7 +149,7 @@ def open_run(path: Path, *, resume: bool = False, force: bool = False) -> Iterat
     Raises:
         UsageError: The directory is in use, holds a run, or holds files that are no part of one.
     """
-    run = RunDirectory(path)
+    run = RunDirectory(path, resume)
     with _created(path), lock.locked(path):
         _refuse_foreign_files(path)
         remove_leftovers(path)

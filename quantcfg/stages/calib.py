@@ -47,9 +47,7 @@ def run_calib(job: Job, run: RunDirectory) -> None:
     Raises:
         QuantcfgError: See the exit codes; nothing under a final name is half-written.
     """
-    if run.is_finished:
-        run.verify()
-        job.progress.note(f"the run in '{run.path.name}' is already finished")
+    if records.is_finished(job, run):
         return
     clock, source = Clock(), job.required_source("calib_data")
     float_model = job.build_model()

@@ -13,6 +13,7 @@ from torch import nn
 from quantcfg.config.load import Config
 from quantcfg.errors import UsageError, UserCodeError
 from quantcfg.prepare.prepare import prepare
+from quantcfg.prepare.state import fake_quants, plan_of
 from quantcfg.runs.checkpoint import Checkpoint
 from quantcfg.stages.batches import to_device
 from quantcfg.stages.data import DataSource
@@ -55,6 +56,15 @@ class Job:
 
     def prepare(self, float_model: nn.Module, stage: str) -> nn.Module:
         """A prepared copy of ``float_model``, recorded on the example inputs or the first batch there is."""
+        model = self._prepared(float_model, stage)
+        for finding in plan_of(model).findings:
+            self.progress.note(str(finding))
+        if stage == "calib":
+            for fake_quant in fake_quants(model).values():
+                fake_quant.observer.nonfinite = self.config.calib.nonfinite
+        return model
+
+    def _prepared(self, float_model: nn.Module, stage: str) -> nn.Module:
         seed_all(derive_seed(self.seed, "prepare"))
         bn = self.config.qat.bn if stage == "qat" else "fold"
         if self.model_file.has("example_inputs"):

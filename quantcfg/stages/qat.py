@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from quantcfg.errors import UsageError
 from quantcfg.prepare.state import (
     FakeQuantState,
     load_observer_params,
@@ -49,17 +50,17 @@ def run_qat(job: Job, run: RunDirectory, source: Path | None = None) -> None:
     Raises:
         QuantcfgError: See the exit codes; nothing under a final name is half-written.
     """
-    if run.is_finished:
-        run.verify()
-        job.progress.note(f"the run in '{run.path.name}' is already finished")
+    if records.is_finished(job, run):
         return
+    if source is not None:
+        _require_calibration(RunDirectory(source))
     clock, data = Clock(), job.required_source("train_data")
     float_model = job.build_model()
     model = job.prepare(float_model, "qat")
     check_plan(job.config, plan_of(model).coverage)
     identity = records.identity_of(job, float_model, "qat")
     checkpoint = records.newest(job, run, identity)
-    if checkpoint is None and not run.calib.is_dir():
+    if checkpoint is None and not (run.resume and run.calib.is_dir()):
         records.begin(job, run, plan_of(model))
     with logging_to(run.log):
         calibrated = RunDirectory(source) if source else _calibrate_first(job, run, clock)
@@ -69,21 +70,29 @@ def run_qat(job: Job, run: RunDirectory, source: Path | None = None) -> None:
         _train(stage, data, checkpoint)
 
 
+def _require_calibration(source: RunDirectory) -> None:
+    source.verify()
+    stage = source.read_result()["stage"]
+    if stage != "calib":
+        raise UsageError(f"'{source.path}' is a {stage} run; --from takes a calibration run")
+
+
 def _calibrate_first(job: Job, run: RunDirectory, clock: Clock) -> RunDirectory:
-    with clock.phase("calibration"), open_run(run.calib, resume=True) as calib:
+    with clock.phase("calibration"), open_run(run.calib, resume=run.resume) as calib:
         run_calib(job, calib)
     return calib
 
 
 def _metrics_of(calibrated: RunDirectory) -> dict[str, dict[str, float]]:
-    calibrated.verify()
     metrics = calibrated.read_result()["metrics"]
-    return {name: metrics[name] for name in ("float", "calibrated") if name in metrics}
+    return {name: metrics[name] for name in ("float", "calibrated")}
 
 
 def _load_ranges(job: Job, calibrated: RunDirectory, stage: _Stage) -> None:
-    source = records.rebuild(job, calibrated).model
-    report = load_observer_params(source, stage.model)
+    source = records.rebuild(job, calibrated)
+    if source.identity["weights"] != stage.identity.weights:
+        job.progress.note(f"the float weights are not those that '{calibrated.path.name}' calibrated")
+    report = load_observer_params(source.model, stage.model)
     LOGGER.info("started from %d calibrated ranges of %s", len(report.loaded), calibrated.path)
 
 

@@ -38,6 +38,7 @@ class Rebuilt:
     float_model: nn.Module
     model: nn.Module
     result: Mapping[str, Any]
+    identity: Mapping[str, Any]
 
 
 def identity_of(job: Job, float_model: nn.Module, stage: str) -> Identity:
@@ -52,26 +53,49 @@ def begin(job: Job, run: RunDirectory, plan: Plan) -> None:
     LOGGER.info("begun: %s", " ".join(job.command))
 
 
+def is_finished(job: Job, run: RunDirectory) -> bool:
+    """Whether there is nothing left to do for a resumed run, which is said aloud.
+
+    Raises:
+        RunError: It was finished, and something in it was changed or lost since.
+    """
+    if not (run.resume and run.is_finished):
+        return False
+    run.verify()
+    job.progress.note(f"the run in '{run.path.name}' is already finished")
+    return True
+
+
 def newest(job: Job, run: RunDirectory, identity: Identity) -> Checkpoint | None:
-    """The checkpoint to go on from; None when there is none, which is said aloud.
+    """The checkpoint to go on from, or None when there is none. Damaged ones are passed over aloud.
 
     Raises:
         UsageError: The run was begun with another config, model, seed or stage.
     """
+    if not run.resume:
+        return None
     checkpoint, skipped = newest_checkpoint(run.checkpoints)
     for fault in skipped:
         job.progress.note(f"skipped a checkpoint: {fault}")
         LOGGER.warning("skipped a checkpoint: %s", fault)
-    if checkpoint is None:
-        return None
-    if differences := identity.differences(checkpoint):
+    if differences := _differences(job, run, identity, checkpoint):
         raise UsageError(
             f"'{run.path}' was begun with another {' and '.join(differences)}",
             hint="--force starts again; -o names another directory",
         )
+    if checkpoint is None:
+        job.progress.note(f"nothing to resume in '{run.path.name}': starting from the beginning")
+        return None
     job.progress.note(f"going on from step {checkpoint.step} of '{run.path.name}'")
     LOGGER.info("resumed from step %d", checkpoint.step)
     return checkpoint
+
+
+def _differences(job: Job, run: RunDirectory, identity: Identity, checkpoint: Checkpoint | None) -> list[str]:
+    if checkpoint is not None:
+        return identity.differences(checkpoint)
+    begun = run.resolved_config
+    return ["config"] if begun.is_file() and begun.read_text() != resolved_yaml(job.config) else []
 
 
 def save(
@@ -120,7 +144,7 @@ def rebuild(job: Job, run: RunDirectory) -> Rebuilt:
     model = own.prepare(float_model, result["stage"])
     checkpoint = load_checkpoint(run.path / result["checkpoint"])
     load_weights(model, checkpoint, str(run.path))
-    return Rebuilt(float_model, model, result)
+    return Rebuilt(float_model, model, result, checkpoint.state["identity"])
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint, name: str) -> None:

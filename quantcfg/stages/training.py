@@ -97,9 +97,10 @@ class Trainer:
         for index, batch in self.source.batches(
             self.position.epoch, skip=self.position.batch, after_skip=restore
         ):
+            rate = self.optimizer.param_groups[0]["lr"]
             loss = self._step(index, batch)
             self.position = replace(self.position, batch=index + 1, step=self.position.step + 1)
-            self._report(loss, task)
+            self._report(task, loss=loss, lr=rate)
             if self.length.is_over(self.position):
                 break
             self.between_steps()
@@ -133,11 +134,10 @@ class Trainer:
         if limit is not None:
             nn.utils.clip_grads_with_norm_(trained, limit, norm)
 
-    def _report(self, loss: float, task: Task) -> None:
-        step, rate = self.position.step, self.optimizer.param_groups[0]["lr"]
-        task.advance(loss=loss, lr=rate)
-        if step % LOG_INTERVAL == 0 or step == 1:
-            self.log.append(step=step, epoch=self.position.epoch, loss=loss, lr=rate)
+    def _report(self, task: Task, **values: float) -> None:
+        task.advance(**values)
+        if self.position.step % LOG_INTERVAL == 0 or self.position.step == 1:
+            self.log.append(step=self.position.step, epoch=self.position.epoch + 1, **values)
 
 
 def enter_phase(job: Job, model: nn.Module, epoch: int) -> None:

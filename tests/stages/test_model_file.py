@@ -1,5 +1,6 @@
 """The model file: every way in which it can fail has its own sentence and the user's own line."""
 
+import sys
 import textwrap
 import warnings
 
@@ -15,14 +16,17 @@ from quantcfg.stages.model_file import load_model_file
 def write(tmp_path, monkeypatch):
     """Write ``model.py`` into an empty directory, which is the current one."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", [*__import__("sys").path])
-    monkeypatch.setattr("sys.modules", {**__import__("sys").modules})
+    monkeypatch.setattr("sys.path", [*sys.path])
 
     def write_model(source):
         (tmp_path / "model.py").write_text(textwrap.dedent(source))
         return "model.py"
 
-    return write_model
+    yield write_model
+    for name in [
+        n for n, m in sys.modules.items() if str(getattr(m, "__file__", "")).startswith(f"{tmp_path}/")
+    ]:
+        del sys.modules[name]
 
 
 def failure(call):

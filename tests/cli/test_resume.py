@@ -1,0 +1,196 @@
+"""Runs that are stopped anywhere go on to the bits of a run that was not."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from quantcfg.cli.main import main
+
+VOLATILE = {"log.txt", "timing.json", "manifest.json"}
+STOPPABLE = """
+import os, random
+import numpy as np
+import torch.nn.functional as F
+calls = {"loss": 0, "calib": 0}
+
+def stop_at(name):
+    calls[name] += 1
+    where, call, number = os.environ.get("STOP", "::").split(":")
+    if where == name and calls[name] == int(call):
+        os.kill(os.getpid(), int(number))
+
+def loss(outputs, batch):
+    stop_at("loss")
+    return F.cross_entropy(outputs, batch[1]) * (1 + random.random() + np.random.rand())
+
+def calib_data():
+    for x, y in DataLoader(dataset(1), batch_size=8, shuffle=True):
+        stop_at("calib")
+        yield x + torch.rand(1) / 9, y
+"""
+QAT, CALIB = ("qat", "model.py", "config.yaml"), ("calib", "model.py", "config.yaml")
+
+
+def contents(folder):
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name not in VOLATILE]
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
+
+
+@pytest.fixture
+def stoppable(project, monkeypatch):
+    """The project with a model file that signals itself at ``STOP=function:call:signal``."""
+    project.model(STOPPABLE)
+    monkeypatch.delenv("STOP", raising=False)
+    return project
+
+
+def stopped(project, monkeypatch, stop, *arguments):
+    """Run to the stop; the outcome."""
+    monkeypatch.setenv("STOP", stop)
+    done = project.run(*arguments, "-q")
+    monkeypatch.delenv("STOP")
+    return done
+
+
+@pytest.fixture
+def whole(stoppable):
+    """The files of a qat run that nobody stopped."""
+    assert stoppable.run(*QAT, "-o", "whole", "-q").code == 0
+    return contents(stoppable.path / "whole")
+
+
+# first step, middle and end of an epoch, the observer freeze after epoch 2, the last steps
+@pytest.mark.parametrize("step", [1, 3, 6, 7, 12, 13, 17, 18])
+def test_training_goes_on_to_the_same_bits(stoppable, monkeypatch, whole, step):
+    done = stopped(stoppable, monkeypatch, f"loss:{step}:2", *QAT, "-o", "run")
+    assert (done.code, done.err) == (
+        130,
+        f"error: stopped by SIGINT after step {step}, which is saved\n"
+        "hint: resume with: quantcfg qat model.py config.yaml -o run -q --resume\n",
+    )
+    assert "result.json" not in stoppable.names("run")
+    assert stoppable.run(*QAT, "-o", "run", "-q", "--resume").code == 0
+    assert contents(stoppable.path / "run") == whole
+
+
+def test_a_chain_of_stops_ends_in_the_same_bits(stoppable, monkeypatch, whole):
+    for call in (4, 3, 2, 5):  # counted from each start
+        assert stopped(stoppable, monkeypatch, f"loss:{call}:15", *QAT, "-o", "run", "--resume").code == 143
+    assert stoppable.run(*QAT, "-o", "run", "--resume", "-q").code == 0
+    assert contents(stoppable.path / "run") == whole
+
+
+@pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143), (1, 129), (10, 138)])
+def test_every_stop_signal_saves_and_has_its_exit_code(stoppable, monkeypatch, number, code):
+    done = stopped(stoppable, monkeypatch, f"loss:4:{number}", *QAT, "-o", "run")
+    assert done.code == code
+    assert "checkpoints/4/manifest.json" in stoppable.names("run")
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_calibration_goes_on_to_the_same_bits(stoppable, monkeypatch, batch):
+    assert stoppable.run(*CALIB, "-o", "whole", "-q").code == 0
+    # the first call is the batch that the model is recorded on
+    assert stopped(stoppable, monkeypatch, f"calib:{batch + 1}:2", *CALIB, "-o", "run").code == 130
+    assert f"checkpoints/{batch}/manifest.json" in stoppable.names("run")
+    assert stoppable.run(*CALIB, "-o", "run", "--resume", "-q").code == 0
+    assert contents(stoppable.path / "run") == contents(stoppable.path / "whole")
+
+
+def test_a_qat_run_stopped_while_it_calibrates_goes_on(stoppable, monkeypatch, whole):
+    assert stopped(stoppable, monkeypatch, "calib:3:2", *QAT, "-o", "run").code == 130
+    assert stoppable.run(*QAT, "-o", "run", "--resume", "-q").code == 0
+    assert contents(stoppable.path / "run") == whole
+
+
+@pytest.mark.parametrize("stop", ["calib:3:9", "loss:3:9", "loss:9:9"])
+def test_a_killed_run_leaves_no_torn_file_and_goes_on_to_the_same_bits(stoppable, whole, stop):
+    command = [sys.executable, "-m", "quantcfg", *QAT, "-o", "run", "-q", "--resume"]
+    environment = os.environ | {"STOP": stop, "OMP_NUM_THREADS": "1"}
+    killed = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    for path in (stoppable.path / "run").rglob("*.json"):
+        if ".tmp-" not in str(path):
+            json.loads(path.read_text())
+
+    assert stoppable.run(*QAT, "-o", "run", "--resume", "-q").code == 0
+    assert contents(stoppable.path / "run") == whole
+
+
+def test_a_damaged_checkpoint_is_passed_over_aloud(stoppable, monkeypatch, whole):
+    stopped(stoppable, monkeypatch, "loss:8:2", *QAT, "-o", "run")
+    (stoppable.path / "run/checkpoints/8/model.safetensors").write_bytes(b"")
+    done = stoppable.run(*QAT, "-o", "run", "--resume")
+
+    assert done.code == 0
+    assert done.err.splitlines()[:2] == [
+        "note: skipped a checkpoint: 'run/checkpoints/8' does not match its manifest: "
+        f"'model.safetensors' has 0 bytes instead of {len(whole['checkpoints/18/model.safetensors'])}",
+        "note: going on from step 6 of 'run'",
+    ]
+    assert contents(stoppable.path / "run") == whole
+
+
+def test_the_command_that_is_printed_resumes(stoppable, monkeypatch):
+    done = stopped(stoppable, monkeypatch, "loss:2:2", *QAT, "-o", "a run")
+    command = shlex.split(done.err.splitlines()[-1].removeprefix("hint: resume with: "))
+    assert command[0] == "quantcfg"
+    assert main(command[1:]) == 0
+
+
+def test_an_unfinished_run_is_not_overwritten_without_a_word(stoppable, monkeypatch):
+    stopped(stoppable, monkeypatch, "loss:2:2", *QAT, "-o", "run")
+    assert stoppable.run(*QAT, "-o", "run", "-q").err == (
+        "error: 'run' holds an unfinished run\n"
+        "hint: --resume goes on with it, --force starts again; -o names another directory\n"
+    )
+    assert stoppable.run(*QAT, "-o", "run", "-q", "--force").code == 0
+
+
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("seed", ("--seed", "5")),
+        ("config", ("--set", "qat.epochs=4")),
+    ],
+)
+def test_a_run_is_not_gone_on_with_under_other_terms(stoppable, monkeypatch, what, change):
+    stopped(stoppable, monkeypatch, "loss:2:2", *QAT, "-o", "run")
+    done = stoppable.run(*QAT, "-o", "run", "-q", "--resume", *change)
+    assert (done.code, done.err) == (
+        2,
+        f"error: 'run' was begun with another {what}\n"
+        "hint: --force starts again; -o names another directory\n",
+    )
+
+
+def test_a_run_is_not_gone_on_with_other_weights(stoppable, monkeypatch):
+    stopped(stoppable, monkeypatch, "loss:2:2", *QAT, "-o", "run")
+    stoppable.model(STOPPABLE + "\ndef build_model():\n    torch.manual_seed(1)\n    return Net()\n")
+    done = stoppable.run(*QAT, "-o", "run", "-q", "--resume")
+    assert done.err.splitlines()[0] == "error: 'run' was begun with another weights"
+
+
+def test_resuming_a_finished_run_says_so_and_changes_nothing(stoppable, whole):
+    done = stoppable.run(*QAT, "-o", "whole", "--resume")
+    assert (done.code, done.err) == (0, "note: the run in 'whole' is already finished\n")
+    assert contents(stoppable.path / "whole") == whole
+
+
+def test_resuming_nothing_says_so_and_starts(stoppable):
+    done = stoppable.run(*CALIB, "-o", "run", "--resume")
+    assert done.code == 0
+    assert done.err.splitlines()[0] == "note: nothing to resume in 'run': starting from the beginning"
+
+
+def test_force_starts_again_whatever_is_there(stoppable, whole):
+    shutil.copytree(stoppable.path / "whole", stoppable.path / "run")
+    assert stoppable.run(*QAT, "-o", "run", "-q", "--force", "--set", "qat.epochs=1").code == 0
+    assert "checkpoints/6/state.json" in stoppable.names("run")
+    assert "checkpoints/18/state.json" not in stoppable.names("run")
