@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from quantcfg.render.text import safe_text
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold", "hint": "bold cyan"}
-_PIPE_WIDTH = 110  # columns of a table that goes to a file or a pipe
+_PIPE_WIDTH = 1000  # columns: in a file or pipe a row of a table is one line
 
 
 def result_console() -> Console:
@@ -25,6 +26,16 @@ def result_console() -> Console:
 def message_console() -> Console:
     """Where progress, notes, warnings and errors go."""
     return _console(stderr=True)
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print ``table``; in a file or pipe without the spaces that pad its lines."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as capture:
+        console.print(table)
+    console.file.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
 
 
 def say(kind: str, text: str) -> None:

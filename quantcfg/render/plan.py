@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from quantcfg.prepare.plan import OpRow, Plan, TensorPlan
+from quantcfg.render.console import print_table
 from quantcfg.render.names import summarize
 from quantcfg.render.text import safe_text
 
@@ -30,7 +32,7 @@ class _Kind:
 def print_plan(console: Console, plan: Plan, *, expand: bool) -> None:
     """Print the ops of ``plan``, its coverage and what was never run."""
     console.print(Text(f"{safe_text(plan.model_class)}, stage {plan.stage}, {len(plan.rows)} ops\n"))
-    console.print(_expanded(plan.rows) if expand else _grouped(plan.rows))
+    print_table(console, _expanded(plan.rows) if expand else _grouped(plan.rows))
     console.print()
     for name, text in _summary(plan):
         console.print(Text(f"{name:<10} {safe_text(text)}"), soft_wrap=True)
@@ -88,7 +90,15 @@ def _tensor(plan: TensorPlan | None) -> str:
 def _because(row: OpRow, *, expand: bool) -> str:
     """The rule where a rule decided, the reason where something else did, both where both did."""
     reason = row.reason if expand else _without_name(row.reason)
-    return "; ".join(part for part in (reason, row.rule if row.qconfig or not reason else "") if part)
+    return "; ".join(part for part in (reason, _rule(row) if row.qconfig or not reason else "") if part)
+
+
+def _rule(row: OpRow) -> str:
+    """The rule with the bare name of its file: which folder it is in, the command line says."""
+    if row.place is None:
+        return row.rule
+    where = f"{row.place.file}:{row.place.line}"
+    return row.rule.replace(where, f"{Path(row.place.file).name}:{row.place.line}")
 
 
 def _without_name(reason: str) -> str:
@@ -99,22 +109,15 @@ def _without_name(reason: str) -> str:
 
 def _summary(plan: Plan) -> list[tuple[str, str]]:
     cover = plan.coverage
+    shares = f"{cover.macs_share:.1%} of multiply-accumulates, {cover.params_share:.1%} of parameters"
+    sizes = f"{cover.float_size_bytes / _KIB:,.1f} KiB in float, {cover.size_bytes / _KIB:,.1f} KiB quantized"
     lines = [
-        (
-            "coverage",
-            f"{cover.macs_share:.1%} of multiply-accumulates, {cover.params_share:.1%} of parameters, "
-            f"{cover.quantized_ops} of {cover.ops} ops",
-        ),
-        (
-            "size",
-            f"{cover.float_size_bytes / _KIB:,.1f} KiB in float, {cover.size_bytes / _KIB:,.1f} KiB with weights "
-            f"of {cover.weight_bits:.2f} bits on average",
-        ),
+        ("coverage", f"{shares}, {cover.quantized_ops} of {cover.ops} ops"),
+        ("size", f"{sizes}, {cover.weight_bits:.2f} bits per weight on average"),
     ]
     if plan.never_run:
         lines.append(("never run", summarize(plan.never_run)))
     if plan.called_often:
-        lines.append(
-            ("shared", ", ".join(f"{name} (called {calls} times)" for name, calls in plan.called_often))
-        )
+        shared = ", ".join(f"{name} ({calls} calls)" for name, calls in plan.called_often)
+        lines.append(("shared", shared))
     return lines

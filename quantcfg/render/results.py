@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from quantcfg.render.console import print_table
 from quantcfg.render.text import safe_text
 
 _TITLES = {"float": "float", "calibrated": "calibrated", "qat": "QAT", "quantized": "quantized"}
@@ -32,7 +33,7 @@ def print_report(console: Console, report: RunReport) -> None:
     """Print the table of metrics and the lines below it."""
     metrics: Mapping[str, Mapping[str, float]] = report.result["metrics"]
     if any(metrics.values()):
-        console.print(metrics_table(metrics))
+        print_table(console, metrics_table(metrics))
     else:
         console.print("no metrics: the model file has no eval_data()", soft_wrap=True)
     for guard in report.result.get("guards", ()):
