@@ -74,9 +74,13 @@ if TYPE_CHECKING:
         LoadReport as LoadReport,
         calibrating as calibrating,
         fake_quants as fake_quants,
+        finish_calibration as finish_calibration,
+        freeze_batch_norm as freeze_batch_norm,
+        freeze_observers as freeze_observers,
         load_observer_params as load_observer_params,
         plan_of as plan_of,
         set_fake_quantize as set_fake_quantize,
+        state_of as state_of,
     )
     from quantcfg.prepare.stubs import (
         DeQuantStub as DeQuantStub,
@@ -103,6 +107,7 @@ if TYPE_CHECKING:
         default_qat_out_8bit_qconfig as default_qat_out_8bit_qconfig,
         get_default_qconfig as get_default_qconfig,
         per_channel_qat_8bit_qconfig as per_channel_qat_8bit_qconfig,
+        preset_qconfig as preset_qconfig,
     )
 
 __version__ = "0.1.0"
@@ -121,8 +126,8 @@ _NAMES = {
     "quantcfg.prepare.plan": "OpRow Plan",
     "quantcfg.prepare.prepare": "prepare prepare_qat_fx",
     "quantcfg.prepare.state": """
-        FakeQuantState LoadReport calibrating fake_quants load_observer_params plan_of
-        set_fake_quantize
+        FakeQuantState LoadReport calibrating fake_quants finish_calibration freeze_batch_norm
+        freeze_observers load_observer_params plan_of set_fake_quantize state_of
     """,
     "quantcfg.prepare.stubs": "DeQuantStub QuantStub",
     "quantcfg.qconfig": """
@@ -136,7 +141,7 @@ _NAMES = {
         default_qat_16bit_pact_quant_qconfig default_qat_8bit_lsq_quant_qconfig
         default_qat_16bit_lsq_quant_qconfig default_qat_8bit_qconfig default_qat_4bit_qconfig
         default_qat_out_8bit_qconfig default_qat_out_4bit_qconfig per_channel_qat_8bit_qconfig
-        default_calib_qconfig
+        default_calib_qconfig preset_qconfig
     """,
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}

@@ -80,7 +80,7 @@ def container_of(host: nn.Module, interceptor: Interceptor) -> FakeQuants:
     if not hasattr(host, attribute):
         if host._modules:
             host.__dict__["named_children"] = OwnChildren(host, interceptor)
-        host.add_module(attribute, FakeQuants())
+        host.add_module(attribute, FakeQuants().train(host.training))
     container = getattr(host, attribute)
     assert isinstance(container, FakeQuants)
     return container

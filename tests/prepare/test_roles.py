@@ -1,0 +1,185 @@
+"""Which ops get a quantizer, by hand-written tables: what an int8 deployment of these models needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from quantcfg.prepare.plan import Plan
+from quantcfg.prepare.prepare import prepare
+from quantcfg.prepare.state import fake_quants, plan_of
+from quantcfg.prepare.stubs import DeQuantStub, QuantStub
+from quantcfg.qconfig import get_default_qconfig
+from tests.prepare.models import CASES
+
+
+def plan_for(name: str, **options: Any) -> Plan:
+    torch.manual_seed(0)
+    make, inputs = CASES[name]
+    return plan_of(prepare(make().eval(), {"": get_default_qconfig()}, example_inputs=inputs(), **options))
+
+
+def roles(plan: Plan) -> dict[str, str]:
+    return {row.name: row.role for row in plan.rows}
+
+
+def test_residual_network() -> None:
+    assert roles(plan_for("resnet")) == {
+        "stem.0": "fused",
+        "stem.1": "fused",
+        "stem.2": "quantized",
+        "blocks.0.conv1": "fused",
+        "blocks.0.bn1": "fused",
+        "blocks.0.relu": "quantized",
+        "blocks.0.conv2": "fused",
+        "blocks.0.bn2": "fused",
+        "blocks.0.add_0": "fused",
+        "blocks.0.relu:1": "quantized",
+        "blocks.1.conv1": "fused",
+        "blocks.1.bn1": "fused",
+        "blocks.1.relu": "quantized",
+        "blocks.1.conv2": "fused",
+        "blocks.1.bn2": "fused",
+        "blocks.1.add_0": "fused",
+        "blocks.1.relu:1": "quantized",
+        "shortcut.0": "fused",
+        "shortcut.1": "fused",
+        "add_0": "quantized",
+        "pool": "passed through",
+        "adaptive_avg_pool2d_0": "quantized",
+        "flatten_0": "passed through",
+        "adaptive_max_pool2d_0": "passed through",
+        "flatten_1": "passed through",
+        "cat_0": "quantized",
+        "classifier": "quantized",
+    }
+
+
+def test_residual_network_has_the_quantizers_of_an_int8_deployment_and_no_other() -> None:
+    make, inputs = CASES["resnet"]
+    prepared = prepare(make().eval(), {"": get_default_qconfig()}, example_inputs=inputs())
+
+    weights = {"stem.0", "blocks.0.conv1", "blocks.0.conv2", "blocks.1.conv1", "blocks.1.conv2", "shortcut.0"}
+    outputs = {"stem.2", "blocks.0.relu", "blocks.0.relu:1", "blocks.1.relu", "blocks.1.relu:1", "add_0"}
+    outputs |= {"adaptive_avg_pool2d_0", "cat_0", "classifier"}
+    assert set(fake_quants(prepared)) == (
+        {f"{name}.weight" for name in weights | {"classifier"}}
+        | {f"{name}.output" for name in outputs}
+        | {"input.x"}
+    )
+
+
+def test_attention_with_an_added_mask() -> None:
+    plan = plan_for("encoder_add")
+    found = roles(plan)
+    reasons = {row.name: row.reason for row in plan.rows}
+
+    assert {name: role for name, role in found.items() if name.startswith("attention")} == {
+        "attention.qkv": "quantized",
+        "attention.view_0": "passed through",
+        "attention.permute_0": "passed through",
+        "attention.unbind_0": "passed through",
+        "attention.transpose_0": "passed through",
+        "attention.matmul_0": "quantized",
+        "attention.div_0": "quantized",
+        "attention.to_0": "float",
+        "attention.rsub_0": "float",
+        "attention.mul_0": "float",
+        "attention.add_0": "float",
+        "attention.softmax_0": "quantized",
+        "attention.matmul_1": "quantized",
+        "attention.transpose_1": "passed through",
+        "attention.reshape_0": "passed through",
+        "attention.out": "fused",
+    }
+    assert reasons["attention.add_0"] == (
+        "carries an attention mask: on a grid, -inf would become an ordinary number"
+    )
+
+
+def test_constants_and_parameters_in_arithmetic_get_a_quantizer_of_their_own() -> None:
+    make, inputs = CASES["by_hand"]
+    prepared = prepare(make().eval(), {"": get_default_qconfig()}, example_inputs=inputs())
+
+    assert set(fake_quants(prepared)) == {
+        "input.x", "conv2d_0.weight", "conv2d_0.output", "mean_0.output",
+        "matmul_0.weight", "matmul_0.output", "add_0.input_0", "add_0.output",
+    }  # fmt: skip
+    assert fake_quants(prepared)["matmul_0.weight"].ch_axis == 1
+
+
+def test_weights_follow_the_axis_of_their_op() -> None:
+    make, inputs = CASES["transposed"]
+    prepared = prepare(make().eval(), {"": get_default_qconfig()}, example_inputs=inputs())
+    quantizers = fake_quants(prepared)
+
+    assert (quantizers["up.weight"].ch_axis, tuple(quantizers["up.weight"].zero_point.shape)) == (1, (3,))
+    assert (quantizers["line.weight"].ch_axis, tuple(quantizers["line.weight"].zero_point.shape)) == (1, (3,))
+
+
+def test_a_recurrent_cell_is_float_with_its_reason_and_what_follows_is_not() -> None:
+    plan = plan_for("lstm")
+    rows = {row.name: row for row in plan.rows}
+
+    assert rows["cell"].role == "float"
+    assert rows["cell"].reason == "recurrent cell: its gates are computed in one fused float op"
+    assert rows["head"].role == "quantized"
+
+
+def test_nothing_inside_multi_head_attention_is_hidden() -> None:
+    row = next(row for row in plan_for("torch_attention").rows if row.op == "multi_head_attention_forward")
+
+    assert row.name == "layer.self_attn"
+    assert row.role == "quantized"
+    assert row.params == 3 * 8 * 8 + 8 * 8
+
+
+class Stubbed(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.inside, self.after = (torch.nn.Linear(4, 4) for _ in range(3))
+        self.quant, self.dequant = QuantStub(), DeQuantStub()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.quant(self.before(x))
+        return self.after(self.dequant(self.inside(x)))
+
+
+def test_stubs_bound_the_quantized_region() -> None:
+    plan = plan_of(prepare(Stubbed(), {"": get_default_qconfig()}, example_inputs=(torch.randn(2, 4),)))
+
+    outside = "outside the region between QuantStub and DeQuantStub"
+    assert {row.name: (row.role, row.reason) for row in plan.rows} == {
+        "before": ("float", outside),
+        "quant": ("quantized", ""),
+        "inside": ("quantized", ""),
+        "dequant": ("float", "end of the quantized region"),
+        "after": ("float", outside),
+    }
+
+
+def test_macs_and_parameters_are_counted() -> None:
+    plan = plan_for("resnet")
+    rows = {row.name: row for row in plan.rows}
+
+    assert rows["stem.0"].macs == 4 * 4 * 8 * 8 * 3 * 9  # batch, channels, pixels, input channels, kernel
+    assert rows["classifier"].macs == 4 * 3 * 8
+    assert rows["classifier"].params == 24
+    assert plan.coverage.macs_share == 1.0
+    assert plan.coverage.quantized_params == sum(row.params for row in plan.rows)
+
+
+def test_a_tensor_joined_with_itself_stays_on_its_grid() -> None:
+    class Shuffle(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = torch.nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            low, high = self.fc(x).chunk(2, dim=1)
+            return torch.cat([high, low], 1)
+
+    plan = plan_of(prepare(Shuffle(), {"": get_default_qconfig()}, example_inputs=(torch.randn(2, 4),)))
+
+    assert roles(plan) == {"fc": "quantized", "chunk_0": "passed through", "cat_0": "passed through"}

@@ -1,0 +1,184 @@
+"""Rules given in code: both forms of the dict, the priority, inheritance, attributes, and their errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from quantcfg.errors import ConfigError, PrepareError
+from quantcfg.prepare.plan import OpRow
+from quantcfg.prepare.prepare import prepare, prepare_qat_fx
+from quantcfg.prepare.state import FakeQuantState, calibrating, fake_quants, plan_of, set_fake_quantize
+from quantcfg.qconfig import QConfig, get_default_qconfig
+from tests.prepare.models import ResNet
+
+INT8 = get_default_qconfig()
+INT16 = get_default_qconfig(activation_qkwargs={"dtype": "qint16"})
+INT4 = get_default_qconfig(activation_qkwargs={"dtype": "qint4"})
+OUT32 = get_default_qconfig(activation_fake_quant=None)
+
+
+def rows(qconfig_dict: dict[str, Any], model: nn.Module | None = None) -> dict[str, OpRow]:
+    prepared = prepare(model or ResNet().eval(), qconfig_dict, example_inputs=(torch.randn(2, 3, 8, 8),))
+    return {row.name: row for row in plan_of(prepared).rows}
+
+
+def activation(row: OpRow) -> str | None:
+    return row.activation.dtype if row.activation else None
+
+
+@pytest.mark.parametrize("form", [list, dict])
+def test_both_forms_of_the_dict_and_the_rising_priority(form: type) -> None:
+    found = rows(
+        {
+            "": INT8,
+            "module_type": form([(nn.Linear, INT4), (nn.Conv2d, INT4)]),
+            "module_name": form([("classifier", OUT32), ("blocks.1", INT16)]),
+        }
+    )
+
+    assert activation(found["cat_0"]) == "qint8"
+    assert activation(found["stem.2"]) == "qint4"  # the chain's most specific rule is that of its convolution
+    assert activation(found["blocks.1.relu"]) == "qint16"  # a name, even inherited, beats a type
+    assert (found["classifier"].activation, found["classifier"].weight.dtype) == (None, "qint8")
+
+
+def test_none_leaves_in_float_what_it_matches_and_what_is_inside() -> None:
+    found = rows({"": INT8, "module_name": {"blocks": None}})
+
+    assert {row.role for name, row in found.items() if name.startswith("blocks.0.conv")} == {"float"}
+    assert found["blocks.0.conv1"].reason == "left in float by module_name 'blocks'"
+    assert found["blocks.1.add_0"].role == "float"
+    assert found["stem.2"].role == "quantized"
+    assert found["add_0"].inputs == (
+        "site: qint8",
+    )  # what comes out of the float blocks is brought to a grid
+
+
+def test_an_attribute_beats_every_rule() -> None:
+    model = ResNet().eval()
+    model.classifier.qconfig = INT16
+    model.stem.qconfig = None
+
+    found = rows({"": INT8, "module_name": {"classifier": OUT32, "stem": INT4}}, model)
+
+    assert activation(found["classifier"]) == "qint16"
+    assert found["stem.0"].role == "float"
+
+
+def test_a_functional_op_has_a_name_that_rules_can_use() -> None:
+    found = rows({"": INT8, "module_name": {"cat_0": INT16, "blocks.0.add_0": INT4}})
+
+    assert activation(found["cat_0"]) == "qint16"
+    assert activation(found["blocks.0.relu:1"]) == "qint4"  # the add was fused into it; the rule was not lost
+
+
+def test_without_any_rule_everything_stays_float() -> None:
+    found = rows({"module_name": {"stem": INT8}})
+
+    assert found["classifier"].role == "float"
+    assert found["classifier"].reason == "no rule covers it"
+
+
+def test_a_rule_that_matches_nothing_is_an_error_that_names_the_nearest() -> None:
+    with pytest.raises(ConfigError) as caught:
+        rows({"": INT8, "module_name": {"blocks.0.conv3": INT8}})
+
+    (finding,) = caught.value.diagnostics
+    assert finding.code == "QC201"
+    assert "blocks.0.conv3" in finding.summary
+
+
+def test_an_unknown_key_or_value_is_refused() -> None:
+    with pytest.raises(PrepareError) as caught:
+        rows({"": INT8, "object_type": []})
+    assert caught.value.message == (
+        "unknown key 'object_type' in qconfig_dict; known: '', 'module_type', 'module_name'"
+    )
+    with pytest.raises(PrepareError) as caught:
+        rows({"": "w8a8"})
+    assert caught.value.message == "the value of '' in qconfig_dict must be a QConfig or None (got str)"
+
+
+def test_the_dict_of_the_user_is_not_changed() -> None:
+    mine = {"": INT8}
+    rows(mine)
+    assert mine == {"": INT8}
+
+
+def test_an_input_quantizer_of_its_own() -> None:
+    own = QConfig(activation=INT8.activation, weight=INT8.weight, input=INT16.activation)
+    prepared = prepare(ResNet().eval(), {"": own}, example_inputs=(torch.randn(2, 3, 8, 8),))
+
+    assert fake_quants(prepared)["input.x"].dtype.name == "qint16"
+
+
+def test_the_reference_example_runs_as_written() -> None:
+    import quantcfg as qc
+
+    model = qc.prepare_qat_fx(
+        ResNet(),
+        {
+            "": qc.default_calib_8bit_fake_quant_qconfig,
+            "module_name": {"classifier": qc.default_calib_8bit_weight_32bit_out_fake_quant_qconfig},
+        },
+    ).to("cpu")
+    model.eval()
+    qc.set_fake_quantize(model, qc.FakeQuantState.CALIBRATION)
+    for _ in range(2):
+        model(torch.randn(2, 3, 8, 8))
+    qc.finish_calibration(model)
+    qc.set_fake_quantize(model, qc.FakeQuantState.VALIDATION)
+
+    assert model(torch.randn(2, 3, 8, 8)).shape == (2, 3)
+    assert "classifier.output" not in qc.fake_quants(model)
+    assert type(qc.fake_quants(model)["cat_0.output"].observer).__name__ == "MSEObserver"
+
+
+def test_without_example_inputs_ranges_can_be_loaded_before_any_forward() -> None:
+    model = ResNet().eval()
+    calib = prepare_qat_fx(model, {"": INT8}).eval()
+    with calibrating_first(calib):
+        calib(torch.randn(2, 3, 8, 8))
+
+    from quantcfg.prepare.state import load_observer_params
+
+    training = prepare_qat_fx(model, {"": INT8})
+    report = load_observer_params(calib, training)
+
+    assert len(report.loaded) == len(fake_quants(calib)) > 0
+
+
+def calibrating_first(model: nn.Module) -> Any:
+    set_fake_quantize(model, FakeQuantState.CALIBRATION)
+    model(torch.randn(2, 3, 8, 8))
+    return calibrating(model)
+
+
+def test_parameters_that_come_after_the_optimizer_are_an_error() -> None:
+    lsq = get_default_qconfig("lsq", "lsq")
+    model = prepare_qat_fx(ResNet(), {"": lsq})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    with pytest.raises(PrepareError) as caught:
+        model(torch.randn(2, 3, 8, 8))
+
+    assert caught.value.message == (
+        "quantizers with parameters of their own appeared after an optimizer was made, which would never "
+        "train them"
+    )
+    del optimizer
+
+
+def test_states_can_be_set_before_the_first_forward() -> None:
+    model = prepare_qat_fx(ResNet().eval(), {"": INT8})
+    set_fake_quantize(model, FakeQuantState.CALIBRATION)
+    expected = ResNet().eval()
+    expected.load_state_dict({k: v for k, v in model.state_dict().items() if "fake_quants" not in k})
+    image = torch.randn(2, 3, 8, 8)
+
+    torch.testing.assert_close(model(image), expected(image), rtol=1e-5, atol=1e-5)
+    assert all(module.observed for module in fake_quants(model).values())

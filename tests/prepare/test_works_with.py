@@ -1,0 +1,149 @@
+"""What users wrap around a model: compilers, exporters, autocast, checkpointing, functional calls, DDP."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from quantcfg.prepare.prepare import prepare
+from quantcfg.prepare.state import FakeQuantState, calibrating, fake_quants, set_fake_quantize
+from quantcfg.qconfig import get_default_qconfig
+from tests.prepare.models import Encoder, ResNet
+
+GLOBAL = {"": get_default_qconfig()}
+IMAGE = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def calibrated_resnet(stage: str = "qat") -> nn.Module:
+    torch.manual_seed(0)
+    prepared = prepare(ResNet().eval(), GLOBAL, example_inputs=(IMAGE,), stage=stage)
+    with calibrating(prepared):
+        prepared(IMAGE)
+    return prepared
+
+
+def test_compiled_without_graph_breaks_it_computes_the_same() -> None:
+    prepared = calibrated_resnet()
+    set_fake_quantize(prepared, FakeQuantState.VALIDATION)
+    expected = prepared(IMAGE)
+
+    actual = torch.compile(prepared, fullgraph=True, backend="aot_eager")(IMAGE)
+
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+def test_a_compiled_training_step_equals_the_eager_one() -> None:
+    gradients = []
+    for compiled in (False, True):
+        prepared = calibrated_resnet().train()
+        set_fake_quantize(prepared, FakeQuantState.QAT)
+        call = torch.compile(prepared, fullgraph=True, backend="aot_eager") if compiled else prepared
+        call(IMAGE).square().sum().backward()
+        gradients.append({name: p.grad for name, p in prepared.named_parameters()})
+
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, grad in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], grad, rtol=1e-5, atol=1e-6)
+
+
+def test_it_exports() -> None:
+    prepared = calibrated_resnet()
+    set_fake_quantize(prepared, FakeQuantState.VALIDATION)
+
+    program = torch.export.export(prepared, (IMAGE,))
+
+    torch.testing.assert_close(program.module()(IMAGE), prepared(IMAGE), rtol=0, atol=0)
+
+
+def test_functional_call_uses_the_tensors_it_is_given() -> None:
+    prepared = calibrated_resnet()
+    set_fake_quantize(prepared, FakeQuantState.VALIDATION)
+    zeros = {"classifier.weight": torch.zeros(3, 8), "classifier.bias": torch.zeros(3)}
+
+    assert torch.func.functional_call(prepared, zeros, (IMAGE,)).abs().max() == 0
+
+
+def test_autocast_runs_and_keeps_qparams_in_float32() -> None:
+    prepared = calibrated_resnet().train()
+    set_fake_quantize(prepared, FakeQuantState.QAT)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = prepared(IMAGE).float().square().sum()
+    loss.backward()
+
+    assert all(module.qparams().scale.dtype == torch.float32 for module in fake_quants(prepared).values())
+    assert all(p.grad.isfinite().all() for p in prepared.parameters() if p.grad is not None)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+        self.use = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.body, x, use_reentrant=False) if self.use else self.body(x)
+
+
+def test_activation_checkpointing_observes_once_and_gives_the_same_gradients() -> None:
+    x = torch.randn(4, 6)
+    states = []
+    for use in (True, False):
+        torch.manual_seed(0)
+        model = Checkpointed()
+        model.use = use
+        prepared = prepare(model, GLOBAL, example_inputs=(x,), stage="qat").train()
+        for scale in (1.0, 2.0):
+            prepared(x * scale).square().sum().backward()
+        grads = {name: p.grad for name, p in prepared.named_parameters()}
+        states.append(prepared.state_dict() | {f"{name}.grad": grad for name, grad in grads.items()})
+
+    assert states[0].keys() == states[1].keys()
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, rtol=0, atol=0)
+
+
+def test_the_signature_that_trainers_look_at_is_the_original_one() -> None:
+    prepared = prepare(
+        Encoder().eval(), GLOBAL, example_inputs=(torch.ones(1, 4, dtype=torch.long), torch.ones(1, 4))
+    )
+
+    assert list(inspect.signature(prepared.forward).parameters) == ["ids", "keep"]
+
+
+def test_a_part_of_a_prepared_model_is_quantized_on_its_own() -> None:
+    prepared = calibrated_resnet()
+    x = torch.rand(2, 4, 8, 8)
+    set_fake_quantize(prepared, FakeQuantState.FLOAT)
+    float_result = prepared.blocks[0](x)
+
+    set_fake_quantize(prepared, FakeQuantState.VALIDATION)
+
+    assert not torch.equal(prepared.blocks[0](x), float_result)
+
+
+def test_hooks_of_the_user_still_run() -> None:
+    model = ResNet().eval()
+    seen: list[str] = []
+    model.stem[0].register_forward_hook(lambda *_: seen.append("stem"))
+    prepared = prepare(model, GLOBAL, example_inputs=(IMAGE,))
+    seen.clear()
+
+    prepared(IMAGE)
+
+    assert seen == ["stem"]
+
+
+def test_half_precision_of_the_whole_model_does_not_touch_qparams() -> None:
+    prepared = calibrated_resnet()
+    before = {name: module.qparams().scale for name, module in fake_quants(prepared).items()}
+
+    prepared.to(torch.bfloat16)
+
+    for name, module in fake_quants(prepared).items():
+        torch.testing.assert_close(module.qparams().scale, before[name], rtol=0, atol=0)
+    set_fake_quantize(prepared, FakeQuantState.VALIDATION)
+    assert prepared(IMAGE.bfloat16()).dtype == torch.bfloat16
