@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,9 @@ class FakeQuantizeBase(ExactModule, ABC):
         zero_point: int32, ``(1,)`` per tensor, ``(num_channels,)`` per channel.
         has_qparams: bool, ``(1,)``: whether the qparams come from data, from a loaded or a fixed range.
     """
+
+    has_default: ClassVar[bool] = False
+    """Whether there are qparams to quantize with although nothing was ever observed."""
 
     observer: Observer
     zero_point: Tensor
@@ -114,7 +117,7 @@ class FakeQuantizeBase(ExactModule, ABC):
         Raises:
             NumericError: nothing was ever observed.
         """
-        if not self._ready():
+        if not (self._ready() or self.has_default):
             raise self._never_observed()
         return self._qparams()
 
@@ -208,33 +211,25 @@ class FakeQuantizeBase(ExactModule, ABC):
     def _check_ready(self, x: Tensor) -> None:
         if torch.compiler.is_compiling() or self._is_ready or x.numel() == 0:
             return
-        if not self._ready():
+        if not (self._ready() or self.has_default):
             raise self._never_observed()
 
     def _check_input(self, x: Tensor) -> None:
         if not x.is_floating_point():
-            raise NumericError(
-                f"{self._label()} takes floating point tensors (got {x.dtype})", quantizer=self.name
-            )
-        if self.ch_axis < 0:
-            return
+            raise self._error(f"expected a floating point tensor, got {x.dtype}")
         num_channels = self.zero_point.numel()
-        if x.dim() <= self.ch_axis or x.shape[self.ch_axis] != num_channels:
-            raise NumericError(
-                f"{self._label()} has {num_channels} channels on axis {self.ch_axis} (got a tensor of shape "
-                f"{tuple(x.shape)})",
-                quantizer=self.name,
-            )
-
-    def _never_observed(self) -> NumericError:
-        return NumericError(
-            f"{self._label()} never observed a batch",
-            hint="run calibration batches through it, or load the qparams of a calibrated model",
-            quantizer=self.name,
+        if self.ch_axis < 0 or (x.dim() > self.ch_axis and x.shape[self.ch_axis] == num_channels):
+            return
+        raise self._error(
+            f"expected {num_channels} channels along axis {self.ch_axis}, got shape {tuple(x.shape)}"
         )
 
-    def _label(self) -> str:
-        return f"quantizer {self.name!r}" if self.name else f"{type(self).__name__}"
+    def _never_observed(self) -> NumericError:
+        hint = "run calibration batches through the model, or load the qparams of a calibrated one"
+        return self._error("never observed a batch", hint=hint)
+
+    def _error(self, message: str, *, hint: str = "") -> NumericError:
+        return NumericError(f"{self.name or 'fake quantize'}: {message}", hint=hint, quantizer=self.name)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

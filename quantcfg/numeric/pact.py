@@ -34,6 +34,8 @@ class PACTFakeQuantize(FakeQuantizeBase):
         Choi et al. 2018, arXiv 1805.06085, section 3. The paper clips to [0, alpha], on an unsigned grid.
     """
 
+    has_default = True
+
     def __init__(self, observer: Observer, *, alpha: float = 6.0) -> None:
         super().__init__(observer)
         if not is_symmetric(self.qscheme) or not self.dtype.signed:

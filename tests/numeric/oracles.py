@@ -55,3 +55,26 @@ def choose_qparams(
 
 def _float32(value: Fraction) -> np.float32:
     return np.float32(float(value))
+
+
+def straight_through(x, scale, zero_point, bounds, *, at):
+    """Fake quantize as gradients see it, float64: the rounding error is that of ``at`` (x, scale), held."""
+    position = at[0] / at[1]
+    error = np.round(position) - position
+    return (np.clip(x / scale + error + zero_point, *bounds) - zero_point) * scale
+
+
+def pact(x, alpha):
+    """PACT as gradients see it, on both sides."""
+    return np.clip(x, -alpha, alpha)
+
+
+def central_differences(function, values, weights, step=1e-6):
+    """d sum(weights * function(values)) / d values, one value after the other."""
+    gradient = np.zeros_like(values)
+    for index in np.ndindex(values.shape):
+        up, down = values.copy(), values.copy()
+        up[index] += step
+        down[index] -= step
+        gradient[index] = (weights * (function(up) - function(down))).sum() / (2 * step)
+    return gradient
