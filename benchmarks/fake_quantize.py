@@ -1,4 +1,4 @@
-"""Fake quantize, forward and backward, beside torch.ao: ``python -m benchmarks.fake_quantize``.
+"""Fake quantize, forward and backward, beside its peers: ``python -m benchmarks.fake_quantize``.
 
 Budgets are those of the design, in copies of the tensor: a 32x64x56x56 float32 activation, and a 512x512x3x3
 weight for the per-channel rows.
@@ -7,10 +7,13 @@ weight for the per-channel rows.
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,9 +73,8 @@ def _cases(work: str, x: Tensor, *, compiled: bool) -> Iterator[Case]:
     if compiled:
         torch._dynamo.reset()
         yield Case(work, "quantcfg compiled", run(torch.compile(build(), fullgraph=True)), compiled_budget)
-    peer = _torch_ao(kind, x, observing=observing, per_channel=per_channel)
-    if peer is not None:
-        yield Case(work, "torch.ao", run(peer))
+    for tool, peer in _peers(kind, x, observing=observing, per_channel=per_channel):
+        yield Case(work, tool, run(peer))
 
 
 def _run(module: Callable[[Tensor], Tensor], *, x: Tensor, backward: bool) -> Callable[[], object]:
@@ -100,26 +102,35 @@ def _quantcfg(kind: str, x: Tensor, *, observing: bool, per_channel: bool) -> Fa
     return module
 
 
-def _torch_ao(kind: str, x: Tensor, *, observing: bool, per_channel: bool) -> nn.Module | None:
+def _peers(kind: str, x: Tensor, *, observing: bool, per_channel: bool) -> Iterator[tuple[str, nn.Module]]:
+    """The same work in torch.ao and, where it is installed, in torchao. Neither has PACT."""
     from torch.ao import quantization as ao
     from torch.ao.quantization._learnable_fake_quantize import _LearnableFakeQuantize
 
-    if kind == "pact":
-        return None
-    grid = {"quant_min": -128, "quant_max": 127, "dtype": torch.qint8}
-    scheme = torch.per_channel_symmetric if per_channel else torch.per_tensor_symmetric
-    observer = ao.MovingAveragePerChannelMinMaxObserver if per_channel else ao.MovingAverageMinMaxObserver
     if kind == "lsq":
-        module = _LearnableFakeQuantize(
-            observer.with_args(qscheme=scheme), channel_len=x.shape[0] if per_channel else -1, **grid
-        )
-        module.to(x.device)(x)
+        learnable = partial(_LearnableFakeQuantize, channel_len=x.shape[0] if per_channel else -1)
+        module = _observing(ao, learnable, x, per_channel=per_channel)
         module.enable_param_learning()
-        return module
-    module = ao.FakeQuantize(observer, qscheme=scheme, **grid).to(x.device)
+        yield "torch.ao", module
+    if kind == "fake_quant":
+        tools = {"torch.ao": ao}
+        if importlib.util.find_spec("torchao"):
+            tools["torchao"] = importlib.import_module("torchao.quantization.pt2e")
+        for tool, library in tools.items():
+            module = _observing(library, library.FakeQuantize, x, per_channel=per_channel)
+            if not observing:
+                module.disable_observer()
+            yield tool, module
+
+
+def _observing(library: Any, kind: Callable[..., nn.Module], x: Tensor, *, per_channel: bool) -> Any:
+    """A fake quantize of ``library`` that has seen ``x``."""
+    channels = "PerChannel" if per_channel else ""
+    observer = getattr(library, f"MovingAverage{channels}MinMaxObserver")
+    scheme = torch.per_channel_symmetric if per_channel else torch.per_tensor_symmetric
+    grid = {"quant_min": -128, "quant_max": 127, "dtype": torch.qint8, "qscheme": scheme}
+    module = kind(observer, **grid).to(x.device)
     module(x)
-    if not observing:
-        module.disable_observer()
     return module
 
 

@@ -60,7 +60,7 @@ def _result(case: Case, k: int, seconds: list[list[float]], x: Tensor) -> Result
     return Result(
         work=case.work,
         tool=case.tool,
-        copies=statistics.median(row[k] for row in seconds) / statistics.median(row[0] for row in seconds),
+        copies=statistics.median(row[k] / row[0] for row in seconds),
         best=min(row[k] for row in seconds) / min(row[0] for row in seconds),
         budget=case.budget,
         peak=_peak_bytes(case.run, x) / size,

@@ -120,7 +120,7 @@ def effective_alpha(alpha: Tensor, *, quant_min: int, quant_max: int) -> Tensor:
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor | None, options: _Options) -> Tensor:
-        if not ctx.needs_input_grad[0]:
+        if not _needs_backward(ctx):
             return _to_real(_clamp_(_steps(x, scale, zero_point), options), scale, zero_point, x.dtype)
         result, clipped = torch.empty_like(x), torch.empty_like(x, dtype=torch.int8)
         for part in _parts(x, scale, zero_point, result, clipped):
@@ -166,7 +166,7 @@ class _LearnedClip(torch.autograd.Function):
         quant_min, quant_max, ch_axis, _ = options
         bound = along(effective_alpha(alpha, quant_min=quant_min, quant_max=quant_max), x, ch_axis)
         scale = bound / ((quant_max - quant_min) / 2)
-        if any(ctx.needs_input_grad):
+        if _needs_backward(ctx):
             side = torch.empty_like(x, dtype=torch.int8)
             for x_part, bound_part, side_part in _parts(x, bound, side):
                 # The quotient reaches +-1 exactly where |x| reaches the bound, and the cast truncates.
@@ -187,6 +187,11 @@ class _LearnedClip(torch.autograd.Function):
                 sum_part.add_(_sum_to(sum_part, side_part.to(sum_part.dtype).mul_(grad_part)))
             grad_alpha = (grad_alpha * signed_bound.sign()).reshape(ctx.shape)
         return grad_x, grad_alpha, None, None
+
+
+def _needs_backward(ctx: Any) -> bool:
+    # An exported graph is the forward alone, and without what only a backward would use.
+    return any(ctx.needs_input_grad) and not torch.compiler.is_exporting()
 
 
 def _quantize_and_flag(part: tuple[Any, ...], options: _Options) -> None:

@@ -478,6 +478,18 @@ def test_batches_of_other_sizes_do_not_compile_again(kind, qscheme):
 
 
 @compiles
+@pytest.mark.parametrize(("kind", "qscheme"), KINDS)
+def test_an_export_holds_the_forward_alone_and_gives_its_bits(kind, qscheme):
+    x = torch.randn(4, 3, 5)
+    module = calibrated(x, kind, qscheme)
+    program = torch.export.export(module, (x.clone().requires_grad_(),))
+    assert same_bits(program.module()(1.3 * x), module(1.3 * x))
+    operators = {node.target for node in program.graph.nodes if node.op == "call_function"}
+    assert torch.ops.aten.round_.default in operators
+    assert not any("int8" in str(node.args) for node in program.graph.nodes)
+
+
+@compiles
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "qscheme"), KINDS)
 def test_the_generated_kernels_give_the_eager_bits(kind, qscheme):
