@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from quantcfg.errors import Diagnostic, DiagnosticList, Place
 
+MAX_FINDINGS = 100
 Related = tuple[tuple[Place, str], ...]
 
 
@@ -32,17 +33,25 @@ class Findings:
     ) -> None:
         """Keep one finding; the same code at the same place is kept once."""
         key = (code, place, "" if place else summary)
-        if key in self._seen:
+        if key in self._seen or self.full:
             return
         self._seen.add(key)
         source = source_line(self.sources, place)
         self._list.add(Diagnostic(code, summary, place, source, label, notes, help, related, severity))
+        if self.full:
+            summary = f"{MAX_FINDINGS} findings are shown; correct these first"
+            self._list.add(Diagnostic("QC008", summary, place, source))
 
     def warning(
         self, code: str, summary: str, place: Place | None = None, *, label: str = "", help: str = ""
     ) -> None:
         """Keep one finding that does not make the config invalid."""
         self.error(code, summary, place, label=label, help=help, severity="warning")
+
+    @property
+    def full(self) -> bool:
+        """Whether there are so many findings that looking for more helps nobody."""
+        return len(self._seen) >= MAX_FINDINGS
 
     @property
     def errors(self) -> list[Diagnostic]:

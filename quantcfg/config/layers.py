@@ -13,6 +13,7 @@ from quantcfg.config.suggest import nearest
 from quantcfg.errors import Place, UsageError
 
 MAX_FILES = 64
+VERSION = 1
 RULE_TABLES = ("module_type", "module_name")
 
 
@@ -83,7 +84,25 @@ class Loader:
                 label="`version` is missing here",
                 help="add `version: 1` as the first line",
             )
-        return Table({key: entry for key, entry in tree.entries.items() if key != "extends"}, tree.place)
+        version = tree.get("version")
+        if isinstance(version, Leaf) and version.bad:
+            return _without_extends(tree)
+        if version is not None and (not isinstance(version, Leaf) or repr(version.value) != str(VERSION)):
+            self._refuse_version(version)
+        return _without_extends(tree)
+
+    def _refuse_version(self, version: Node) -> None:
+        is_text = isinstance(version, Leaf) and version.value == str(VERSION)
+        advice = f"write `version: {VERSION}`"
+        self.findings.error(
+            "QC106",
+            f"config version {describe(version).removeprefix('the number ')} is not known",
+            version.place,
+            label=f"this quantcfg reads version {VERSION}",
+            help=f"{advice}, without quotes"
+            if is_text
+            else f"{advice}, or install the quantcfg it was written for",
+        )
 
     def _extended(self, tree: Table) -> list[Leaf]:
         node = tree.get("extends")
@@ -146,6 +165,10 @@ class Loader:
         for layer in self.layers:
             result = merge(result, layer)
         return result
+
+
+def _without_extends(tree: Table) -> Table:
+    return Table({key: entry for key, entry in tree.entries.items() if key != "extends"}, tree.place)
 
 
 def merge(below: Table, above: Table, path: tuple[str, ...] = ()) -> Table:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from quantcfg.config.collect import Findings
-from quantcfg.config.layers import Loader
+from quantcfg.config.layers import VERSION, Loader
 from quantcfg.config.nodes import Table, plain
 from quantcfg.config.overrides import apply_overrides
 from quantcfg.config.presets import STAGES
@@ -71,7 +71,8 @@ class Config:
     def flattened(self) -> dict[str, Any]:
         """One config without `extends` that means the same; what a run keeps as ``resolved.yaml``."""
         data: dict[str, Any] = plain(self.tree)
-        return {"version": data.pop("version")} | data
+        data.pop("version", None)
+        return {"version": VERSION} | data
 
 
 def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -109,7 +110,7 @@ def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def _validated(tree: Table, findings: Findings) -> tuple[File | None, frozenset[int]]:
     data = plain(tree)
-    data.setdefault("version", 1)
+    data["version"] = VERSION  # of every file, checked where it was read
     try:
         return File.model_validate(data), frozenset()
     except ValidationError as error:

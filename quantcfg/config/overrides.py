@@ -14,6 +14,7 @@ from quantcfg.errors import Place
 
 NAME = "--set"
 """How messages call the command line, as if the overrides were the lines of a file."""
+FIXED = ("version", "extends")
 _PART = re.compile(r'"([^"]+)"|([^."]+)')
 
 
@@ -37,6 +38,10 @@ def _apply(tree: Table, line: str, number: int, findings: Findings) -> Table:
         findings.error("QC111", summary, place, help="for example --set qat.epochs=5")
         raise Stop
     parts = _parts(tree, path_text.rstrip(), number, findings)
+    if parts[0][0] in FIXED:
+        summary = f"`{parts[0][0]}` belongs to a file and cannot be set"
+        findings.error("QC110", summary, parts[0][1], help="change it in the file")
+        raise Stop
     column = len(path_text) + 1
     value = parse_yaml(NAME, value_text or "null", findings, start=Place(NAME, number, column + 1))
     return _write(tree, parts, Entry(parts[-1][1], value), (), findings)

@@ -72,8 +72,9 @@ SCHEMA_PAGES = (
     ),
     Page(
         "QC110",
-        "`--set` goes through a value that is no mapping",
-        "`--set a.b=1` needs `a` to be a mapping. Set `a` itself, or write it out in the file.",
+        "`--set` names what cannot be set",
+        "`--set a.b=1` needs `a` to be a mapping. Set `a` itself, or write it out in the file. "
+        "`version` and `extends` belong to a file.",
     ),
     Page(
         "QC111",

@@ -64,4 +64,9 @@ SYNTAX_PAGES = (
         "- version: 1\n",
         "version: 1\n",
     ),
+    Page(
+        "QC008",
+        "too many findings",
+        "After 100 findings the search stops. Correct these, then look again.",
+    ),
 )

@@ -37,6 +37,8 @@ def build_rules(tree: Table, reader: QConfigReader, findings: Findings) -> tuple
     """Every rule of the reader's stage in the order of the file; broken ones are left out and reported."""
     rules: list[Rule] = []
     for kind, pattern, entry in _rule_entries(stage_rules(tree, reader.stage)):
+        if findings.full:
+            break
         _check_pattern(kind, pattern, entry.key_place, findings)
         try:
             rules.append(_rule(kind, pattern, entry, reader, findings))

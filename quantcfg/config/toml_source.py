@@ -8,7 +8,7 @@ from bisect import bisect_right
 from typing import Any, NoReturn
 
 from quantcfg.config.collect import Findings
-from quantcfg.config.nodes import Entry, Items, Leaf, Loc, Node, Table, key_path, shortened
+from quantcfg.config.nodes import Entry, Items, Leaf, Loc, Node, Table, shortened
 from quantcfg.config.scalars import MAX_INT, ScalarError, checked_float
 from quantcfg.config.source import MAX_DEPTH, MAX_NODES, Stop, place_at
 from quantcfg.config.toml_scan import Scan, scan
@@ -17,7 +17,7 @@ from quantcfg.errors import Place
 # Strings first, so that brackets and digits inside them are not seen.
 _TOKENS = re.compile(
     r'"""(?:\\.|[^\\])*?"""|\'\'\'.*?\'\'\'|"(?:\\.|[^"\\\n])*"|\'[^\'\n]*\'|#[^\n]*|(?P<long>[0-9][0-9_]{30,})'
-    r"|(?P<open>[\[{])|(?P<close>[\]}])",
+    r"|(?P<open>[\[{])|(?P<close>[\]}])|(?P<value>[,=])",
     re.DOTALL,
 )
 _AT = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)")
@@ -46,8 +46,13 @@ def parse_toml(name: str, text: str, findings: Findings) -> Node:
 
 
 def _check_budget(name: str, text: str, findings: Findings) -> None:
-    depth = 0
+    depth = values = 0
     for token in _TOKENS.finditer(text):
+        values += token["value"] is not None
+        if values > MAX_NODES:
+            place = place_at(name, text, token.start())
+            findings.error("QC004", f"more than {MAX_NODES} values", place)
+            raise Stop
         if token["open"]:
             depth += 1
         elif token["close"]:
@@ -69,7 +74,7 @@ def _report_syntax(name: str, text: str, message: str, findings: Findings) -> No
         loc, first, second = duplicate
         findings.error(
             "QC003",
-            f"the key `{shortened(key_path(loc))}` appears twice",
+            f"the key `{shortened(str(loc[-1]))}` appears twice",
             place_at(name, text, second[0], second[1] - second[0]),
             label="second here",
             related=((place_at(name, text, first[0], first[1] - first[0]), "first here"),),

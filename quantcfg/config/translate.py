@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from quantcfg.config.collect import Findings
+from quantcfg.config.collect import MAX_FINDINGS, Findings
 from quantcfg.config.nodes import (
     Leaf,
     Loc,
@@ -71,8 +72,11 @@ class Translator:
     def report(self, error: ValidationError) -> None:
         """Report every error once, those in values that were refused already not at all."""
         errors = error.errors(include_url=False)
-        misspelt = {self._meant(item) for item in errors if item["type"] == "extra_forbidden"}
+        unknown = [item for item in errors if item["type"] == "extra_forbidden"]
+        misspelt = {self._meant(item) for item in unknown[:MAX_FINDINGS]}
         for item in errors:
+            if self.findings.full:
+                return
             if item["type"] != "missing" or item["loc"] not in misspelt:
                 self._one(item)
 
@@ -118,8 +122,8 @@ def _unknown_key(t: Translator, error: Error, loc: Loc, node: Node, place: Place
 
 def _siblings(root: Node, loc: Loc) -> Iterable[str]:
     steps = list(walk(root, loc[:-1]))
-    value = plain(steps[-1][2] if steps else root)
-    return value if isinstance(value, dict) else ()
+    node = steps[-1][2] if steps else root
+    return node.entries if isinstance(node, Table) else ()
 
 
 def _missing_key(t: Translator, error: Error, loc: Loc, node: Node, place: Place) -> None:
@@ -192,15 +196,16 @@ def _text_advice(expected: str, value: str) -> str:
         return f"write {words[value.lower()]}, without quotes"
     if expected == "a list":
         return f"write [{value}]"
+    if expected == "a mapping" and " " in value:
+        return "is a `:` after a key missing?"
     return ""
 
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True
 
 
 def _not_a_choice(t: Translator, error: Error, loc: Loc, node: Node, place: Place) -> None:
@@ -208,9 +213,6 @@ def _not_a_choice(t: Translator, error: Error, loc: Loc, node: Node, place: Plac
     names = [key for key in loc if isinstance(key, str)]
     code, what = KINDS.get(names[-1], ("QC104", ""))
     choices = choices_of(error)
-    if names[-1] == "version":
-        _version(t, node)
-        return
     value = node.value if isinstance(node, Leaf) else None
     near = nearest(value, choices) if isinstance(value, str) else None
     subject = (
@@ -230,16 +232,6 @@ def choices_of(error: Error) -> list[str]:
     """The values that a literal or the tag of a union allows."""
     expected: str = error["ctx"].get("expected_tags") or error["ctx"]["expected"]
     return [name.strip().strip("'") for name in expected.replace(" or ", ", ").split(",")]
-
-
-def _version(t: Translator, node: Node) -> None:
-    t.findings.error(
-        "QC106",
-        f"config version {describe(node).removeprefix('the number ')} is not known",
-        node.place,
-        label="this quantcfg reads version 1",
-        help="write `version: 1`, or install the quantcfg that the file was written for",
-    )
 
 
 def _unknown_tag(t: Translator, error: Error, loc: Loc, node: Node, place: Place) -> None:

@@ -144,7 +144,7 @@ class _Composer:
 
     def _entry(self, parent: _Open, key: str, key_place: Place, node: Node) -> None:
         first = parent.entries.get(key)
-        if first is None:
+        if first is None or self.findings.full:
             parent.entries[key] = Entry(key_place, node)
             return
         self.findings.error(
@@ -197,6 +197,8 @@ class _Composer:
     def report_syntax(self, error: yaml.MarkedYAMLError) -> None:
         """Say what PyYAML said, where it said it, and what the usual mistake behind it is."""
         mark = error.problem_mark or error.context_mark
+        if error.context_mark and "end of stream" in (error.problem or ""):
+            mark = error.context_mark  # where it starts says more than where the file ends
         line = min(mark.line, len(self.lines) - 1) if mark else 0
         problem = error.problem or "it cannot be read"
         context = error.context_mark
