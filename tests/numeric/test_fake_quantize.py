@@ -137,6 +137,29 @@ def test_small_negative_values_become_plus_zero_as_from_integers():
     assert not y.signbit().any()
 
 
+@pytest.mark.parametrize("kind", FAKE_QUANTIZES)
+def test_a_hundred_thousand_channels(kind):
+    x = torch.randn(100_000, 4)
+    module = calibrated(x, kind, "per_channel_symmetric", ch_axis=0)
+    y = (1.2 * x).requires_grad_()
+    module(y).sum().backward()
+    assert torch.equal(module(y), reference(module, y))
+    assert all(parameter.grad.shape == (100_000,) for parameter in module.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FAKE_QUANTIZES)
+def test_more_elements_than_float32_counts(kind):
+    x = torch.ones(2**24 + 1)
+    module = calibrated(x[:2], kind)
+    y = (9 * x).requires_grad_()
+    module(y).sum().backward()
+    assert torch.equal(module(y), (127 * module.qparams().scale).expand_as(y))
+    for parameter in module.parameters():
+        per_element = 127 if kind == "lsq" else 1
+        assert parameter.grad.item() == pytest.approx(per_element * y.numel(), rel=1e-6)
+
+
 def test_a_scalar_stays_a_scalar():
     module = calibrated(torch.tensor([-1.0, 1.0]))
     x = torch.tensor(0.3, requires_grad=True)
@@ -416,6 +439,30 @@ def test_what_was_calibrated_is_not_lost_between_kinds(start, to, qscheme):
     frozen.observer.averaging_constant = 0.0
     frozen(100 * x)
     torch.testing.assert_close(target.qparams().scale, source.qparams().scale, rtol=2**-22, atol=0)
+
+
+@pytest.mark.parametrize("start", ["fake_quant", "lsq"])
+@pytest.mark.parametrize("to", ["fake_quant", "lsq"])
+@pytest.mark.parametrize("qscheme", ["per_tensor_affine", "per_channel_affine"])
+def test_an_affine_range_moves_to_another_grid(start, to, qscheme):
+    x = torch.randn(8, 3, 4) + 0.5
+    source, target = calibrated(x, start, qscheme), build(to, qscheme, dtype="quint16")
+    target.load_qparams_from(source)
+    ranges = [module.value_range() for module in (source, target)]
+    step = source.qparams().scale
+    for one, other in zip(*ranges, strict=True):
+        assert ((one - other).abs() <= step).all()
+    assert ((target(x) - x).abs().max(0).values.max(1).values <= step).all()
+
+
+def test_a_range_per_channel_becomes_one_for_the_tensor_and_the_other_way():
+    x = torch.randn(8, 3, 4) * torch.tensor([1.0, 2.0, 3.0]).reshape(3, 1)
+    per_channel, per_tensor = calibrated(x, qscheme="per_channel_symmetric"), build()
+    per_tensor.load_qparams_from(per_channel)
+    assert torch.equal(per_tensor.qparams().scale, per_channel.qparams().scale.max().reshape(1))
+    back = build(qscheme="per_channel_symmetric")
+    back.load_qparams_from(per_tensor)
+    assert torch.equal(back.qparams().scale, per_tensor.qparams().scale.expand(3))
 
 
 def test_a_frozen_training_scale_is_the_calibrated_one_to_the_bit():
