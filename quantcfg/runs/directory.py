@@ -22,7 +22,7 @@ from typing import Any
 from quantcfg.errors import RunError, UsageError
 from quantcfg.runs import lock, manifest
 from quantcfg.runs.metrics import NAME as METRICS, MetricsLog
-from quantcfg.runs.writer import TEMPORARY_MARK, remove_leftovers, write_json, write_text
+from quantcfg.runs.writer import TEMPORARY_MARK, naming, remove_leftovers, write_json, write_text
 
 VOLATILE = ("log.txt", "timing.json", manifest.NAME)
 _CONFIG, _CHECKPOINTS, _CALIB = "config", "checkpoints", "calib"
@@ -83,9 +83,10 @@ class RunDirectory:
         What an earlier run left here is removed first: not sooner, so that a run that cannot even begin
         destroys nothing.
         """
-        self._clear()
         folder = self.path / _CONFIG
-        folder.mkdir(exist_ok=True)
+        with naming(folder):
+            self._clear()
+            folder.mkdir()
         for name, text in config_files.items():
             write_text(folder / name, text)
         write_json(self.path / _PLAN, plan)
@@ -120,7 +121,8 @@ class RunDirectory:
 
     def _clear(self) -> None:
         for name in _FOLDERS:
-            shutil.rmtree(self.path / name, ignore_errors=True)
+            if (self.path / name).exists():
+                shutil.rmtree(self.path / name)
         for name in _FILES:
             (self.path / name).unlink(missing_ok=True)
 

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -40,7 +40,8 @@ def locked(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # the kernel frees the lock even if its name stays
+            path.unlink()
         os.close(handle)
 
 
@@ -48,8 +49,7 @@ def _acquire(path: Path) -> int:
     for _ in range(_ATTEMPTS):
         handle = _open(path)
         if _take(handle) and _is_current(handle, path):
-            os.ftruncate(handle, 0)
-            os.write(handle, json.dumps(asdict(_this_process())).encode())
+            _sign(handle, path)
             return handle
         owner = _read_owner(handle)
         os.close(handle)
@@ -65,6 +65,15 @@ def _open(path: Path) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     except OSError as error:
+        raise UsageError(f"cannot write in '{path.parent}': {error.strerror}") from error
+
+
+def _sign(handle: int, path: Path) -> None:
+    try:
+        os.ftruncate(handle, 0)
+        os.write(handle, json.dumps(asdict(_this_process())).encode())
+    except OSError as error:
+        os.close(handle)
         raise UsageError(f"cannot write in '{path.parent}': {error.strerror}") from error
 
 

@@ -26,7 +26,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         RunError: The system refused a step; nothing is left under a temporary name.
     """
     temporary = temporary_name(path)
-    with _naming(path):
+    with naming(path):
         try:
             _write_durably(temporary, data)
             os.replace(temporary, path)  # noqa: PTH105  os.replace is the call that the tests trace
@@ -58,11 +58,11 @@ def new_directory(path: Path) -> Iterator[Path]:
     A directory already at ``path`` is replaced.
     """
     temporary = temporary_name(path)
-    with _naming(path):
+    with naming(path):
         temporary.mkdir(parents=True)
     try:
         yield temporary
-        with _naming(path):
+        with naming(path):
             _publish_directory(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -71,7 +71,7 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 def append_line(path: Path, line: str) -> None:
     """Append one line to a log by one system call, so that lines of a killed run are not interleaved."""
-    with _naming(path):
+    with naming(path):
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             _write_all(handle, line.encode() + b"\n")
@@ -139,7 +139,12 @@ def _publish_directory(temporary: Path, path: Path) -> None:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
+    """Name ``path``, and the system's reason, in the error of a system call that fails.
+
+    Raises:
+        RunError: One did.
+    """
     try:
         yield
     except OSError as error:

@@ -79,6 +79,13 @@ def test_training_goes_on_to_the_same_bits(stoppable, monkeypatch, whole, step):
     assert contents(stoppable.path / "run") == whole
 
 
+def test_this_file_notices_random_generators_that_are_not_restored(stoppable, monkeypatch, whole):
+    stopped(stoppable, monkeypatch, "loss:3:2", *QAT, "-o", "run")
+    monkeypatch.setattr("quantcfg.stages.seeding.restore_random_state", lambda state: None)
+    stoppable.run(*QAT, "-o", "run", "-q", "--resume")
+    assert contents(stoppable.path / "run") != whole
+
+
 def test_a_chain_of_stops_ends_in_the_same_bits(stoppable, monkeypatch, whole):
     for call in (4, 3, 2, 5):  # counted from each start
         assert stopped(stoppable, monkeypatch, f"loss:{call}:15", *QAT, "-o", "run", "--resume").code == 143
