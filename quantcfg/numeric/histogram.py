@@ -334,9 +334,10 @@ def _pattern_counts(values: Tensor, num_bits: int) -> Tensor:
     """How often each exponent with ``num_bits`` bits of mantissa occurs, int64 ``(2, patterns)`` by sign."""
     patterns = 1 << (9 + num_bits)
     counts = torch.zeros(patterns, dtype=torch.int64, device=values.device)
-    index = torch.empty(min(_BLOCK, values.numel()), dtype=torch.int32, device=values.device)
-    for start in range(0, values.numel(), _BLOCK):
-        bits = values[start : start + _BLOCK].float().view(torch.int32)
+    block = max(_BLOCK, 4 * patterns)
+    index = torch.empty(min(block, values.numel()), dtype=torch.int32, device=values.device)
+    for start in range(0, values.numel(), block):
+        bits = values[start : start + block].float().view(torch.int32)
         leading = torch.bitwise_right_shift(bits, _MANTISSA - num_bits, out=index[: bits.numel()])
         # The shift keeps the sign: without it, the pattern of a negative float is its place after the others.
         found = torch.bincount(leading.bitwise_and_(patterns - 1))

@@ -69,7 +69,7 @@ def magnitude_at(magnitudes: Distribution, rank: int) -> Tensor:
 def cut(ends: Range, threshold: Tensor) -> Range:
     """The range ``ends``, no further from 0 than ``threshold``; float32 like ``ends``."""
     threshold = threshold.float()
-    return torch.maximum(ends[0], -threshold), torch.minimum(ends[1], threshold)
+    return ends[0].clamp(-threshold, threshold), ends[1].clamp(-threshold, threshold)
 
 
 def percentile_range(magnitudes: Distribution, ends: Range, percentile: float, total: int) -> Range:
@@ -227,23 +227,35 @@ def kl_range(magnitudes: Distribution, ends: Range, *, levels: int, bins: int) -
 
 
 def linear_counts(magnitudes: Distribution, most: Tensor, bins: int) -> Tensor:
-    """The counts of equal bins over [0, ``most``], float64 ``(C, bins)``."""
+    """The counts of equal bins over [0, ``most``], float64 ``(C, bins)``.
+
+    The count of a bin is spread over those that it overlaps; a lone value goes to the one that holds the
+    middle, undivided, for a sparse tail must keep its empty bins.
+    """
     reach = most.clamp(min=_TINY)[:, None]
     if isinstance(magnitudes, Points):
-        index = (magnitudes.values / reach * bins).long().clamp(max=bins - 1)
-        return torch.zeros(len(reach), bins, dtype=torch.float64, device=reach.device).scatter_add_(
-            1, index, magnitudes.counts
-        )
-    ends = reach * torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=reach.device)
-    return _interpolated(magnitudes.edges, _running(magnitudes.counts), ends).diff(dim=1)
+        return _counts_at(magnitudes.values / reach * bins, magnitudes.counts, bins)
+    edges = magnitudes.edges / reach * bins
+    is_lone = magnitudes.counts == 1
+    lone = _counts_at((edges[:, 1:] + edges[:, :-1]) / 2, is_lone.double(), bins)
+    ends = torch.arange(bins + 1, dtype=torch.float64, device=reach.device).expand(len(reach), -1)
+    below = _running(magnitudes.counts.where(~is_lone, 0.0))
+    spread = _interpolated(edges, below, ends.contiguous()).diff(dim=1)
+    # What sits on the largest magnitude itself.
+    spread[:, -1] += below[:, -1] - spread.sum(1)
+    return lone + spread
+
+
+def _counts_at(places: Tensor, counts: Tensor, bins: int) -> Tensor:
+    empty = torch.zeros(len(places), bins, dtype=torch.float64, device=places.device)
+    return empty.scatter_add_(1, places.long().clamp(max=bins - 1), counts)
 
 
 def _interpolated(places: Tensor, values: Tensor, at: Tensor) -> Tensor:
     """``values`` at ``places``, both ascending, read off at ``at`` along straight lines."""
     right = torch.searchsorted(places, at, right=True).clamp(1, places.shape[1] - 1)
     low, high = places.gather(1, right - 1), places.gather(1, right)
-    width = (high - low).clamp(min=_TINY)
-    share = ((at - low) / width).clamp(0, 1)
+    share = ((at - low) / (high - low).clamp(min=_TINY)).clamp(0, 1)
     return values.gather(1, right - 1).lerp(values.gather(1, right), share)
 
 

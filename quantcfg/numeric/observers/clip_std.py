@@ -77,6 +77,9 @@ class ClipStdObserver(Observer):
         self.count += torch.where(finite, count, 0)
         torch.minimum(self.low, low.where(finite, self.low), out=self.low)
         torch.maximum(self.high, high.where(finite, self.high), out=self.high)
+        # What was solved, or loaded, is no longer true.
+        self.min_val.masked_fill_(finite, torch.inf)
+        self.max_val.masked_fill_(finite, -torch.inf)
 
     def _clipped(self, ends: Range, mean: Tensor, squares: Tensor, count: Tensor) -> Range:
         reach = self.std_scale * (squares / (count - 1).clamp(min=1)).sqrt()
@@ -92,6 +95,8 @@ class ClipStdObserver(Observer):
         self.count += other.count
         torch.minimum(self.low, other.low, out=self.low)
         torch.maximum(self.high, other.high, out=self.high)
+        self.min_val.masked_fill_(other.count > 0, torch.inf)
+        self.max_val.masked_fill_(other.count > 0, -torch.inf)
 
 
 def moments(x: Tensor, ch_axis: int, magnitude: Tensor) -> tuple[Tensor, Tensor, int]:

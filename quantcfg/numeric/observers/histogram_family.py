@@ -79,7 +79,12 @@ class HistogramObserver(Observer):
         self.histogram.add(x, ch_axis=self.ch_axis, magnitude=torch.maximum(low.abs(), high.abs()))
         torch.minimum(self.low, low, out=self.low)
         torch.maximum(self.high, high, out=self.high)
+        self._forget_solution()
+
+    def _forget_solution(self) -> None:
         self._is_stale = True
+        self.min_val.fill_(torch.inf)
+        self.max_val.fill_(-torch.inf)
 
     def _enter_folding(self) -> None:
         """What was counted before becomes the range that batches are folded into."""
@@ -115,7 +120,8 @@ class HistogramObserver(Observer):
         cast(Histogram, self.histogram).merge(cast(Histogram, other.histogram))
         torch.minimum(self.low, other.low, out=self.low)
         torch.maximum(self.high, other.high, out=self.high)
-        self._is_stale = True
+        if other._num_counted():
+            self._forget_solution()
 
     def _num_counted(self) -> int:
         return 0 if self.histogram is None else int(self.histogram.total)
