@@ -1,0 +1,208 @@
+"""Prepare, calibrate and train real architectures, and print what became of each.
+
+Random weights are enough: what is looked at is whether a model can be prepared unchanged, which of its ops
+are quantized, and whether gradients reach what they reach in float. Needs torchvision, timm and transformers,
+installed without their dependencies; `make models` does it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import quantcfg as qc
+from quantcfg.prepare.record import tensors_in
+
+Maker = Callable[[], tuple[nn.Module, dict[str, Any]]]
+
+
+@dataclass
+class Outcome:
+    """One line of the table."""
+
+    name: str
+    ok: bool = False
+    ops: int = 0
+    quantized: int = 0
+    passed: int = 0
+    float_reasons: dict[str, int] = field(default_factory=dict)
+    macs_share: float = 0.0
+    cosine: float = 0.0
+    prepare_s: float = 0.0
+    forward_s: float = 0.0
+    error: str = ""
+
+
+def torchvision_models() -> Iterator[tuple[str, Maker]]:
+    from torchvision import models
+
+    for name in models.list_models(module=models):
+        if not name.startswith(("quantized",)):
+            yield f"torchvision/{name}", lambda name=name: (_torchvision(models, name), _image(name))
+
+
+def _torchvision(models: Any, name: str) -> nn.Module:
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    return models.get_model(name, weights=None, **options)
+
+
+def _image(name: str) -> dict[str, Any]:
+    size = 299 if "inception" in name else 518 if "h_14" in name else 224
+    return {"x": torch.randn(2, 3, size, size)}
+
+
+def timm_models() -> Iterator[tuple[str, Maker]]:
+    import timm
+
+    for family in timm.list_modules():
+        names = sorted(timm.list_models(module=family), key=lambda name: (_weight_of(name), len(name)))
+        if names:
+            yield f"timm/{family}/{names[0]}", lambda name=names[0]: _timm(timm, name)
+
+
+def _weight_of(name: str) -> int:
+    order = ("test", "atto", "nano", "pico", "femto", "tiny", "xxs", "xs", "small", "s_", "base", "b0", "18")
+    return next((rank for rank, part in enumerate(order) if part in name), len(order))
+
+
+def _timm(timm: Any, name: str) -> tuple[nn.Module, dict[str, Any]]:
+    model = timm.create_model(name, pretrained=False)
+    return model, {"x": torch.randn(2, *model.default_cfg["input_size"])}
+
+
+def transformers_models() -> Iterator[tuple[str, Maker]]:
+    from benchmarks.transformers_cases import cases
+
+    yield from cases()
+
+
+def examine(name: str, make: Maker) -> Outcome:
+    """Everything the issue asks of one model, on inputs of two batches."""
+    outcome = Outcome(name)
+    try:
+        torch.manual_seed(0)
+        model, inputs = make()
+        _examine(model.eval(), inputs, outcome)
+        outcome.ok = True
+    except Exception as error:  # whatever a model raises is a line of the table
+        outcome.error = f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
+        traceback.print_exc(limit=-3, file=sys.stderr)
+    return outcome
+
+
+def _examine(model: nn.Module, inputs: dict[str, Any], outcome: Outcome) -> None:
+    def run(module: nn.Module) -> list[torch.Tensor]:
+        own = copy.deepcopy(inputs)  # some models write into their inputs
+        result = module(own["x"]) if set(own) == {"x"} else module(**own)
+        return [t for t in tensors_in(result) if t.is_floating_point()]
+
+    with torch.no_grad():
+        run(model)
+        begin = time.perf_counter()
+        expected = run(model)
+        outcome.forward_s = time.perf_counter() - begin
+        begin = time.perf_counter()
+        prepared = qc.prepare(model, {"": qc.get_default_qconfig()}, forward=run, bn="keep")
+        outcome.prepare_s = time.perf_counter() - begin
+        _fill(outcome, qc.plan_of(prepared))
+        qc.set_fake_quantize(prepared, qc.FakeQuantState.FLOAT)
+        for actual, wanted in zip(run(prepared), expected, strict=True):
+            if not torch.equal(actual, wanted):
+                raise AssertionError("the FLOAT state differs from the original")
+        with qc.calibrating(prepared):
+            run(prepared)
+            run(prepared)
+        qc.set_fake_quantize(prepared, qc.FakeQuantState.VALIDATION)
+        outcome.cosine = _cosine(run(prepared)[0], expected[0])
+    _train(model, prepared, run)
+    fresh = qc.prepare(model, {"": qc.get_default_qconfig()}, forward=run, bn="keep")
+    fresh.load_state_dict(prepared.state_dict())
+
+
+def _fill(outcome: Outcome, plan: qc.Plan) -> None:
+    outcome.ops = len(plan.rows)
+    outcome.quantized = sum(row.role in ("quantized", "fused") for row in plan.rows)
+    outcome.passed = sum(row.role == "passed through" for row in plan.rows)
+    outcome.float_reasons = dict(Counter(row.reason for row in plan.rows if row.role == "float"))
+    outcome.macs_share = plan.coverage.macs_share
+
+
+def _cosine(left: torch.Tensor, right: torch.Tensor) -> float:
+    finite = right.isfinite()
+    return float(torch.cosine_similarity(left[finite].double(), right[finite].double(), dim=0))
+
+
+def _train(model: nn.Module, prepared: nn.Module, run: Callable[[nn.Module], list[torch.Tensor]]) -> None:
+    reached = []
+    for module in (copy.deepcopy(model), prepared):
+        if module is prepared:
+            qc.set_fake_quantize(prepared, qc.FakeQuantState.QAT)
+        module.train().zero_grad()
+        sum(t.float().square().mean() for t in run(module)).backward()
+        reached.append({name for name, p in module.named_parameters() if p.grad is not None})
+    missing = reached[0] - reached[1]
+    if missing:
+        raise AssertionError(f"no gradient for {sorted(missing)[:3]}")
+    broken = [n for n, p in prepared.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    if broken:
+        raise AssertionError(f"gradient not finite: {broken[:3]}")
+
+
+SOURCES = {"torchvision": torchvision_models, "timm": timm_models, "transformers": transformers_models}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sources", nargs="*", default=list(SOURCES), help="torchvision, timm, transformers")
+    parser.add_argument("--only", default="", help="a part of the name")
+    parser.add_argument("--limit-params", type=float, default=60e6, help="skip larger models")
+    parser.add_argument("--json", type=Path, help="where to write the outcomes")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    outcomes = []
+    for source in options.sources or SOURCES:
+        for name, make in SOURCES[source]():
+            if options.only in name and _size(make) <= options.limit_params:
+                outcomes.append(examine(name, make))
+                print(line(outcomes[-1]), flush=True)
+    print(f"{sum(outcome.ok for outcome in outcomes)} of {len(outcomes)} models passed")
+    if options.json:
+        options.json.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n")
+    sys.exit(0 if all(outcome.ok for outcome in outcomes) else 1)
+
+
+def _size(make: Maker) -> int:
+    with torch.device("meta"):
+        try:
+            return sum(p.numel() for p in make()[0].parameters())
+        except Exception:  # a model that cannot be built without data is built for real
+            return 0
+
+
+def line(outcome: Outcome) -> str:
+    """One row of the table."""
+    if not outcome.ok:
+        return f"{outcome.name:58} FAILED  {outcome.error}"
+    floats = sum(outcome.float_reasons.values())
+    return (
+        f"{outcome.name:58} {outcome.ops:5} ops {outcome.quantized:5} quantized {outcome.passed:5} passed "
+        f"{floats:4} float  macs {outcome.macs_share:6.1%}  cosine {outcome.cosine:.4f}  "
+        f"prepare {outcome.prepare_s:5.2f} s = {outcome.prepare_s / outcome.forward_s:4.1f} forwards"
+    )
+
+
+if __name__ == "__main__":
+    main()
