@@ -38,7 +38,7 @@ class Findings:
         self._seen.add(key)
         source = source_line(self.sources, place)
         self._list.add(Diagnostic(code, summary, place, source, label, notes, help, related, severity))
-        if self.full:
+        if len(self._seen) == MAX_FINDINGS:
             summary = f"{MAX_FINDINGS} findings are shown; correct these first"
             self._list.add(Diagnostic("QC008", summary, place, source))
 

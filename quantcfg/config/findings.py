@@ -130,7 +130,7 @@ def _name_hint(rule: Rule, tree: _Tree) -> tuple[str | None, tuple[str, ...]]:
     if rule.pattern.startswith(REGEX_PREFIX):
         return None, ("a regular expression must match a whole name",)
     if any(segment.is_any_depth for segment in parse_pattern(rule.pattern)):
-        return None, ()
+        return _repaired_anywhere(rule.pattern, tree), ()
     index, reached = first_dead_segment(rule.pattern, tree.paths)
     segments = [segment.text for segment in parse_pattern(rule.pattern)]
     children = list(dict.fromkeys(child for path in reached for child in tree.children(path)))
@@ -143,6 +143,18 @@ def _name_hint(rule: Rule, tree: _Tree) -> tuple[str | None, tuple[str, ...]]:
     repaired = ".".join([*segments[:index], near, *segments[index + 1 :]])
     count = len(tree.matched_by(Rule("module_name", repaired, None)))
     return (repaired, (note, f"`{repaired}` matches {count}")) if count else (None, (note,))
+
+
+def _repaired_anywhere(pattern: str, tree: _Tree) -> str | None:
+    """The change of one segment that makes a pattern with ``**`` match; such a one stops nowhere."""
+    segments = [segment.text for segment in parse_pattern(pattern)]
+    known = sorted({name for path in tree.paths for name in path.split(".")})
+    for position, text in enumerate(segments):
+        near = nearest(text, known) if is_exact(text) and text not in known else None
+        repaired = ".".join([*segments[:position], near or text, *segments[position + 1 :]])
+        if near and tree.matched_by(Rule("module_name", repaired, None)):
+            return repaired
+    return None
 
 
 def _report_effect(rule: Rule, effect: _Effect, findings: Findings) -> None:

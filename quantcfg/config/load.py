@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from quantcfg.config.collect import Findings
 from quantcfg.config.layers import VERSION, Loader
-from quantcfg.config.nodes import Table, plain
+from quantcfg.config.nodes import Table, plain, renamed
 from quantcfg.config.overrides import apply_overrides
 from quantcfg.config.presets import STAGES
 from quantcfg.config.qconfigs import QConfigReader
@@ -91,7 +91,7 @@ def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
     if loader.unread:  # what is missing would make good names look unknown
         findings.raise_if_errors()
     tree = apply_overrides(loader.merged(), overrides, findings)
-    file, broken = _validated(tree, findings)
+    file, tree, broken = _validated(tree, findings)
     stages = _stages(tree, broken, findings)
     _check_use(tree, stages, findings, Path(paths[-1]))
     findings.raise_if_errors()
@@ -108,15 +108,22 @@ def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
     )
 
 
-def _validated(tree: Table, findings: Findings) -> tuple[File | None, frozenset[int]]:
+def _validated(tree: Table, findings: Findings) -> tuple[File | None, Table, frozenset[int]]:
+    """The file as a model, the tree to go on with, and what in it is known to be wrong.
+
+    A misspelt section is read as what it was meant to be, so that what it defines is not missed elsewhere.
+    """
     data = plain(tree)
     data["version"] = VERSION  # of every file, checked where it was read
     try:
-        return File.model_validate(data), frozenset()
+        return File.model_validate(data), tree, frozenset()
     except ValidationError as error:
         translator = Translator(tree, findings, File)
         translator.report(error)
-        return None, frozenset(translator.broken)
+        for wrong, right in translator.meant.items():
+            if len(wrong) == 1 or wrong[:-1] == ("qconfig",):
+                tree = renamed(tree, wrong, str(right[-1]))
+        return None, tree, frozenset(translator.broken)
 
 
 def _stages(tree: Table, broken: frozenset[int], findings: Findings) -> dict[str, tuple[Rule, ...]]:

@@ -98,6 +98,18 @@ def walk(root: Node, loc: Sequence[str | int]) -> Iterator[tuple[str | int, Plac
             yield key, node.place, node
 
 
+def renamed(table: Table, loc: Sequence[str | int], new: str) -> Table:
+    """The tree with the key at ``loc`` renamed, unless there is one of that name."""
+    key, *rest = loc
+    entries = dict(table.entries)
+    entry = entries[str(key)]
+    if rest and isinstance(entry.node, Table):
+        entries[str(key)] = Entry(entry.key_place, renamed(entry.node, rest, new))
+    elif new not in entries:
+        entries[new] = entries.pop(str(key))
+    return Table(entries, table.place)
+
+
 def bad_leaves(node: Node) -> bool:
     """Whether something beneath has been reported already."""
     if isinstance(node, Leaf):

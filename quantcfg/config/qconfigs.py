@@ -9,11 +9,12 @@ from quantcfg.config.nodes import Leaf, Node, Table, bad_leaves, describe, short
 from quantcfg.config.overlay import overlay
 from quantcfg.config.presets import PRESETS
 from quantcfg.config.slot_checks import SlotChecker
-from quantcfg.config.spec import Field, QConfigSpec, make_spec
+from quantcfg.config.spec import QCONFIG_DEFAULTS, Field, QConfigSpec, make_spec
 from quantcfg.config.suggest import nearest
 from quantcfg.errors import Place
 
 INHERIT = "inherit"
+FIELD_NAMES = (*QCONFIG_DEFAULTS, "activation_qkwargs", "weight_qkwargs")
 QKWARGS = ("activation_qkwargs", "weight_qkwargs")
 
 
@@ -143,7 +144,8 @@ class QConfigReader:
         changes = self._changes(table)
         fields = overlay(base.fields, changes)
         label = f"{base.label}*" if changes and not base.label.endswith("*") else base.label
-        unknown = {key for key, entry in table.entries.items() if self._is_broken(entry.node)}
+        broken = [key for key, entry in table.entries.items() if self._is_broken(entry.node)]
+        unknown = {nearest(key, FIELD_NAMES) or key for key in broken}  # misspelt, it was meant to be that
         if not self.checker.check(fields, changes, inherits=base.inherits, unknown=unknown) or unknown:
             raise Broken
         return Draft(fields, label, base.inherits)
@@ -153,6 +155,8 @@ class QConfigReader:
 
     def _base(self, table: Table) -> Draft:
         preset = table.get("preset")
+        if preset is not None and self._is_broken(preset):
+            raise Broken
         if not isinstance(preset, Leaf) or preset.value is None:
             return Draft({}, "custom*")
         if preset.value == INHERIT:

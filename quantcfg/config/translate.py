@@ -68,12 +68,14 @@ class Translator:
         self.findings = findings
         self.model = model
         self.broken: set[int] = set()
+        self.meant: dict[Loc, Loc] = {}
 
     def report(self, error: ValidationError) -> None:
         """Report every error once, those in values that were refused already not at all."""
         errors = error.errors(include_url=False)
-        unknown = [item for item in errors if item["type"] == "extra_forbidden"]
-        misspelt = {self._meant(item) for item in unknown[:MAX_FINDINGS]}
+        unknown = [item for item in errors if item["type"] == "extra_forbidden"][:MAX_FINDINGS]
+        self.meant = {item["loc"]: self._meant(item) for item in unknown}
+        misspelt = set(self.meant.values())
         for item in errors:
             if self.findings.full:
                 return
