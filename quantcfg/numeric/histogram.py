@@ -116,6 +116,22 @@ class Bins(NamedTuple):
 Distribution = Points | Bins
 
 
+class Batch:
+    """The distribution of one batch that is small enough to be kept as it is."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.values = rows.double().sort(1).values
+        self.total = torch.tensor([rows.shape[1]])
+
+    def distribution(self, low: Tensor, high: Tensor) -> Distribution:  # noqa: ARG002
+        """Every value once."""
+        return Points(self.values, torch.ones_like(self.values))
+
+    def magnitudes(self, most: Tensor) -> Distribution:  # noqa: ARG002
+        """Every magnitude once."""
+        return Points(self.values.abs().sort(1).values, torch.ones_like(self.values))
+
+
 class Histogram(ExactModule):
     """Counts the values of a stream, of the whole tensor or of each channel, signs apart.
 
@@ -170,9 +186,8 @@ class Histogram(ExactModule):
         x = x.detach()
         count = x.numel() // self.num_channels
         if bool(self.is_whole) and count <= self.capacity:
-            rows = (x.movedim(ch_axis, 0) if ch_axis >= 0 else x).reshape(self.num_channels, -1)
             self._raise_top(_exponents(magnitude))
-            self._take_entries((_order(rows.float()) << _COUNT_BITS) | 1)
+            self._take_entries((_order(channel_rows(x, ch_axis).float()) << _COUNT_BITS) | 1)
         else:
             self._become_binned()
             self._raise_top(_exponents(magnitude))
@@ -321,6 +336,11 @@ def _with_ends(edges: Tensor, counts: Tensor, low: Tensor, high: Tensor) -> Bins
     above = flat.sum(1, keepdim=True) - below
     edges = torch.cat((low - low.abs() * _HAIR, edges, high + high.abs() * _HAIR), 1)
     return Bins(edges, torch.cat((1 + below, torch.where(is_flat, 0.0, counts), 1 + above), 1))
+
+
+def channel_rows(x: Tensor, ch_axis: int) -> Tensor:
+    """``x`` as one row per channel, or one row altogether (``ch_axis`` < 0)."""
+    return x.reshape(1, -1) if ch_axis < 0 else x.movedim(ch_axis, 0).reshape(x.shape[ch_axis], -1)
 
 
 def in_memory_order(x: Tensor) -> Tensor:

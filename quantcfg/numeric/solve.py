@@ -24,6 +24,8 @@ Errors = Callable[[Tensor], Tensor]
 _LEAST_RATIO = 2.0**-10
 # Stands in for 0 where a quotient is not used.
 _TINY = torch.finfo(torch.float64).tiny
+# Channels searched at a time: each may have a thousand candidates.
+_ROWS = 4096
 # Values held by one temporary of a search.
 _CHUNK = 1 << 17
 
@@ -142,16 +144,23 @@ def mse_range(distribution: Distribution, ends: Range, grid: Grid, *, stride: in
     what it finds best is then looked at more and more closely, so the stride is a matter of time and not of
     the result.
     """
+    parts = []
+    for first in range(0, ends[0].numel(), _ROWS):
+        rows = slice(first, first + _ROWS)
+        part = type(distribution)(*(tensor[rows] for tensor in distribution))
+        parts.append(_mse_ratio(part, (ends[0][rows], ends[1][rows]), grid, stride))
+    ratio = torch.cat(parts)[:, 0]
+    return (ends[0].double() * ratio).float(), (ends[1].double() * ratio).float()
 
+
+def _mse_ratio(distribution: Distribution, ends: Range, grid: Grid, stride: int) -> Tensor:
     def errors(ratios: Tensor) -> Tensor:
         low, high = ((end.double()[:, None] * ratios).float() for end in ends)
         return squared_error(distribution, grid.qparams(low, high), grid)
 
     if isinstance(distribution, Points):
-        ratio = _search_points(errors, ends[0], int(distribution.counts[0].sum()))
-    else:
-        ratio = _search_bins(errors, ends[0], stride)
-    return (ends[0].double() * ratio[:, 0]).float(), (ends[1].double() * ratio[:, 0]).float()
+        return _search_points(errors, ends[0], int(distribution.counts[0].sum()))
+    return _search_bins(errors, ends[0], stride)
 
 
 def best_range(distribution: Distribution, ranges: Sequence[Range], grid: Grid) -> Range:
@@ -219,8 +228,10 @@ def kl_range(magnitudes: Distribution, ends: Range, *, levels: int, bins: int) -
     most = torch.maximum(ends[0].abs(), ends[1].abs()).double()
     counts = linear_counts(magnitudes, most, bins)
     counts[:, 0] = counts[:, 1]
-    # One channel's table is (bins - levels + 1) x levels; a thousand of them at once would be too much.
-    divergence = torch.cat([_divergences(row, levels) for row in counts.split_with_sizes([1] * len(counts))])
+    # A channel's table is (bins - levels + 1) x levels: few at a time, to stay in the cache.
+    step = max(1, 2 * _CHUNK // (bins * levels))
+    parts = [_divergences(counts[row : row + step], levels) for row in range(0, len(counts), step)]
+    divergence = torch.cat(parts)
     smooth = _mean_of_nine(divergence)
     best = smooth.shape[1] - 1 - smooth.flip(1).argmin(1)
     return cut(ends, most * (best + levels) / bins)

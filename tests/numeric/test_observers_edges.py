@@ -186,7 +186,10 @@ def test_two_to_the_24th_and_one_elements_are_all_counted():
         assert_usable(observer)
 
 
-@pytest.mark.parametrize("kind", OBSERVERS)
+LONG = pytest.param("kl", marks=pytest.mark.slow), pytest.param("mse", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("kind", [*(kind for kind in OBSERVERS if kind not in ("kl", "mse")), *LONG])
 def test_a_hundred_thousand_channels(kind):
     observer = OBSERVERS[kind](
         qscheme="per_channel_symmetric", ch_axis=0, num_channels=100_000, averaging_constant=1.0

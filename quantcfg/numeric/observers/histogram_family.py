@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from quantcfg.numeric.histogram import Histogram
+from quantcfg.numeric.histogram import Batch, Histogram, channel_rows
 from quantcfg.numeric.observers.base import Observer, fold_range
 from quantcfg.numeric.observers.records import Range
 from quantcfg.numeric.solve import Grid
@@ -16,6 +16,8 @@ from quantcfg.numeric.solve import Grid
 TRAINING_CONSTANT = 0.01
 # Channels of one batch that are solved at a time, so that each has all the bins it can use.
 _CHANNELS = 256
+# Values per channel up to which a batch is solved from them all, without a histogram.
+_MOST_VALUES = 8192
 
 
 class HistogramObserver(Observer):
@@ -66,7 +68,7 @@ class HistogramObserver(Observer):
         return Grid(self.quant_min, self.quant_max, self.symmetric)
 
     @abstractmethod
-    def _solve(self, histogram: Histogram, ends: Range) -> Range:
+    def _solve(self, histogram: Histogram | Batch, ends: Range) -> Range:
         """The range for a distribution whose least and greatest values are ``ends``, ``(C,)``."""
 
     def _observe(self, x: Tensor, low: Tensor, high: Tensor, finite: Tensor) -> None:
@@ -95,20 +97,25 @@ class HistogramObserver(Observer):
             self.high.fill_(-torch.inf)
 
     def _batch_range(self, x: Tensor, low: Tensor, high: Tensor) -> Range:
-        if self.num_channels == 1:
-            return self._batch_range_of(x, (low, high))
+        count = x.numel() // self.num_channels
+        whole = max(1, _MOST_VALUES * _CHANNELS // count)
+        at_a_time = whole if count <= _MOST_VALUES else _CHANNELS
         ranges = []
-        for first in range(0, self.num_channels, _CHANNELS):
-            channels = slice(first, first + _CHANNELS)
-            part = x.movedim(self.ch_axis, 0)[channels].movedim(0, self.ch_axis)
-            ranges.append(self._batch_range_of(part, (low[channels], high[channels])))
+        for first in range(0, self.num_channels, at_a_time):
+            channels = slice(first, first + at_a_time)
+            ranges.append(self._solve_batch(self._part(x, channels), (low[channels], high[channels])))
         lows, highs = zip(*ranges, strict=True)
         return torch.cat(lows), torch.cat(highs)
 
-    def _batch_range_of(self, x: Tensor, ends: Range) -> Range:
-        histogram = Histogram(ends[0].numel(), top_bits=self._top_bits).to(x.device)
-        magnitude = torch.maximum(ends[0].abs(), ends[1].abs())
-        histogram.add(x, ch_axis=self.ch_axis, magnitude=magnitude)
+    def _part(self, x: Tensor, channels: slice) -> Tensor:
+        return x.movedim(self.ch_axis, 0)[channels].movedim(0, self.ch_axis) if self.per_channel else x
+
+    def _solve_batch(self, x: Tensor, ends: Range) -> Range:
+        num_channels = ends[0].numel()
+        if x.numel() // num_channels <= _MOST_VALUES:
+            return self._solve(Batch(channel_rows(x, self.ch_axis)), ends)
+        histogram = Histogram(num_channels, top_bits=self._top_bits).to(x.device)
+        histogram.add(x, ch_axis=self.ch_axis, magnitude=torch.maximum(ends[0].abs(), ends[1].abs()))
         return self._solve(histogram, ends)
 
     def _step(self, state: Range, batch: Range) -> Range:

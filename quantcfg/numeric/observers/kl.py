@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, final
 
 from quantcfg.numeric.dtypes import QuantDType, as_dtype
-from quantcfg.numeric.histogram import Histogram
+from quantcfg.numeric.histogram import Batch, Histogram
 from quantcfg.numeric.observers.histogram_family import HistogramObserver
 from quantcfg.numeric.observers.records import Range
 from quantcfg.numeric.solve import kl_range
@@ -58,6 +58,6 @@ class KLObserver(HistogramObserver):
                 f"use mse, or at least {1 << dtype.num_bits} bins"
             )
 
-    def _solve(self, histogram: Histogram, ends: Range) -> Range:
+    def _solve(self, histogram: Histogram | Batch, ends: Range) -> Range:
         magnitudes = histogram.magnitudes(ends[0].abs().maximum(ends[1].abs()))
         return kl_range(magnitudes, ends, levels=1 << (self.dtype.num_bits - 1), bins=self.bins)

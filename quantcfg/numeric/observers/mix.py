@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import final
 
-from quantcfg.numeric.histogram import Histogram
+from quantcfg.numeric.histogram import Batch, Histogram
 from quantcfg.numeric.observers.histogram_family import HistogramObserver
 from quantcfg.numeric.observers.records import Range
 from quantcfg.numeric.solve import best_range, percentile_range
@@ -20,7 +20,7 @@ class MixObserver(HistogramObserver):
     tightest is taken. Each is the range that `PercentileObserver` gives.
     """
 
-    def _solve(self, histogram: Histogram, ends: Range) -> Range:
+    def _solve(self, histogram: Histogram | Batch, ends: Range) -> Range:
         magnitudes = histogram.magnitudes(ends[0].abs().maximum(ends[1].abs()))
         total = int(histogram.total)
         ranges = [percentile_range(magnitudes, ends, percentile, total) for percentile in PERCENTILES]

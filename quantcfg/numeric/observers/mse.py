@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, final
 
-from quantcfg.numeric.histogram import Histogram
+from quantcfg.numeric.histogram import Batch, Histogram
 from quantcfg.numeric.observers.histogram_family import HistogramObserver
 from quantcfg.numeric.observers.records import Range
 from quantcfg.numeric.solve import mse_range
@@ -29,5 +29,5 @@ class MSEObserver(HistogramObserver):
             raise ValueError(f"stride must be in [1, 20] (got {stride})")
         self.stride = stride
 
-    def _solve(self, histogram: Histogram, ends: Range) -> Range:
+    def _solve(self, histogram: Histogram | Batch, ends: Range) -> Range:
         return mse_range(histogram.distribution(*ends), ends, self.grid, stride=self.stride)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, final
 
-from quantcfg.numeric.histogram import Histogram
+from quantcfg.numeric.histogram import Batch, Histogram
 from quantcfg.numeric.observers.histogram_family import HistogramObserver
 from quantcfg.numeric.observers.records import Range
 from quantcfg.numeric.solve import percentile_range
@@ -35,6 +35,6 @@ class PercentileObserver(HistogramObserver):
         self.percentile = percentile
         self.bins = bins
 
-    def _solve(self, histogram: Histogram, ends: Range) -> Range:
+    def _solve(self, histogram: Histogram | Batch, ends: Range) -> Range:
         most = ends[0].abs().maximum(ends[1].abs())
         return percentile_range(histogram.magnitudes(most), ends, self.percentile, int(histogram.total))
