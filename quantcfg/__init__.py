@@ -69,6 +69,17 @@ if TYPE_CHECKING:
         prepare as prepare,
         prepare_qat_fx as prepare_qat_fx,
     )
+    from quantcfg.prepare.setters import (
+        ModuleNameQconfigSetter as ModuleNameQconfigSetter,
+        TemplateQconfigSetter as TemplateQconfigSetter,
+        calibration_8bit_weight_16bit_act_qconfig_setter as calibration_8bit_weight_16bit_act_qconfig_setter,
+        default_calibration_qconfig_setter as default_calibration_qconfig_setter,
+        default_qat_fixed_act_qconfig_setter as default_qat_fixed_act_qconfig_setter,
+        default_qat_qconfig_setter as default_qat_qconfig_setter,
+        get_sensitive_op_qconfig_setter as get_sensitive_op_qconfig_setter,
+        qat_8bit_weight_16bit_act_qconfig_setter as qat_8bit_weight_16bit_act_qconfig_setter,
+        qat_8bit_weight_16bit_fixed_act_qconfig_setter as qat_8bit_weight_16bit_fixed_act_qconfig_setter,
+    )
     from quantcfg.prepare.state import (
         FakeQuantState as FakeQuantState,
         LoadReport as LoadReport,
@@ -128,6 +139,12 @@ _NAMES = {
     "quantcfg.prepare.state": """
         FakeQuantState LoadReport calibrating fake_quants finish_calibration freeze_batch_norm
         freeze_observers load_observer_params plan_of set_fake_quantize state_of
+    """,
+    "quantcfg.prepare.setters": """
+        ModuleNameQconfigSetter TemplateQconfigSetter get_sensitive_op_qconfig_setter
+        calibration_8bit_weight_16bit_act_qconfig_setter default_calibration_qconfig_setter
+        default_qat_fixed_act_qconfig_setter default_qat_qconfig_setter
+        qat_8bit_weight_16bit_act_qconfig_setter qat_8bit_weight_16bit_fixed_act_qconfig_setter
     """,
     "quantcfg.prepare.stubs": "DeQuantStub QuantStub",
     "quantcfg.qconfig": """

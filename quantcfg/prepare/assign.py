@@ -127,7 +127,7 @@ class _Assigner:
             return self._mask_reason(site)
         if site.kind is OpKind.FLOAT:
             return site.spec.reason or f"'{site.op}' has no quantized form"
-        return self._mask_reason(site) or self._rule_reason(row.decision)
+        return self._mask_reason(site) or self._divisor_reason(site) or self._rule_reason(row.decision)
 
     def _region(self, site: Site, live: Sequence[Operand]) -> str:
         """Outside the stubs' region everything stays in float."""
@@ -152,6 +152,23 @@ class _Assigner:
         if any(self.recording.values[index].mask for index in site.outputs):
             return "carries an attention mask: on a grid, -inf would become an ordinary number"
         return ""
+
+    def _divisor_reason(self, site: Site) -> str:
+        """A value that is only divided by: rounded to 0, it would make everything infinite."""
+        if site.kind is not OpKind.COMPUTE:
+            return ""
+        made = set(site.outputs)
+        consumers = (index for value in made for index in self.recording.values[value].consumers)
+        readers = [self.recording.sites[index] for index in consumers]
+        divides = all(
+            operand.value not in made or _is_divisor(reader, operand)
+            for reader in readers
+            for operand in reader.data
+        )
+        if not readers or not divides:
+            return ""
+        self.statistic.update(site.outputs)
+        return "is divided by: rounded to 0 it would make the quotient infinite"
 
     def _rule_reason(self, decision: Decision) -> str:
         if decision.spec is not None:
@@ -235,7 +252,8 @@ class _Assigner:
         size = 1
         for length in value.shape:
             size *= length
-        return value.mask or size == 1 or operand.value in self.statistic or row.decision.spec is None
+        exempt = value.mask or operand.value in self.statistic or _is_divisor(row.site, operand)
+        return exempt or size <= 1 or row.decision.spec is None
 
     def _ensure_on_grid(self, site: Site, operand: Operand, wanted: FakeQuantSpec) -> None:
         consumer, slot, value = site, operand.slot, operand.value
@@ -267,6 +285,10 @@ class _Assigner:
         """Whether a value is on a grid, made there or brought there by a quantizer on the way."""
         root = self._root(value)
         return root in self.on_grid or root in self.edges
+
+
+def _is_divisor(site: Site, operand: Operand) -> bool:
+    return site.op == "div" and operand.slot[0] in (1, "other")
 
 
 def _strength(decision: Decision) -> tuple[int, int]:

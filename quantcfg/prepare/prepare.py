@@ -6,7 +6,7 @@ import copy
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from quantcfg.prepare.intercept import Interceptor, install, interceptor_of, uni
 from quantcfg.prepare.plan import Plan, make_plan
 from quantcfg.prepare.record import Recorder, Recording, run_recorder
 from quantcfg.prepare.rules import check, default_activation, rules_from_dict
+from quantcfg.prepare.setters import Setter, apply_setters
 from quantcfg.prepare.state import FakeQuantState, Prepared, freeze_batch_norm, set_fake_quantize
 from quantcfg.prepare.targets import targets_of, with_attributes
 from quantcfg.prepare.templates import with_templates
@@ -79,23 +80,27 @@ def prepare_qat_fx(
     *,
     example_inputs: Any = None,
     bn: str = "fold",
+    qconfig_setter: Setter | Sequence[Setter] = (),
 ) -> nn.Module:
     """Prepare a copy of ``model`` with the reference toolkit's ``qconfig_dict``.
 
     The dict has ``""`` (global), ``"module_type"`` and ``"module_name"``, whose values are dicts or lists of
     pairs; None leaves in float; a ``module.qconfig`` attribute beats all of it. Without ``example_inputs``
     the first forward is the example: the quantizers appear then, and it is an error if an optimizer that
-    holds this model's parameters was made before and quantizers bring parameters of their own.
+    holds this model's parameters was made before and quantizers bring parameters of their own. Setters decide
+    what the dict and the attributes leave open.
 
     Raises:
         ConfigError: a rule matches nothing.
         PrepareError: the dict has another key, or the model cannot be copied.
     """
-    request = _request(qconfig_dict or {}, "qat", bn, None)
-    if example_inputs is not None:
-        return prepare(model, qconfig_dict or {}, example_inputs=example_inputs, stage="qat", bn=bn)
+    setters = qconfig_setter if isinstance(qconfig_setter, Sequence) else (qconfig_setter,)
+    request = replace(_request(qconfig_dict or {}, "qat", bn, None), setters=tuple(setters))
     copied = _copy(model)
     interceptor = _instrument(copied)
+    if example_inputs is not None:
+        _finish(copied, interceptor, _record(copied, interceptor, forward_of(example_inputs)), request)
+        return copied
     interceptor.pending = Pending(request, interceptor)
     interceptor.active = True
     return copied
@@ -109,6 +114,7 @@ class Request:
     stage: str
     bn: str
     templates: tuple[str, ...] = ()
+    setters: tuple[Setter, ...] = ()
 
 
 def _request(config: Any, stage: str, bn: str, templates: Sequence[str] | None) -> Request:
@@ -242,6 +248,7 @@ def _finish(model: nn.Module, interceptor: Interceptor, recording: Recording, re
     targets = targets_of(model, recording)
     decisions = rules.resolve(targets)
     findings = check(rules, model, targets, decisions)
+    decisions = apply_setters(request.setters, recording, targets, decisions)
     decisions = with_templates(request.templates, recording, decisions)
     assignments = assign(recording, decisions, default_activation(rules))
     applied = apply(model, recording, assignments, bn=request.bn)

@@ -87,8 +87,8 @@ class Recording:
     """Everything one forward did.
 
     ``calls`` counts how often each module ran and ``types`` names the class of each. ``spellings`` has, for
-    each call, the op of each ``__name__`` that ran in it, and ``counts`` how often each op did: occurrences are
-    counted later as they were here.
+    each call, the op of each ``__name__`` that ran in it, and ``counts`` how often each op did: occurrences
+    are counted later as they were here.
     """
 
     sites: list[Site] = field(default_factory=list)

@@ -1,0 +1,133 @@
+"""Qconfig setters of the reference toolkit: rules for what the dict and the attributes leave open.
+
+A setter is asked only for ops that nothing before it has decided: the first writer wins. Names come before
+templates, whatever their order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from quantcfg.config.rules import Decision, Rule, RuleSet, Target, in_order
+from quantcfg.prepare.record import Recording
+from quantcfg.prepare.templates import with_templates
+from quantcfg.qconfig import QConfig, preset_qconfig, spec_from_qconfig
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleNameQconfigSetter:
+    """Qconfigs by module name; a name holds for everything inside it."""
+
+    qconfigs: Mapping[str, QConfig | None]
+
+    def decide(self, recording: Recording, targets: Sequence[Target]) -> list[Decision]:
+        """The decision of this setter alone for every target."""
+        del recording
+        rules = [
+            Rule("module_name", name, None if qconfig is None else spec_from_qconfig(qconfig), optional=True)
+            for name, qconfig in self.qconfigs.items()
+        ]
+        return RuleSet(in_order(rules)).resolve(targets)
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateQconfigSetter:
+    """One qconfig for the whole model, refined by templates."""
+
+    reference_qconfig: QConfig
+    templates: tuple[str, ...] = field(default=())
+
+    def decide(self, recording: Recording, targets: Sequence[Target]) -> list[Decision]:
+        """The decision of this setter alone for every target."""
+        rules = RuleSet((Rule("global", "", spec_from_qconfig(self.reference_qconfig)),))
+        return with_templates(self.templates, recording, rules.resolve(targets))
+
+
+Setter = ModuleNameQconfigSetter | TemplateQconfigSetter
+
+
+def apply_setters(
+    setters: Sequence[Setter], recording: Recording, targets: Sequence[Target], decisions: Sequence[Decision]
+) -> list[Decision]:
+    """Fill in the decisions that no rule has made."""
+    result = list(decisions)
+    for setter in sorted(setters, key=lambda s: isinstance(s, TemplateQconfigSetter)):
+        offered = setter.decide(recording, targets)
+        result = [
+            mine if mine.winner is not None else other for mine, other in zip(result, offered, strict=True)
+        ]
+    return result
+
+
+def get_sensitive_op_qconfig_setter(
+    sensitive_type: str,
+    origin_dtype: str | None,
+    default_qconfig: QConfig,
+    table: Sequence[Sequence[Any]],
+    *,
+    topk: int | None = None,
+    ratio: float | None = None,
+) -> ModuleNameQconfigSetter:
+    """Give ``default_qconfig`` to the most sensitive ops of a table.
+
+    Rows are ``[op name, "activation" | "weight", op type, metric, dtype, ...]``, the worst first. They are
+    filtered by type, and by dtype where they have one, and then cut, so that ``topk`` ops are changed.
+
+    Args:
+        sensitive_type: ``activation`` or ``weight``.
+        origin_dtype: take only rows of this dtype; None takes all.
+        default_qconfig: what the chosen ops get.
+        table: the rows.
+        topk: how many ops, above 0.
+        ratio: or which share of the filtered rows, in (0, 1], rounded up.
+
+    Raises:
+        ValueError: not exactly one of ``topk`` and ``ratio``, or one out of its range.
+    """
+    if (topk is None) == (ratio is None):
+        raise ValueError("give exactly one of 'topk' and 'ratio'")
+    if topk is not None and topk <= 0:
+        raise ValueError(f"'topk' must be above 0 (got {topk})")
+    if ratio is not None and not 0 < ratio <= 1:
+        raise ValueError(f"'ratio' must be in (0, 1] (got {ratio})")
+    rows = [row for row in table if row[1] == sensitive_type and _has_dtype(row, origin_dtype)]
+    count = topk if topk is not None else math.ceil(len(rows) * (ratio or 0))
+    return ModuleNameQconfigSetter({str(row[0]): default_qconfig for row in rows[:count]})
+
+
+def _has_dtype(row: Sequence[Any], dtype: str | None) -> bool:
+    return dtype is None or len(row) < 5 or str(row[4]) == dtype
+
+
+_W8A16 = "default_{}_8bit_weight_16bit_{}fake_quant_qconfig"
+_OUTPUT_AND_GRID = ("high_precision_output", "grid_sample_int16")
+_SETTERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "default_calibration_qconfig_setter": ("default_calib_8bit_fake_quant_qconfig", _OUTPUT_AND_GRID),
+    "default_qat_qconfig_setter": ("default_qat_8bit_fake_quant_qconfig", _OUTPUT_AND_GRID),
+    "default_qat_fixed_act_qconfig_setter": (
+        "default_qat_8bit_fixed_act_fake_quant_qconfig", _OUTPUT_AND_GRID
+    ),
+    "calibration_8bit_weight_16bit_act_qconfig_setter": (
+        _W8A16.format("calib", "act_"), ("high_precision_output",)
+    ),
+    "qat_8bit_weight_16bit_act_qconfig_setter": (_W8A16.format("qat", "act_"), ("high_precision_output",)),
+    "qat_8bit_weight_16bit_fixed_act_qconfig_setter": (
+        _W8A16.format("qat", "fixed_act_"), ("high_precision_output",)
+    ),
+}  # fmt: skip
+SETTER_NAMES = tuple(_SETTERS)
+
+
+def default_setter(name: str) -> TemplateQconfigSetter:
+    """One of the ready-made setters by name."""
+    preset, templates = _SETTERS[name]
+    return TemplateQconfigSetter(preset_qconfig(preset), templates)
+
+
+def __getattr__(name: str) -> TemplateQconfigSetter:
+    if name in _SETTERS:
+        return default_setter(name)
+    raise AttributeError(f"module 'quantcfg.prepare.setters' has no attribute '{name}'")

@@ -1,0 +1,129 @@
+"""Setters and templates: who decides what the rules leave open, and what a template changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import quantcfg as qc
+from quantcfg.errors import PrepareError
+from quantcfg.prepare.plan import OpRow
+from tests.prepare.models import Encoder, ResNet
+
+INT8 = qc.get_default_qconfig()
+INT16 = qc.get_default_qconfig(activation_qkwargs={"dtype": "qint16"})
+IMAGE = torch.randn(2, 3, 8, 8)
+TABLE = [
+    ["blocks.0.conv1", "weight", "Conv2d", 9.0, "qint8"],
+    ["blocks.0.relu", "activation", "ReLU", 8.0, "qint8"],
+    ["cat_0", "activation", "cat", 7.0, "qint16"],
+    ["stem.2", "activation", "ReLU", 6.0, "qint8"],
+    ["blocks.1.relu", "activation", "ReLU", 5.0, "qint8"],
+]
+
+
+def rows(model: nn.Module, qconfig_dict: dict[str, Any], inputs: Any, **options: Any) -> dict[str, OpRow]:
+    prepared = qc.prepare_qat_fx(model.eval(), qconfig_dict, example_inputs=inputs, **options)
+    return {row.name: row for row in qc.plan_of(prepared).rows}
+
+
+def dtype(row: OpRow) -> str | None:
+    return row.activation.dtype if row.activation else None
+
+
+def test_the_first_writer_wins_and_rules_come_before_setters() -> None:
+    setters = (
+        qc.TemplateQconfigSetter(INT8),
+        qc.ModuleNameQconfigSetter({"blocks": INT16, "stem": None}),
+        qc.ModuleNameQconfigSetter({"blocks.0": INT8, "pool": INT16}),
+    )
+    found = rows(ResNet(), {"module_type": {nn.Linear: INT16}}, (IMAGE,), qconfig_setter=setters)
+
+    assert dtype(found["classifier"]) == "qint16"  # the dict, though a name setter could have had it
+    assert dtype(found["blocks.0.relu"]) == "qint16"  # the first name setter
+    assert found["stem.0"].role == "float"  # None is a decision
+    assert dtype(found["cat_0"]) == "qint8"  # the template setter, although it stands first
+
+
+@pytest.mark.parametrize(
+    ("cut", "chosen"), [({"topk": 2}, {"blocks.0.relu", "stem.2"}), ({"ratio": 0.3}, {"blocks.0.relu"})]
+)
+def test_sensitive_ops_are_filtered_before_they_are_cut(cut: dict[str, Any], chosen: set[str]) -> None:
+    setter = qc.get_sensitive_op_qconfig_setter("activation", "qint8", INT16, TABLE, **cut)
+
+    assert set(setter.qconfigs) == chosen
+
+
+@pytest.mark.parametrize(
+    ("cut", "message"),
+    [
+        ({}, "give exactly one of 'topk' and 'ratio'"),
+        ({"topk": 1, "ratio": 0.5}, "give exactly one of 'topk' and 'ratio'"),
+        ({"topk": 0}, "'topk' must be above 0 (got 0)"),
+        ({"ratio": 1.5}, "'ratio' must be in (0, 1] (got 1.5)"),
+    ],
+)
+def test_a_cut_that_means_nothing_is_refused(cut: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        qc.get_sensitive_op_qconfig_setter("weight", None, INT16, TABLE, **cut)
+    assert str(caught.value) == message
+
+
+def test_the_default_setter_leaves_the_last_layer_in_32_bits() -> None:
+    found = rows(ResNet(), {}, (IMAGE,), qconfig_setter=qc.default_qat_qconfig_setter)
+
+    assert found["classifier"].activation is None
+    assert found["classifier"].weight is not None
+    assert dtype(found["cat_0"]) == "qint8"
+
+
+def encoder_inputs() -> tuple[Tensor, Tensor]:
+    return torch.ones(2, 5, dtype=torch.long), torch.ones(2, 5)
+
+
+def test_softmax_and_layer_norm_templates_widen_the_way_back_to_the_matrix_product() -> None:
+    setter = qc.TemplateQconfigSetter(INT8, ("softmax_int16", "layer_norm_int16"))
+    found = rows(Encoder("masked_fill"), {}, encoder_inputs(), qconfig_setter=setter)
+
+    assert dtype(found["attention.matmul_0"]) == "qint16"
+    assert dtype(found["attention.div_0"]) == "qint16"
+    assert dtype(found["attention.qkv"]) == "qint8"
+    assert dtype(found["add_0"]) == "qint16"  # what norm1 reads
+
+
+def test_the_grid_of_a_grid_sample_is_widened_and_not_the_image() -> None:
+    class Warp(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.offsets, self.image = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            grid = self.offsets(x).permute(0, 2, 3, 1)
+            return F.grid_sample(self.image(x), grid, align_corners=False)
+
+    setter = qc.TemplateQconfigSetter(INT8, ("grid_sample_int16",))
+    found = rows(Warp(), {}, (IMAGE,), qconfig_setter=setter)
+
+    assert (dtype(found["offsets"]), dtype(found["image"])) == ("qint16", "qint8")
+
+
+def test_a_template_never_changes_what_the_user_named() -> None:
+    named = {"": INT8, "module_name": {"classifier": INT16}}
+    prepared = qc.prepare(
+        ResNet().eval(), named, example_inputs=(IMAGE,), templates=["high_precision_output"]
+    )
+
+    assert dtype({row.name: row for row in qc.plan_of(prepared).rows}["classifier"]) == "qint16"
+
+
+def test_an_unknown_template_lists_those_there_are() -> None:
+    with pytest.raises(PrepareError) as caught:
+        qc.prepare(ResNet(), {"": INT8}, example_inputs=(IMAGE,), templates=["softmax"])
+    assert caught.value.message == (
+        "unknown template 'softmax'; known: high_precision_output, softmax_int16, layer_norm_int16, "
+        "grid_sample_int16"
+    )
