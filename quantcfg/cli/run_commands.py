@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import chdir, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,12 +77,13 @@ def calib(
     """Calibrate, evaluate, write a run directory."""
     del debug
     path = output or _default_output(config, "calib")
+    target = path.absolute()  # before code of the user runs, which may change the current directory
     with _session(quiet=quiet, verbose=verbose):
         from quantcfg.runs.directory import open_run
         from quantcfg.stages.calib import run_calib
 
         job = _job(model, config, overrides, seed=seed, device=device, quiet=quiet)
-        with open_run(path.absolute(), resume=resume, force=force) as run:
+        with open_run(target, resume=resume, force=force) as run:
             run_calib(job, run)
     _print_run(path, output_format)
 
@@ -109,13 +110,14 @@ def qat(
     """
     del debug
     path = output or _default_output(config, "qat")
+    target, start = path.absolute(), source.absolute() if source else None
     with _session(quiet=quiet, verbose=verbose):
         from quantcfg.runs.directory import open_run
         from quantcfg.stages.qat import run_qat
 
         job = _job(model, config, overrides, seed=seed, device=device, quiet=quiet)
-        with open_run(path.absolute(), resume=resume, force=force) as run:
-            run_qat(job, run, source.absolute() if source else None)
+        with open_run(target, resume=resume, force=force) as run:
+            run_qat(job, run, start)
     _print_run(path, output_format)
 
 
@@ -147,7 +149,7 @@ def evaluate(
 
 @contextmanager
 def _session(*, quiet: bool, verbose: bool) -> Iterator[None]:
-    """What user code prints goes to stderr, and so does every warning, as one line each."""
+    """What user code prints goes to stderr, and every warning too; afterwards we are where we were before."""
     from quantcfg.render.console import say
     from quantcfg.render.log import logging_on_stderr
 
@@ -155,7 +157,15 @@ def _session(*, quiet: bool, verbose: bool) -> Iterator[None]:
         if not quiet:
             say("warning", str(message))
 
-    with redirect_stdout(sys.stderr), warnings.catch_warnings(), logging_on_stderr(enabled=verbose):
+    from quantcfg.stages.user_code import loader_workers
+
+    with (
+        redirect_stdout(sys.stderr),
+        warnings.catch_warnings(),
+        logging_on_stderr(enabled=verbose),
+        loader_workers(),
+        chdir("."),
+    ):
         warnings.simplefilter("default")
         for category in _NOT_FOR_USERS:
             warnings.simplefilter("ignore", category)

@@ -78,8 +78,8 @@ class _LineTask:
     begun_at: int
     done: int
     values: str = ""
-    began: float = field(default_factory=time.monotonic)
-    last: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=lambda: time.monotonic())
+    last: float = field(default_factory=lambda: time.monotonic())
 
     def advance(self, **values: float) -> None:
         self.done += 1

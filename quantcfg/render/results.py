@@ -74,6 +74,9 @@ def _facts(report: RunReport) -> list[tuple[str, str]]:
     result, seconds = report.result, report.timing.get("total_s")
     parts = [f"{result[key]} {key.removeprefix('num_')}" for key in _COUNTS if key in result]
     facts = [("amount", ", ".join(parts))] if parts else []
+    if skipped := result.get("skipped"):
+        most = max(skipped.values())
+        facts.append(("skipped", f"up to {most} batches with NaN or inf, by {', '.join(skipped)}"))
     if seconds is not None:
         facts.append(("time", f"{seconds:.1f} s"))
     return [*facts, ("run", report.path)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 from quantcfg.errors import RunError
 from quantcfg.runs.manifest import verify, write_manifest
 from quantcfg.runs.tree import detached_copy, join_tensors, split_tensors
-from quantcfg.runs.writer import new_directory, write_bytes, write_json
+from quantcfg.runs.writer import new_directory, remove_directory, write_bytes, write_json
 
 _MODEL, _TRAINING, _STATE = "model.safetensors", "training.safetensors", "state.json"
 
@@ -91,4 +90,4 @@ def checkpoint_paths(folder: Path) -> list[Path]:
 def prune_checkpoints(folder: Path, *, keep: int) -> None:
     """Delete all but the newest ``keep``. Call it after a save, which has read the newest one back."""
     for path in checkpoint_paths(folder)[:-keep]:
-        shutil.rmtree(path, ignore_errors=True)
+        remove_directory(path)

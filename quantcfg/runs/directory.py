@@ -12,7 +12,6 @@ versions alone. `VOLATILE` names what a repeated run writes differently: times, 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,7 +21,14 @@ from typing import Any
 from quantcfg.errors import RunError, UsageError
 from quantcfg.runs import lock, manifest
 from quantcfg.runs.metrics import NAME as METRICS, MetricsLog
-from quantcfg.runs.writer import TEMPORARY_MARK, naming, remove_leftovers, write_json, write_text
+from quantcfg.runs.writer import (
+    TEMPORARY_MARK,
+    naming,
+    remove_directory,
+    remove_leftovers,
+    write_json,
+    write_text,
+)
 
 VOLATILE = ("log.txt", "timing.json", manifest.NAME)
 _CONFIG, _CHECKPOINTS, _CALIB = "config", "checkpoints", "calib"
@@ -120,11 +126,11 @@ class RunDirectory:
         return manifest.verify(self.path)
 
     def _clear(self) -> None:
+        for name in reversed(_FILES):  # the manifest first: without it nothing here passes for a finished run
+            (self.path / name).unlink(missing_ok=True)
         for name in _FOLDERS:
             if (self.path / name).exists():
-                shutil.rmtree(self.path / name)
-        for name in _FILES:
-            (self.path / name).unlink(missing_ok=True)
+                remove_directory(self.path / name)
 
     def _file_names(self) -> list[str]:
         tops = [self.path / name for name in _FILES if name != manifest.NAME]

@@ -69,6 +69,13 @@ def new_directory(path: Path) -> Iterator[Path]:
         raise
 
 
+def remove_directory(path: Path) -> None:
+    """Delete a directory so that nobody ever sees half of it under its name."""
+    with naming(path):
+        doomed = path.rename(temporary_name(path))
+        shutil.rmtree(doomed)
+
+
 def append_line(path: Path, line: str) -> None:
     """Append one line to a log by one system call, so that lines of a killed run are not interleaved."""
     with naming(path):

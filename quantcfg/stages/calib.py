@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from quantcfg.prepare.state import FakeQuantState, calibrating, plan_of, set_fake_quantize
+from quantcfg.prepare.state import FakeQuantState, calibrating, fake_quants, plan_of, set_fake_quantize
 from quantcfg.runs.directory import RunDirectory
 from quantcfg.runs.log import logging_to
 from quantcfg.stages import records
@@ -54,15 +54,9 @@ def run_calib(job: Job, run: RunDirectory) -> None:
     model = job.prepare(float_model, "calib")
     check_plan(job.config, plan_of(model).coverage)
     identity = records.identity_of(job, float_model, "calib")
-    checkpoint = records.newest(job, run, identity)
-    if checkpoint is None:
-        records.begin(job, run, plan_of(model))
-        start = _Start()
-    else:
-        records.load_weights(model, checkpoint, str(run.path))
-        start = _start_from(checkpoint.state)
+    stage = _Stage(float_model, model, source, identity, clock)
     with logging_to(run.log):
-        _run(job, run, _Stage(float_model, model, source, identity, clock), start)
+        _run(job, run, stage, _start(job, run, stage))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +68,13 @@ class _Stage:
     clock: Clock
 
 
-def _start_from(state: Mapping[str, Any]) -> _Start:
+def _start(job: Job, run: RunDirectory, stage: _Stage) -> _Start:
+    checkpoint = records.newest(job, run, stage.identity)
+    if checkpoint is None:
+        records.begin(job, run, plan_of(stage.model))
+        return _Start()
+    records.load_weights(stage.model, checkpoint, str(run.path))
+    state = checkpoint.state
     return _Start(Position(**state["position"]), state["float_metrics"], state["random"])
 
 
@@ -98,6 +98,7 @@ def _run(job: Job, run: RunDirectory, stage: _Stage, start: _Start) -> None:
         "metrics": {"float": dict(float_metrics), "calibrated": metrics},
         "num_batches": position.batches,
         "num_samples": position.samples,
+        "skipped": _skipped(stage.model),
         "coverage": asdict(plan_of(stage.model).coverage),
         "guards": guard_results(job.config, plan_of(stage.model).coverage, float_metrics, metrics),
     }
@@ -109,6 +110,8 @@ def _calibrate(job: Job, run: RunDirectory, stage: _Stage, start: _Start) -> Pos
     if position.is_solved:
         return position
     total = length_of(stage.source, job.config.calib.batches)
+    if total is None and job.config.calib.samples is None:
+        job.progress.note("calib_data() has no length, and all of it is used; calib.batches limits it")
     with (
         stop_request() as stop,
         calibrating(stage.model),
@@ -123,7 +126,20 @@ def _calibrate(job: Job, run: RunDirectory, stage: _Stage, start: _Start) -> Pos
                 state = _state(position, start.float_metrics)
                 records.save(run, stage.model, position.batches, stage.identity, state)
                 raise records.interrupted(job, stop, position.batches)
+    _note_shortage(job, position)
     return Position(position.batches, position.samples, is_solved=True)
+
+
+def _note_shortage(job: Job, position: Position) -> None:
+    wanted = job.config.calib
+    if wanted.batches is not None and position.batches < wanted.batches:
+        job.progress.note(
+            f"calib_data() had {position.batches} batches; calib.batches asks for {wanted.batches}"
+        )
+    if wanted.samples is not None and position.samples < wanted.samples:
+        job.progress.note(
+            f"calib_data() had {position.samples} samples; calib.samples asks for {wanted.samples}"
+        )
 
 
 def _batches(job: Job, source: DataSource, start: _Start) -> Iterator[Numbered]:
@@ -139,6 +155,12 @@ def _batches(job: Job, source: DataSource, start: _Start) -> Iterator[Numbered]:
         yield index, batch
         if samples == section.samples:
             return
+
+
+def _skipped(model: nn.Module) -> dict[str, int]:
+    """How many batches each quantizer left out for a NaN or infinity."""
+    counts = {name: int(module.observer.skipped) for name, module in fake_quants(model).items()}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _state(position: Position, float_metrics: Mapping[str, float] | None) -> dict[str, Any]:

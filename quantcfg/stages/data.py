@@ -30,6 +30,7 @@ class DataSource:
     seed: int
     device: torch.device
     _data: Iterable[Any] | None = field(default=None, init=False)
+    _used: Iterator[Any] | None = field(default=None, init=False)
 
     @property
     def exists(self) -> bool:
@@ -83,8 +84,18 @@ class DataSource:
                 set_epoch(epoch)
             iterator = iter(data)
         if iterator is data:
+            self._refuse_used(iterator)
             self._data = None
         return iterator
+
+    def _refuse_used(self, iterator: Iterator[Any]) -> None:
+        if iterator is self._used:
+            raise UserCodeError(
+                f"{self.name}() returned an iterator that it had returned before, which is used up by now",
+                hint="return a new iterator at each call, or something that can be iterated again",
+                where=self._place(),
+            )
+        self._used = iterator
 
     def _open(self) -> Iterable[Any]:
         if self._data is None:

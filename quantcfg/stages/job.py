@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,10 +35,13 @@ class Job:
     device: torch.device
     progress: Progress
     command: tuple[str, ...] = ()
+    _sources: dict[str, DataSource] = field(default_factory=dict, init=False)
 
     def source(self, name: str) -> DataSource:
-        """The data function ``name`` of the model file."""
-        return DataSource(self.model_file, name, self.seed, self.device)
+        """The data function ``name`` of the model file, the same object at each call."""
+        if name not in self._sources:
+            self._sources[name] = DataSource(self.model_file, name, self.seed, self.device)
+        return self._sources[name]
 
     def required_source(self, name: str) -> DataSource:
         """Like `source`, and sure to exist.

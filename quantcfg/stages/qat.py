@@ -59,10 +59,10 @@ def run_qat(job: Job, run: RunDirectory, source: Path | None = None) -> None:
     model = job.prepare(float_model, "qat")
     check_plan(job.config, plan_of(model).coverage)
     identity = records.identity_of(job, float_model, "qat")
-    checkpoint = records.newest(job, run, identity)
-    if checkpoint is None and not (run.resume and run.calib.is_dir()):
-        records.begin(job, run, plan_of(model))
     with logging_to(run.log):
+        checkpoint = records.newest(job, run, identity)
+        if checkpoint is None and not (run.resume and run.calib.is_dir()):
+            records.begin(job, run, plan_of(model))
         calibrated = RunDirectory(source) if source else _calibrate_first(job, run, clock)
         stage = _Stage(job, run, model, identity, clock, _metrics_of(calibrated), {})
         if checkpoint is None:

@@ -37,7 +37,7 @@ def user_code(what: str, function: Callable[..., Any] | None = None) -> Iterator
     except QuantcfgError:
         raise
     except SyntaxError as error:
-        where = f"{shown(error.filename)}:{error.lineno}" if error.filename else place_of(function)
+        where = f"{Path(error.filename).absolute()}:{error.lineno}" if error.filename else place_of(function)
         raise _error(what, error, where) from error
     except (Exception, SystemExit) as error:
         where = innermost_line(error.__traceback__) or place_of(function)
@@ -55,10 +55,21 @@ def in_batch(what: str, index: int) -> Iterator[None]:
         raise NumericError(message, hint=error.hint, quantizer=error.quantizer) from error
 
 
+@contextmanager
+def loader_workers() -> Iterator[None]:
+    """Tell the death of a DataLoader's worker, raised wherever the program just is, from faults of ours."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_worker_death(error):
+            raise
+        raise _error("", error, "") from error
+
+
 def innermost_line(trace: TracebackType | None) -> str:
     """``file:line`` of the deepest frame in the user's own code; empty when there is none."""
     lines = [
-        f"{shown(frame.filename)}:{frame.lineno}"
+        f"{frame.filename}:{frame.lineno}"
         for frame in traceback.extract_tb(trace)
         if is_users(frame.filename)
     ]
@@ -76,15 +87,9 @@ def place_of(function: Callable[..., Any] | None) -> str:
         return ""
     try:
         code = inspect.unwrap(function)
-        return f"{shown(inspect.getfile(code))}:{inspect.getsourcelines(code)[1]}"
+        return f"{inspect.getfile(code)}:{inspect.getsourcelines(code)[1]}"
     except (TypeError, OSError):
         return ""
-
-
-def shown(path: str | Path) -> str:
-    """``path`` as people type it: relative to where they are, when it is below."""
-    absolute = Path(path).absolute()
-    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(path)
 
 
 def first_line(error: BaseException) -> str:
@@ -93,7 +98,13 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def _is_worker_death(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+
+
 def _error(what: str, error: BaseException, where: str) -> UserCodeError:
+    if _is_worker_death(error):
+        return UserCodeError(f"a worker process of a DataLoader died: {first_line(error)}")
     if isinstance(error, SystemExit):
         return UserCodeError(
             f"{what} called sys.exit({error.code if error.code is not None else ''})", where=where

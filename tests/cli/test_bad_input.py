@@ -291,3 +291,82 @@ def test_debug_shows_the_users_traceback(project):
     err = project.capsys.readouterr().err
     assert "Traceback (most recent call last)" in err
     assert "1 / 0" in err
+
+
+def test_an_iterator_that_is_used_up_is_not_taken_for_data(project):
+    project.model("""
+        once = iter([torch.ones(2, 1, 4, 4)] * 3)
+        def calib_data():
+            return once
+    """)
+    assert failed_run(project) == (
+        5,
+        "error: model.py:42: calib_data() returned an iterator that it had returned before, "
+        "which is used up by now\n"
+        "hint: return a new iterator at each call, or something that can be iterated again\n",
+    )
+
+
+def test_a_worker_that_dies_is_told_from_a_bug(project):
+    project.model("""
+        import os
+        class Rows(torch.utils.data.Dataset):
+            def __len__(self):
+                return 4
+            def __getitem__(self, index):
+                os._exit(3)
+        def calib_data():
+            return DataLoader(Rows(), batch_size=2, num_workers=1)
+    """)
+    code, err = refused(project)
+    assert code == 5
+    assert err.startswith(
+        "error: a worker process of a DataLoader died: RuntimeError: DataLoader worker (pid"
+    )
+
+
+def test_fewer_batches_than_asked_for_are_no_secret(project):
+    done = project.run("calib", "model.py", "config.yaml", "-o", "run", "--set", "calib.batches=40")
+    assert "note: calib_data() had 6 batches; calib.batches asks for 40\n" in done.err
+
+
+def test_data_without_a_length_is_said_to_be_used_whole(project):
+    project.model("""
+        def calib_data():
+            yield torch.ones(2, 1, 4, 4)
+    """)
+    done = project.run("calib", "model.py", "config.yaml", "-o", "run", "--set", "calib.batches=null")
+    assert "note: calib_data() has no length, and all of it is used; calib.batches limits it\n" in done.err
+
+
+def test_skipped_batches_are_counted_in_the_report(project):
+    project.model("""
+        def calib_data():
+            yield torch.ones(2, 1, 4, 4)
+            yield torch.full((2, 1, 4, 4), float("nan"))
+    """)
+    done = project.run("calib", "model.py", "config.yaml", "-o", "run", "--set", "calib.nonfinite=skip")
+    assert "skipped   up to 1 batches with NaN or inf, by input.x" in done.out
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "import os\nos.chdir('/')\n",
+        "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n",
+        "import sys\nsys.stdout.write('noise')\n",
+        "def calib_data():\n    while True:\n        yield torch.ones(1, 1, 4, 4)\n",
+        "def calib_data():\n    return ((torch.ones(2, 1, 4, 4), None) for _ in range(9))\n",
+        "torch.set_grad_enabled(False)\n",
+    ],
+)
+def test_odd_user_code_that_works(project, more):
+    project.model(more)
+    try:
+        done = project.run("calib", "model.py", "config.yaml", "-o", "run", "-q", "--format", "json")
+    finally:
+        import torch
+
+        torch.set_grad_enabled(True)
+    assert (done.code, done.out[:1]) == (0, "{")
+    assert (project.path / "run/result.json").exists()

@@ -3,6 +3,7 @@
 import sys
 import textwrap
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,7 +34,8 @@ def failure(call):
     with pytest.raises((UserCodeError, UsageError)) as caught:
         call()
     error = caught.value
-    return f"{getattr(error, 'where', '')}|{error.message}|{error.hint}"
+    where = getattr(error, "where", "").replace(f"{Path.cwd()}/", "")
+    return f"{where}|{error.message}|{error.hint}"
 
 
 def test_a_model_is_built_by_default_or_by_the_named_attribute(write):

@@ -1,0 +1,66 @@
+"""Progress: plain lines where there is no terminal, nothing when quiet."""
+
+import pytest
+
+from quantcfg.render import progress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that moves by hand."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_line_every_few_seconds_and_one_at_the_end(capsys, clock):
+    with progress.LineProgress().task("calibrating", 8) as task:
+        for _ in range(8):
+            clock[0] += 2.0
+            task.advance(loss=0.123456)
+    captured = capsys.readouterr()
+
+    assert captured.out == ""
+    assert captured.err.splitlines() == [
+        "calibrating: 3/8 batches, loss 0.1235, 10 s left",
+        "calibrating: 6/8 batches, loss 0.1235, 4 s left",
+        "calibrating: 8/8 batches, loss 0.1235, 16.0 s",
+    ]
+
+
+def test_the_time_left_counts_what_a_resumed_run_did_itself(capsys, clock):
+    with progress.LineProgress().task("training", 100, done=90) as task:
+        for _ in range(5):
+            clock[0] += 2.0
+            task.advance()
+    assert capsys.readouterr().err.splitlines()[0] == "training: 93/100 batches, 14 s left"
+
+
+def test_without_a_length_the_time_so_far_is_given(capsys, clock):
+    with progress.LineProgress().task("calibrating", None) as task:
+        clock[0] += 6.0
+        task.advance()
+    assert capsys.readouterr().err.splitlines() == [
+        "calibrating: 1 batches, 6 s so far",
+        "calibrating: 1 batches, 6.0 s",
+    ]
+
+
+def test_a_task_that_fails_does_not_claim_to_be_done(capsys, clock):
+    with pytest.raises(KeyError), progress.LineProgress().task("calibrating", 3):
+        raise KeyError
+    assert capsys.readouterr().err == ""
+
+
+def test_quiet_says_nothing(capsys):
+    quiet = progress.progress_on_stderr(quiet=True)
+    quiet.note("something")
+    with quiet.task("calibrating", 2) as task:
+        task.advance(loss=1.0)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_pipe_gets_lines_and_a_terminal_bars(monkeypatch):
+    assert isinstance(progress.progress_on_stderr(quiet=False), progress.LineProgress)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert isinstance(progress.progress_on_stderr(quiet=False), progress.BarProgress)
