@@ -54,7 +54,7 @@ def fake_quant_catalogue() -> dict[str, CatalogueEntry]:
 
 def _kind(name: str, model: type[BaseModel]) -> CatalogueEntry:
     docs, common = field_docs(model), ObserverParameters.model_fields
-    names = sorted(model.model_fields, key=lambda field: field in common)
+    names = sorted(model.model_fields, key=lambda field: list(common).index(field) if field in common else -1)
     rows = [Row(field, _value(model.model_fields[field].default), docs[field]) for field in names]
     return CatalogueEntry(name, inspect.cleandoc(model.__doc__ or ""), tuple(rows))
 

@@ -10,7 +10,13 @@ from pydantic import BaseModel
 
 from quantcfg.config import schema as models
 from quantcfg.config.docs import field_docs
-from quantcfg.config.parameters import FAKE_QUANT_PARAMETERS, OBSERVER_PARAMETERS, PARAMETERS, Parameters
+from quantcfg.config.parameters import (
+    FAKE_QUANT_PARAMETERS,
+    OBSERVER_PARAMETERS,
+    PARAMETERS,
+    ObserverParameters,
+    Parameters,
+)
 from quantcfg.config.presets import PRESETS
 
 SCHEMA_ID = "urn:quantcfg:config:1"
@@ -76,7 +82,8 @@ def _type_qkwargs(fields: dict[str, Any]) -> None:
 def _reference(name: str) -> dict[str, Any]:
     """The type of a parameter: of the one kind that has it, or of any kind that has it."""
     owners = [kind for kind, model in PARAMETERS.items() if name in model.model_fields]
-    if len(owners) == len(OBSERVER_PARAMETERS):
+    base = ObserverParameters.model_fields.get(name)
+    if base and all(PARAMETERS[kind].model_fields[name].annotation == base.annotation for kind in owners):
         owners = owners[:1]
     references = [{"$ref": f"#/$defs/{kind}_parameters/properties/{name}"} for kind in owners]
     return references[0] if len(references) == 1 else {"anyOf": references}

@@ -40,6 +40,7 @@ DType = Literal[
 ]
 QScheme = Literal["per_tensor_symmetric", "per_channel_symmetric", "per_tensor_affine", "per_channel_affine"]
 Positive = Annotated[float, Field(gt=0)]
+AveragingConstant = Annotated[float, Field(ge=0, le=1)]
 
 
 class Parameters(BaseModel):
@@ -61,8 +62,8 @@ class ObserverParameters(Parameters):
     """Smallest integer used, when it is not the smallest of the dtype. Needs quant_max."""
     quant_max: int | None = None
     """Largest integer used, when it is not the largest of the dtype. Needs quant_min."""
-    averaging_constant: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Weight of the newest batch after the first: 0 freezes, 1 follows the latest batch."""
+    averaging_constant: AveragingConstant | None = None
+    """Weight of the newest batch after the first: 0 freezes, 1 follows. Null: all at once."""
     nonfinite: Literal["error", "skip"] = "error"
     """What a NaN or infinity does: end the run naming op and batch, or be left out and counted."""
 
@@ -70,9 +71,15 @@ class ObserverParameters(Parameters):
 class MinMax(ObserverParameters):
     """Smallest and largest value seen."""
 
+    averaging_constant: AveragingConstant = 0.01
+    """Weight of the newest batch after the first: 0 freezes, 1 follows the latest batch."""
+
 
 class FixedScale(ObserverParameters):
     """A scale that is known beforehand; the data is not looked at."""
+
+    averaging_constant: AveragingConstant = 0.0
+    """Weight of the newest batch after the first: 0 freezes, 1 follows the latest batch."""
 
     scale: Positive | None = None
     """Real units per integer step."""
@@ -84,6 +91,9 @@ class FixedScale(ObserverParameters):
 
 class Clip(ObserverParameters):
     """Smallest and largest value seen, cut to a given range."""
+
+    averaging_constant: AveragingConstant = 1.0
+    """Weight of the newest batch after the first: 0 freezes, 1 follows the latest batch."""
 
     xmin: float = -1.0
     """Lower end of the range, in real units."""
@@ -102,6 +112,9 @@ class Percentile(ObserverParameters):
 
 class ClipStd(ObserverParameters):
     """Mean plus and minus some standard deviations."""
+
+    averaging_constant: AveragingConstant = 0.01
+    """Weight of the newest batch after the first: 0 freezes, 1 follows the latest batch."""
 
     std_scale: Positive = 3.0
     """How many standard deviations on each side."""
