@@ -34,6 +34,7 @@ ConfigFiles = Annotated[
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="warnings end with exit code 3")]
 Findings = Annotated[FindingsFormat, typer.Option("--format", help="how to write the findings")]
+Topic = Annotated[str, typer.Argument(metavar="WHAT", help="a code, a name or the path of a field")]
 Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="one of them, with all details")]
 
 
@@ -92,6 +93,15 @@ def schema() -> None:
     from quantcfg.config.json_schema import schema_text
 
     sys.stdout.write(schema_text())
+
+
+def explain(topic: Topic) -> None:
+    """Explain a code such as QC201, a preset, an observer, a fake quantize, or a field such as qat.bn."""
+    from quantcfg.config.explain import explain_topic
+    from quantcfg.render.catalogue import format_entry
+
+    found = explain_topic(topic)
+    typer.echo(found if isinstance(found, str) else format_entry(found))
 
 
 def presets(name: Name = None, fmt: ReportFormat = Format.text) -> None:
