@@ -29,6 +29,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "presets": config_commands.presets,
     "observers": config_commands.observers,
     "fake-quants": config_commands.fake_quants,
+    "explain": config_commands.explain,
     "schema": config_commands.schema,
 }
 for name, function in COMMANDS.items():
