@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quantcfg.cli import options
-from quantcfg.errors import QuantcfgWarning
+from quantcfg.errors import Interrupted, QuantcfgWarning
 
 if TYPE_CHECKING:
     from quantcfg.prepare.plan import Plan
@@ -171,7 +171,10 @@ def _session(*, quiet: bool, verbose: bool) -> Iterator[None]:
             warnings.simplefilter("ignore", category)
         warnings.simplefilter("default", QuantcfgWarning)
         warnings.showwarning = show
-        yield
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted") from None
 
 
 def _job(

@@ -13,7 +13,7 @@ from quantcfg.runs.directory import RunDirectory
 from quantcfg.runs.log import logging_to
 from quantcfg.stages import records
 from quantcfg.stages.batches import cut, num_samples
-from quantcfg.stages.clock import Clock
+from quantcfg.stages.clock import Clock, SaveTimer
 from quantcfg.stages.data import DataSource, Numbered, length_of
 from quantcfg.stages.evaluate import evaluate
 from quantcfg.stages.guards import check_plan, guard_results
@@ -112,6 +112,7 @@ def _calibrate(job: Job, run: RunDirectory, stage: _Stage, start: _Start) -> Pos
     total = length_of(stage.source, job.config.calib.batches)
     if total is None and job.config.calib.samples is None:
         job.progress.note("calib_data() has no length, and all of it is used; calib.batches limits it")
+    timer = SaveTimer()
     with (
         stop_request() as stop,
         calibrating(stage.model),
@@ -122,9 +123,10 @@ def _calibrate(job: Job, run: RunDirectory, stage: _Stage, start: _Start) -> Pos
                 job.model_file.forward(stage.model, batch)
             position = Position(index + 1, position.samples + num_samples(batch))
             task.advance()
-            if stop.received:
+            if stop.received or timer.is_due():
                 state = _state(position, start.float_metrics)
                 records.save(run, stage.model, position.batches, stage.identity, state)
+            if stop.received:
                 raise records.interrupted(job, stop, position.batches)
     _note_shortage(job, position)
     return Position(position.batches, position.samples, is_solved=True)

@@ -7,6 +7,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+SAVE_INTERVAL_S = 600.0  # what a killed run loses at most, beside one step
+
+
+@dataclass(slots=True)
+class SaveTimer:
+    """Says when a checkpoint is due that nothing but the time asks for. No result depends on it."""
+
+    last: float = field(default_factory=lambda: time.monotonic())
+
+    def is_due(self) -> bool:
+        """Whether the interval is over; if so, the next one begins."""
+        if time.monotonic() - self.last < SAVE_INTERVAL_S:
+            return False
+        self.last = time.monotonic()
+        return True
+
 
 @dataclass(slots=True)
 class Clock:

@@ -21,7 +21,7 @@ from quantcfg.runs.directory import RunDirectory, open_run
 from quantcfg.runs.log import LOGGER, logging_to
 from quantcfg.stages import records
 from quantcfg.stages.calib import run_calib
-from quantcfg.stages.clock import Clock
+from quantcfg.stages.clock import Clock, SaveTimer
 from quantcfg.stages.data import DataSource
 from quantcfg.stages.evaluate import evaluate
 from quantcfg.stages.guards import check_plan, guard_results
@@ -138,22 +138,25 @@ def _trainer(stage: _Stage, data: DataSource, stop: StopRequest) -> Trainer:
     optimizer, schedule = _optimizer(stage, data)
     trainer: Trainer
 
-    def stop_if_asked() -> None:
-        if stop.received:
+    timer = SaveTimer()
+
+    def save_if_due() -> None:
+        if stop.received or timer.is_due():
             _save(stage, trainer)
+        if stop.received:
             raise records.interrupted(stage.job, stop, trainer.position.step)
 
     def evaluate_and_save() -> None:
         _evaluate(stage, trainer)
         _save(stage, trainer)
-        if not trainer.length.is_over(trainer.position):
-            stop_if_asked()
+        if stop.received and not trainer.length.is_over(trainer.position):
+            raise records.interrupted(stage.job, stop, trainer.position.step)
 
     section = stage.job.config.qat
     length = Length(None, section.steps) if section.steps else Length(section.epochs, None)
     log = stage.run.metrics
     trainer = Trainer(
-        stage.job, stage.model, optimizer, schedule, data, length, log, stop_if_asked, evaluate_and_save
+        stage.job, stage.model, optimizer, schedule, data, length, log, save_if_due, evaluate_and_save
     )
     return trainer
 

@@ -201,3 +201,26 @@ def test_force_starts_again_whatever_is_there(stoppable, whole):
     assert stoppable.run(*QAT, "-o", "run", "-q", "--force", "--set", "qat.epochs=1").code == 0
     assert "checkpoints/6/state.json" in stoppable.names("run")
     assert "checkpoints/18/state.json" not in stoppable.names("run")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stop", "saved"), [(QAT, "loss:9:-1", "8"), (CALIB, "calib:4:-1", "2")]
+)
+def test_a_run_that_saves_between_steps_loses_one_step_at_most(
+    stoppable, monkeypatch, arguments, stop, saved
+):
+    stoppable.model(STOPPABLE.replace("os.kill(os.getpid(), int(number))", "raise ValueError('here')"))
+    assert stoppable.run(*arguments, "-o", "whole", "-q").code == 0
+    monkeypatch.setattr("quantcfg.stages.clock.SAVE_INTERVAL_S", 0.0)
+
+    assert stopped(stoppable, monkeypatch, stop, *arguments, "-o", "run").code == 5
+    assert f"checkpoints/{saved}/manifest.json" in stoppable.names("run")
+    assert stoppable.run(*arguments, "-o", "run", "-q", "--resume").code == 0
+    assert contents(stoppable.path / "run") == contents(stoppable.path / "whole")
+
+
+def test_an_interrupt_outside_the_steps_says_so(stoppable):
+    stoppable.model(STOPPABLE + "\ndef build_model():\n    raise KeyboardInterrupt\n")
+    done = stoppable.run(*CALIB, "-o", "run", "-q")
+    assert (done.code, done.err) == (130, "error: interrupted\n")
+    assert stoppable.names("run") == []
