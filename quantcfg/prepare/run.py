@@ -68,10 +68,11 @@ class Action:
         return self._quantize(result, self.output)
 
     def _weight(self, fake_quant: FakeQuantizeBase, weight: Tensor) -> Any:
-        if self.batch_norm is None:
-            return fake_quant(weight)
-        factor = self.batch_norm.factor(weight)
-        return fake_quant(weight * factor) / factor
+        factor = None if self.batch_norm is None else self.batch_norm.factor(weight)
+        result = fake_quant(weight if factor is None else weight * factor)
+        if fake_quant.observing and not fake_quant.quantizing:
+            fake_quant.observing = False  # weights rest in calibration: one look is enough
+        return result if factor is None else result / factor
 
     def _quantize(self, result: Any, fake_quant: FakeQuantizeBase) -> Any:
         if isinstance(result, Tensor):

@@ -100,6 +100,7 @@ def set_fake_quantize(model: nn.Module, state: FakeQuantState) -> None:
         for module in container.values():
             assert isinstance(module, FakeQuantizeBase)
             module.observing = _observes(state, container)
+            module.observer.fold_batches = state is FakeQuantState.QAT
             module.quantizing = state in (FakeQuantState.QAT, FakeQuantState.VALIDATION)
     interceptor.active = state is not FakeQuantState.FLOAT
     interceptor.prepared.state = state
@@ -159,6 +160,16 @@ def _refuse_unobserved(model: nn.Module) -> None:
             f"{len(missing)} of {len(fake_quants(model))} quantizers never observed a value: {listed}",
             hint="calibrate with batches that reach these ops, or leave them in float with a `null` rule",
         )
+
+
+def check_observers(model: nn.Module) -> None:
+    """Ask every observer whether it met NaN or inf in training, where asking at each step would be slow.
+
+    Raises:
+        NumericError: one did; the message names it.
+    """
+    for module in fake_quants(model).values():
+        module.observer.check()
 
 
 def freeze_observers(model: nn.Module) -> None:

@@ -16,6 +16,7 @@ from quantcfg.prepare.record import tensors_in
 from quantcfg.prepare.state import (
     FakeQuantState,
     calibrating,
+    check_observers,
     fake_quants,
     load_observer_params,
     plan_of,
@@ -281,3 +282,24 @@ def test_recording_leaves_buffers_modes_and_random_numbers_alone() -> None:
     assert prepared.training
     for key, value in model.state_dict().items():
         torch.testing.assert_close(prepared.state_dict()[key], value, rtol=0, atol=0)
+
+
+def test_weights_are_observed_once_in_a_calibration_and_again_in_the_next() -> None:
+    _, prepared, inputs = calibrated("resnet")
+    weight = fake_quants(prepared)["classifier.weight"]
+    assert int(weight.observer.num_batches) == 1
+
+    with calibrating(prepared):
+        prepared(*inputs)
+
+    assert int(weight.observer.num_batches) == 2
+    assert int(fake_quants(prepared)["classifier.output"].observer.num_batches) == 3
+
+
+def test_not_a_number_in_training_is_found_at_the_next_check() -> None:
+    _, prepared, inputs = calibrated("resnet", stage="qat")
+    set_fake_quantize(prepared.train(), FakeQuantState.QAT)
+    prepared(inputs[0] * torch.nan)
+
+    with pytest.raises(NumericError, match=r"^input.x: 1 of 3 batches held NaN or inf$"):
+        check_observers(prepared)
