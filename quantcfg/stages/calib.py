@@ -102,7 +102,8 @@ def _run(job: Job, run: RunDirectory, stage: _Stage, start: _Start) -> None:
         "coverage": asdict(plan_of(stage.model).coverage),
         "guards": guard_results(job.config, plan_of(stage.model).coverage, float_metrics, metrics),
     }
-    records.finish(job, run, step=position.batches, result=result, timing=stage.clock.timing())
+    timing = stage.clock.timing()
+    records.finish(job, run, stage.identity, step=position.batches, result=result, timing=timing)
 
 
 def _calibrate(job: Job, run: RunDirectory, stage: _Stage, start: _Start) -> Position:

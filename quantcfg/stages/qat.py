@@ -89,10 +89,7 @@ def _metrics_of(calibrated: RunDirectory) -> dict[str, dict[str, float]]:
 
 
 def _load_ranges(job: Job, calibrated: RunDirectory, stage: _Stage) -> None:
-    source = records.rebuild(job, calibrated)
-    if source.identity["weights"] != stage.identity.weights:
-        job.progress.note(f"the float weights are not those that '{calibrated.path.name}' calibrated")
-    report = load_observer_params(source.model, stage.model)
+    report = load_observer_params(records.rebuild(job, calibrated).model, stage.model)
     LOGGER.info("started from %d calibrated ranges of %s", len(report.loaded), calibrated.path)
 
 
@@ -121,7 +118,8 @@ def _train(stage: _Stage, data: DataSource, checkpoint: Checkpoint | None) -> No
         ),
     }
     step = trainer.position.step
-    records.finish(stage.job, stage.run, step=step, result=result, timing=stage.clock.timing())
+    timing = stage.clock.timing()
+    records.finish(stage.job, stage.run, stage.identity, step=step, result=result, timing=timing)
 
 
 def _restore(stage: _Stage, trainer: Trainer, checkpoint: Checkpoint | None) -> None:

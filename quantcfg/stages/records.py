@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from quantcfg.runs.checkpoint import (
 )
 from quantcfg.runs.directory import RunDirectory
 from quantcfg.runs.log import LOGGER
+from quantcfg.runs.manifest import hash_file
 from quantcfg.stages.config_files import config_files, resolved_yaml
 from quantcfg.stages.fingerprint import hash_state, hash_text, versions
 from quantcfg.stages.job import Identity, Job
@@ -38,7 +40,6 @@ class Rebuilt:
     float_model: nn.Module
     model: nn.Module
     result: Mapping[str, Any]
-    identity: Mapping[str, Any]
 
 
 def identity_of(job: Job, float_model: nn.Module, stage: str) -> Identity:
@@ -121,13 +122,19 @@ def interrupted(job: Job, stop: StopRequest, step: int) -> Interrupted:
 
 
 def finish(
-    job: Job, run: RunDirectory, *, step: int, result: Mapping[str, Any], timing: Mapping[str, float]
+    job: Job,
+    run: RunDirectory,
+    identity: Identity,
+    *,
+    step: int,
+    result: Mapping[str, Any],
+    timing: Mapping[str, float],
 ) -> None:
     """Write result and manifest; of the checkpoints only the last one stays."""
     prune_checkpoints(run.checkpoints, keep=1)
     LOGGER.info("finished: %s", result["metrics"])
     document = {"format_version": RESULT_VERSION, **result, "checkpoint": f"{run.checkpoints.name}/{step}"}
-    run.finish(result=document, timing=timing, facts=_facts(job))
+    run.finish(result=document, timing=timing, facts=_facts(job, identity))
 
 
 def rebuild(job: Job, run: RunDirectory) -> Rebuilt:
@@ -144,7 +151,9 @@ def rebuild(job: Job, run: RunDirectory) -> Rebuilt:
     model = own.prepare(float_model, result["stage"])
     checkpoint = load_checkpoint(run.path / result["checkpoint"])
     load_weights(model, checkpoint, str(run.path))
-    return Rebuilt(float_model, model, result, checkpoint.state["identity"])
+    if hash_state(float_model.state_dict()) != checkpoint.state["identity"]["weights"]:
+        job.progress.note(f"the float weights of the model are not those of the run '{run.path.name}'")
+    return Rebuilt(float_model, model, result)
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint, name: str) -> None:
@@ -160,10 +169,12 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, name: str) -> None:
         raise RunError(f"'{name}' was made with another model: {first[0].strip()}") from error
 
 
-def _facts(job: Job) -> dict[str, Any]:
+def _facts(job: Job, identity: Identity) -> dict[str, Any]:
+    source = job.model_file.module.__file__
     return {
         "command": list(job.command),
-        "seed": job.seed,
+        **asdict(identity),
+        "model_file": hash_file(Path(source)) if source else None,
         "device": str(job.device),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),

@@ -1,5 +1,6 @@
 """calib, qat and eval on a small model: what they print, what they leave, and the same bytes twice."""
 
+import hashlib
 import json
 
 import pytest
@@ -167,3 +168,35 @@ def test_a_guard_on_coverage_is_held_before_anything_runs(project):
     assert (done.code, done.out) == (4, "")
     assert done.err.splitlines()[0] == "error: quantized_macs is 1, wanted > 1"
     assert not (project.path / "run").exists()
+
+
+def test_the_manifest_says_how_the_run_came_to_be(project):
+    project.run("calib", "model.py", "config.yaml", "-o", "run", "-q", "--seed", "3")
+    manifest = json.loads((project.path / "run/manifest.json").read_text())
+
+    assert manifest["command"] == [
+        "quantcfg",
+        "calib",
+        "model.py",
+        "config.yaml",
+        "-o",
+        "run",
+        "-q",
+        "--seed",
+        "3",
+    ]
+    assert (manifest["stage"], manifest["seed"], manifest["device"]) == ("calib", 3, "cpu")
+    assert manifest["model_file"] == hashlib.sha256((project.path / "model.py").read_bytes()).hexdigest()
+    assert {"torch", "python", "numpy", "quantcfg", "safetensors"} == set(manifest["versions"])
+
+
+def test_eval_says_when_the_float_weights_are_others(project):
+    project.run("calib", "model.py", "config.yaml", "-o", "run", "-q")
+    project.model("""
+        def build_model():
+            torch.manual_seed(1)
+            return Net()
+    """)
+    done = project.run("eval", "model.py", "run")
+    assert done.code == 0
+    assert "note: the float weights of the model are not those of the run 'run'\n" in done.err
