@@ -224,3 +224,24 @@ def test_an_interrupt_outside_the_steps_says_so(stoppable):
     done = stoppable.run(*CALIB, "-o", "run", "-q")
     assert (done.code, done.err) == (130, "error: interrupted\n")
     assert stoppable.names("run") == []
+
+
+def test_workers_and_their_augmentations_are_gone_on_with(stoppable, monkeypatch):
+    stoppable.model(
+        STOPPABLE
+        + """
+class Noisy(torch.utils.data.Dataset):
+    def __len__(self):
+        return 44
+    def __getitem__(self, index):
+        x, y = dataset(2)[index]
+        return x + torch.rand(1) * random.random() * np.random.rand(), y
+
+def train_data():
+    return DataLoader(Noisy(), batch_size=8, shuffle=True, num_workers=2)
+"""
+    )
+    assert stoppable.run(*QAT, "-o", "whole", "-q").code == 0
+    assert stopped(stoppable, monkeypatch, "loss:9:2", *QAT, "-o", "run").code == 130
+    assert stoppable.run(*QAT, "-o", "run", "-q", "--resume").code == 0
+    assert contents(stoppable.path / "run") == contents(stoppable.path / "whole")
