@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -34,11 +34,16 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """Where a calibration begins or goes on: ``random`` is the state of the generators there."""
+    """Where a calibration begins or goes on.
+
+    ``random`` is the state of the generators there, ``resting`` names the quantizers that have seen enough:
+    those of weights look once.
+    """
 
     position: Position = Position()
     float_metrics: Mapping[str, float] | None = None
     random: Mapping[str, Any] | None = None
+    resting: tuple[str, ...] = ()
 
 
 def run_calib(job: Job, run: RunDirectory) -> None:
@@ -75,7 +80,8 @@ def _start(job: Job, run: RunDirectory, stage: _Stage) -> _Start:
         return _Start()
     records.load_weights(stage.model, checkpoint, str(run.path))
     state = checkpoint.state
-    return _Start(Position(**state["position"]), state["float_metrics"], state["random"])
+    position = Position(**state["position"])
+    return _Start(position, state["float_metrics"], state["random"], tuple(state["resting"]))
 
 
 def _run(job: Job, run: RunDirectory, stage: _Stage, start: _Start) -> None:
@@ -83,7 +89,7 @@ def _run(job: Job, run: RunDirectory, stage: _Stage, start: _Start) -> None:
     if float_metrics is None:
         with stage.clock.phase("float_evaluation"):
             float_metrics = evaluate(stage.float_model, eval_data, job.progress, "evaluating the float model")
-    start = _Start(start.position, float_metrics, start.random)
+    start = replace(start, float_metrics=float_metrics)
     with stage.clock.phase("calibration"):
         position = _calibrate(job, run, stage, start)
     set_fake_quantize(stage.model, FakeQuantState.VALIDATION)
@@ -91,7 +97,7 @@ def _run(job: Job, run: RunDirectory, stage: _Stage, start: _Start) -> None:
         metrics = evaluate(stage.model, eval_data, job.progress, "evaluating the calibrated model")
     run.metrics.rewind(-1)
     run.metrics.append(step=position.batches, float=dict(float_metrics), calibrated=metrics)
-    records.save(run, stage.model, position.batches, stage.identity, _state(position, float_metrics))
+    _save(run, stage, position, float_metrics)
     result = {
         "stage": "calib",
         "seed": job.seed,
@@ -119,14 +125,16 @@ def _calibrate(job: Job, run: RunDirectory, stage: _Stage, start: _Start) -> Pos
         calibrating(stage.model),
         job.progress.task("calibrating", total, done=position.batches) as task,
     ):
+        quantizers = fake_quants(stage.model)
+        for name in start.resting:
+            quantizers[name].observing = False
         for index, batch in _batches(job, stage.source, start):
             with in_batch(stage.source.name, index):
                 job.model_file.forward(stage.model, batch)
             position = Position(index + 1, position.samples + num_samples(batch))
             task.advance()
             if stop.received or timer.is_due():
-                state = _state(position, start.float_metrics)
-                records.save(run, stage.model, position.batches, stage.identity, state)
+                _save(run, stage, position, start.float_metrics)
             if stop.received:
                 raise records.interrupted(job, stop, position.batches)
     _note_shortage(job, position)
@@ -166,5 +174,13 @@ def _skipped(model: nn.Module) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def _state(position: Position, float_metrics: Mapping[str, float] | None) -> dict[str, Any]:
-    return {"position": asdict(position), "float_metrics": float_metrics, "random": random_state()}
+def _save(
+    run: RunDirectory, stage: _Stage, position: Position, float_metrics: Mapping[str, float] | None
+) -> None:
+    state = {
+        "position": asdict(position),
+        "float_metrics": float_metrics,
+        "random": random_state(),
+        "resting": [name for name, module in fake_quants(stage.model).items() if not module.observing],
+    }
+    records.save(run, stage.model, position.batches, stage.identity, state)

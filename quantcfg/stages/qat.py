@@ -12,6 +12,7 @@ from torch import nn
 from quantcfg.errors import UsageError
 from quantcfg.prepare.state import (
     FakeQuantState,
+    check_observers,
     load_observer_params,
     plan_of,
     set_fake_quantize,
@@ -185,5 +186,6 @@ def _evaluate(stage: _Stage, trainer: Trainer) -> None:
 
 
 def _save(stage: _Stage, trainer: Trainer) -> None:
+    check_observers(stage.model)
     state: Mapping[str, Any] = trainer.state() | {"metrics": stage.metrics}
     records.save(stage.run, stage.model, trainer.position.step, stage.identity, state)
