@@ -98,7 +98,7 @@ class Plan:
     findings: tuple[Diagnostic, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as plain data, for JSON. The shape is documented in docs/plan.md and versioned."""
+        """The plan as plain data, for JSON. The shape is documented in docs/prepare.md and versioned."""
         shares = {name: getattr(self.coverage, name) for name in ("ops_share", "macs_share", "params_share")}
         return {
             "format_version": PLAN_VERSION,
