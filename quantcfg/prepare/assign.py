@@ -13,7 +13,7 @@ from enum import Enum
 
 from quantcfg.config.rules import Decision, Rule
 from quantcfg.config.spec import FakeQuantSpec
-from quantcfg.prepare.fuse import Chain, find_chains
+from quantcfg.prepare.fuse import Chain, find_chains, is_dropout
 from quantcfg.prepare.ops import OpKind
 from quantcfg.prepare.record import Operand, Recording, Site, Slot
 
@@ -183,7 +183,8 @@ class _Assigner:
         site = row.site
         row.chain_end = chain.carrier
         row.weight = self._weight(row)
-        self._inputs(row, [o for o in site.data if not self._from_chain(o, chain)])
+        if not is_dropout(site):
+            self._inputs(row, [o for o in site.data if not self._from_chain(o, chain)])
         if site.index != chain.carrier:
             row.role = Role.FUSED
             row.reason = f"fused into {self.recording.sites[chain.carrier].name}"
@@ -197,7 +198,8 @@ class _Assigner:
 
     def _strongest(self, chain: Chain) -> Decision:
         """The decision for a chain's output: its most specific rule, the last one among equals."""
-        return max((self.rows[index].decision for index in chain.sites), key=_strength)
+        rows = [self.rows[index] for index in chain.sites]
+        return max((row.decision for row in rows if not is_dropout(row.site)), key=_strength)
 
     def _alone(self, row: Assignment) -> None:
         site = row.site

@@ -9,6 +9,7 @@ from quantcfg.prepare.ops import OpKind
 from quantcfg.prepare.record import Recording, Site
 
 _FUSED_ACTIVATIONS = frozenset({"relu", "relu6", "hardtanh"})
+_DROPOUTS = frozenset({"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"})
 _GEMMS = ("conv", "linear")
 
 
@@ -36,6 +37,8 @@ class Chain:
 def find_chains(recording: Recording, eligible: Sequence[bool]) -> list[Chain]:
     """Chains of GEMM [+ batch norm] [+ add] [+ ReLU], add [+ ReLU] and batch norm [+ ReLU].
 
+    A dropout inside a chain belongs to it: nothing is left of it in a deployment.
+
     ``eligible[i]`` says that site ``i`` may be part of one: it is to be quantized, or is an activation whose
     rule does not leave it in float. A value that anything else reads ends a chain.
     """
@@ -56,7 +59,7 @@ def _grow(recording: Recording, start: Site, eligible: Sequence[bool], taken: se
     last = start
     steps = [_is_batch_norm, _is_add, _is_activation] if _is_gemm(start) else [_is_activation]
     for accepts in steps:
-        follower = recording.sole_consumer(last.outputs[0]) if len(last.outputs) == 1 else None
+        dropouts, follower = _follower(recording, last)
         if (
             follower is None
             or not accepts(follower)
@@ -66,9 +69,26 @@ def _grow(recording: Recording, start: Site, eligible: Sequence[bool], taken: se
             continue
         if _is_batch_norm(follower):
             batch_norm = follower.index
-        sites.append(follower.index)
+        sites += [*dropouts, follower.index]
         last = follower
     return Chain(tuple(sites), batch_norm)
+
+
+def _follower(recording: Recording, site: Site) -> tuple[list[int], Site | None]:
+    """The one site that reads what ``site`` makes, and the dropouts on the way to it."""
+    dropouts: list[int] = []
+    while len(site.outputs) == 1:
+        follower = recording.sole_consumer(site.outputs[0])
+        if follower is None or not is_dropout(follower):
+            return dropouts, follower
+        dropouts.append(follower.index)
+        site = follower
+    return dropouts, None
+
+
+def is_dropout(site: Site) -> bool:
+    """Whether a site is a dropout, which does nothing in evaluation."""
+    return site.op in _DROPOUTS
 
 
 def _is_gemm(site: Site) -> bool:

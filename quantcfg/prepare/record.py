@@ -341,7 +341,7 @@ def _name_sites(recording: Recording) -> None:
 
     The second and later calls of a module carry ``:1``, ``:2``, ... after its path.
     """
-    parents = {path.rpartition(".")[0] for path in recording.calls if path}
+    parents = {ancestor for path in recording.calls for ancestor in _ancestors(path)}
     groups: dict[tuple[str, int], list[Site]] = {}
     for site in recording.sites:
         groups.setdefault((site.path, site.call), []).append(site)
@@ -350,6 +350,13 @@ def _name_sites(recording: Recording) -> None:
         main = _main_site(sites) if path and path not in parents else None
         for site in sites:
             site.name = owner if site is main else f"{owner}.{site.op}_{site.ordinal}".lstrip(".")
+
+
+def _ancestors(path: str) -> Iterator[str]:
+    """Every module around a module, containers that are never called among them."""
+    while path:
+        path = path.rpartition(".")[0]
+        yield path
 
 
 def _main_site(sites: list[Site]) -> Site | None:

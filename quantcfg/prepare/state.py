@@ -102,7 +102,8 @@ def set_fake_quantize(model: nn.Module, state: FakeQuantState) -> None:
             module.observing = _observes(state, container)
             module.observer.fold_batches = state is FakeQuantState.QAT
             module.quantizing = state in (FakeQuantState.QAT, FakeQuantState.VALIDATION)
-    interceptor.active = state is not FakeQuantState.FLOAT
+    modules = interceptor.prepared.modules.values()  # of the whole model, where `model` may be a part
+    interceptor.active = any(module.observing or module.quantizing for module in modules)
     interceptor.prepared.state = state
 
 

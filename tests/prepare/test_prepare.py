@@ -303,3 +303,37 @@ def test_not_a_number_in_training_is_found_at_the_next_check() -> None:
 
     with pytest.raises(NumericError, match=r"^input.x: 1 of 3 batches held NaN or inf$"):
         check_observers(prepared)
+
+
+def test_a_part_can_have_a_state_of_its_own() -> None:
+    _, prepared, inputs = calibrated("resnet")
+    set_fake_quantize(prepared, FakeQuantState.VALIDATION)
+    quantized = run(prepared, inputs)
+
+    set_fake_quantize(prepared.blocks, FakeQuantState.FLOAT)
+    mixed = run(prepared, inputs)
+    set_fake_quantize(prepared.blocks, FakeQuantState.VALIDATION)
+
+    assert not torch.equal(mixed[0], quantized[0])
+    assert_equal(run(prepared, inputs), quantized)
+
+
+def test_calibration_in_inference_mode_leaves_a_model_that_trains() -> None:
+    model, inputs = build("resnet")
+    prepared = prepare(model, GLOBAL, example_inputs=inputs, stage="qat")
+    with torch.inference_mode(), calibrating(prepared):
+        prepared(*inputs)
+
+    prepared.train()(*inputs).square().sum().backward()
+
+    assert prepared.classifier.weight.grad.isfinite().all()
+
+
+def test_a_model_prepared_without_gradients_has_them_later() -> None:
+    model, inputs = build("encoder_add")
+    with torch.no_grad():
+        prepared = prepare(model, {"": get_default_qconfig("lsq", "lsq")}, example_inputs=inputs, stage="qat")
+
+    prepared.train()(*inputs).square().sum().backward()
+
+    assert all(p.grad is not None for name, p in prepared.named_parameters() if "fake_quants" in name)
