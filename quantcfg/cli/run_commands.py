@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import chdir, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from quantcfg.cli import options
-from quantcfg.errors import Interrupted, QuantcfgWarning
+from quantcfg.cli.session import make_job, session
 
 if TYPE_CHECKING:
     from quantcfg.prepare.plan import Plan
-    from quantcfg.stages.job import Job
 
 _From = Annotated[
     Path | None,
     typer.Option("--from", metavar="RUN", help="the calibration run to start from; default: run one"),
 ]
 _Expand = Annotated[bool, typer.Option("--expand", help="one row per op instead of groups")]
-_NOT_FOR_USERS = (
-    DeprecationWarning,
-    PendingDeprecationWarning,
-    FutureWarning,
-    ImportWarning,
-    ResourceWarning,
-)
 
 
 def plan(
@@ -51,10 +39,10 @@ def plan(
     Writes nothing. Ops that are treated alike share a row; --expand gives each its own.
     """
     del debug
-    with _session(quiet=quiet, verbose=verbose):
+    with session(quiet=quiet, verbose=verbose):
         from quantcfg.stages.planning import make_plan
 
-        job = _job(model, config, overrides, seed=seed, device=device, quiet=quiet)
+        job = make_job(model, config, overrides, seed=seed, device=device, quiet=quiet)
         planned = make_plan(job, stage.value)
     _print_plan(planned, output_format, expand=expand)
 
@@ -78,11 +66,11 @@ def calib(
     del debug
     path = output or _default_output(config, "calib")
     target = path.absolute()  # before code of the user runs, which may change the current directory
-    with _session(quiet=quiet, verbose=verbose):
+    with session(quiet=quiet, verbose=verbose):
         from quantcfg.runs.directory import open_run
         from quantcfg.stages.calib import run_calib
 
-        job = _job(model, config, overrides, seed=seed, device=device, quiet=quiet)
+        job = make_job(model, config, overrides, seed=seed, device=device, quiet=quiet)
         with open_run(target, resume=resume, force=force) as run:
             run_calib(job, run)
     _print_run(path, output_format)
@@ -111,11 +99,11 @@ def qat(
     del debug
     path = output or _default_output(config, "qat")
     target, start = path.absolute(), source.absolute() if source else None
-    with _session(quiet=quiet, verbose=verbose):
+    with session(quiet=quiet, verbose=verbose):
         from quantcfg.runs.directory import open_run
         from quantcfg.stages.qat import run_qat
 
-        job = _job(model, config, overrides, seed=seed, device=device, quiet=quiet)
+        job = make_job(model, config, overrides, seed=seed, device=device, quiet=quiet)
         with open_run(target, resume=resume, force=force) as run:
             run_qat(job, run, start)
     _print_run(path, output_format)
@@ -136,67 +124,15 @@ def evaluate(
     Writes nothing. Config, seed and weights of the quantized model are those of the run.
     """
     del debug
-    with _session(quiet=quiet, verbose=verbose):
+    with session(quiet=quiet, verbose=verbose):
         from quantcfg.runs.directory import RunDirectory
         from quantcfg.stages.evaluation import evaluate_run
 
         directory = RunDirectory(run.absolute())
         directory.verify()
-        job = _job(model, directory.resolved_config, None, seed=0, device=device, quiet=quiet)
+        job = make_job(model, directory.resolved_config, None, seed=0, device=device, quiet=quiet)
         result, timing = evaluate_run(job, directory)
     _print_report(run, result, timing, output_format)
-
-
-@contextmanager
-def _session(*, quiet: bool, verbose: bool) -> Iterator[None]:
-    """What user code prints goes to stderr, and every warning too; afterwards we are where we were before."""
-    from quantcfg.render.console import say
-    from quantcfg.render.log import logging_on_stderr
-
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        if not quiet:
-            say("warning", str(message))
-
-    from quantcfg.stages.user_code import loader_workers
-
-    with (
-        redirect_stdout(sys.stderr),
-        warnings.catch_warnings(),
-        logging_on_stderr(enabled=verbose),
-        loader_workers(),
-        chdir("."),
-    ):
-        warnings.simplefilter("default")
-        for category in _NOT_FOR_USERS:
-            warnings.simplefilter("ignore", category)
-        warnings.simplefilter("default", QuantcfgWarning)
-        warnings.showwarning = show
-        try:
-            yield
-        except KeyboardInterrupt:
-            raise Interrupted("interrupted") from None
-
-
-def _job(
-    model: str, config: Path, overrides: list[str] | None, *, seed: int, device: str, quiet: bool
-) -> Job:
-    from quantcfg.config.load import load_config
-    from quantcfg.render.diagnostics import print_diagnostics
-    from quantcfg.render.progress import progress_on_stderr
-    from quantcfg.stages.job import Job, choose_device
-    from quantcfg.stages.model_file import load_model_file
-
-    loaded = load_config(config, overrides=overrides or ())  # first: it is quick, and most mistakes are in it
-    if loaded.warnings and not quiet:
-        print_diagnostics(loaded.warnings)
-    return Job(
-        model_file=load_model_file(model),
-        config=loaded,
-        seed=seed,
-        device=choose_device(device),
-        progress=progress_on_stderr(quiet=quiet),
-        command=("quantcfg", *options.COMMAND_LINE.get()),
-    )
 
 
 def _default_output(config: Path, stage: str) -> Path:
