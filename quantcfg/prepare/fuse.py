@@ -75,12 +75,15 @@ def _grow(recording: Recording, start: Site, eligible: Sequence[bool], taken: se
 
 
 def _follower(recording: Recording, site: Site) -> tuple[list[int], Site | None]:
-    """The one site that reads what ``site`` makes, and the dropouts on the way to it."""
+    """The one site that reads what ``site`` makes, and the dropouts on the way to it.
+
+    A batch norm behind a dropout has statistics of what the dropout leaves: it does not follow.
+    """
     dropouts: list[int] = []
     while len(site.outputs) == 1:
         follower = recording.sole_consumer(site.outputs[0])
         if follower is None or not is_dropout(follower):
-            return dropouts, follower
+            return dropouts, None if dropouts and follower and _is_batch_norm(follower) else follower
         dropouts.append(follower.index)
         site = follower
     return dropouts, None

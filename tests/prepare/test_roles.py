@@ -183,3 +183,51 @@ def test_a_tensor_joined_with_itself_stays_on_its_grid() -> None:
     plan = plan_of(prepare(Shuffle(), {"": get_default_qconfig()}, example_inputs=(torch.randn(2, 4),)))
 
     assert roles(plan) == {"fc": "quantized", "chunk_0": "passed through", "cat_0": "passed through"}
+
+
+class DropoutInChain(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.dropout = torch.nn.Linear(4, 4), torch.nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.dropout(self.fc(x))
+
+
+def test_a_dropout_does_not_split_a_chain() -> None:
+    prepared = prepare(DropoutInChain(), {"": get_default_qconfig()}, example_inputs=(torch.randn(2, 4),))
+
+    assert roles(plan_of(prepared)) == {"fc": "fused", "dropout": "fused", "add_0": "quantized"}
+    assert set(fake_quants(prepared)) == {"input.x", "fc.weight", "add_0.output"}
+
+
+def test_a_rule_for_a_dropout_changes_nothing_of_its_chain() -> None:
+    rules = {"": get_default_qconfig(), "module_name": {"dropout": None}}
+    prepared = prepare(DropoutInChain(), rules, example_inputs=(torch.randn(2, 4),))
+
+    assert set(fake_quants(prepared)) == {"input.x", "fc.weight", "add_0.output"}
+
+
+def test_a_batch_norm_behind_a_dropout_is_not_folded() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(4))
+    prepared = prepare(model, {"": get_default_qconfig()}, example_inputs=(torch.randn(2, 4),))
+
+    assert roles(plan_of(prepared)) == {"0": "quantized", "1": "passed through", "2": "quantized"}
+
+
+class HeadOfModules(torch.nn.Module):
+    """A module that calls an op of its own and what is in its `ModuleList`, which itself is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = torch.nn.ModuleList([torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([part(x) for part in self.parts], 1)
+
+
+def test_the_ops_of_a_module_with_a_module_list_carry_their_own_names() -> None:
+    model = torch.nn.Sequential(HeadOfModules())
+    plan = plan_of(prepare(model, {"": get_default_qconfig()}, example_inputs=(torch.randn(2, 4),)))
+
+    assert [row.name for row in plan.rows] == ["0.parts.0", "0.parts.1", "0.cat_0"]
