@@ -106,7 +106,7 @@ class Percentile(ObserverParameters):
 
     percentile: Annotated[float, Field(gt=0, le=100)] = 99.99
     """Share of the values inside the range, in percent."""
-    bins: Annotated[int, Field(ge=1, le=1 << 20)] = 2048
+    bins: Annotated[int, Field(ge=16, le=4096)] = 2048
     """Bins of the histogram of magnitudes."""
 
 
@@ -130,7 +130,7 @@ class MSE(ObserverParameters):
 class KL(ObserverParameters):
     """The range whose quantized histogram diverges least from the real one."""
 
-    bins: Annotated[int, Field(ge=256, le=1 << 20)] = 512
+    bins: Annotated[int, Field(ge=256, le=8192)] = 512
     """Bins of the histogram of magnitudes."""
     update_interval: Annotated[int, Field(ge=1)] = 1
     """Batches that are gathered before a range is computed."""

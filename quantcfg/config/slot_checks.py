@@ -183,6 +183,10 @@ class SlotChecker:
             advice = f"write `qscheme: {str(qscheme.value).replace('affine', 'symmetric')}`"
             summary = f"`{slot}_fake_quant: pact` clips symmetrically and has no affine form"
             self._conflict(summary, qscheme, advice)
+        dtype = kwargs.get("dtype")
+        if fake_quant == "pact" and dtype and str(dtype.value).startswith("qu"):
+            summary = f"`{slot}_fake_quant: pact` clips on both sides of 0 and has no unsigned form"
+            self._conflict(summary, dtype, f"write `dtype: {str(dtype.value).replace('qu', 'q')}`")
 
     def _observer(self, slot: str, observer: str, kwargs: Fields) -> None:
         check = OBSERVER_CHECKS.get(observer)
@@ -200,10 +204,10 @@ class SlotChecker:
 def _kl(checker: SlotChecker, slot: str, kwargs: Fields) -> None:
     dtype = _text(kwargs, "dtype", "qint8")
     bins = int(_number(kwargs["bins"])) if "bins" in kwargs else 512
-    levels = 1 << (dtype_bits(dtype) - 1)
-    if dtype_bits(dtype) >= 16 or levels > bins:
+    levels = 1 << dtype_bits(dtype)
+    if levels > bins:
         summary = f"`{slot}_observer: kl` cannot work with {dtype}"
-        summary += f": {bins} bins pooled into {levels} levels lose nothing, so every range looks perfect"
+        summary += f": {bins} bins do not tell {levels} levels apart, so every range looks perfect"
         culprit = kwargs.get("dtype") or kwargs["bins"]
         checker._conflict(summary, culprit, "use the observer mse, or min_max")
 
