@@ -19,15 +19,19 @@ MAX_NAMED = 3
 
 
 def check_rules(
-    ruleset: RuleSet, targets: Sequence[Target], decisions: Sequence[Decision]
+    ruleset: RuleSet,
+    targets: Sequence[Target],
+    decisions: Sequence[Decision],
+    idle: Mapping[str, tuple[str, ...]] | None = None,
 ) -> list[Diagnostic]:
     """What is wrong with rules on this model, sorted by place.
 
     Errors: a rule matches nothing and is not optional; an expected count differs. Warnings: a rule is always
-    beaten; a rule wins and changes nothing; two patterns of equal rank disagree and only their order decides.
+    beaten; a rule wins and changes nothing; two patterns of equal rank disagree and only their order decides;
+    a rule matches only ``idle`` modules, which never ran: these are given by path with their classes.
     """
     findings = Findings(dict(ruleset.sources))
-    tree = _Tree(targets)
+    tree, asleep = _Tree(targets), _Tree((), idle or {})
     effects = _effects(decisions)
     for rule in ruleset.rules:
         if rule.kind not in CHECKED:
@@ -35,6 +39,8 @@ def check_rules(
         matched = tree.matched_by(rule)
         if rule.expect is not None and len(matched) != rule.expect:
             _report_count(rule, matched, findings)
+        elif not matched and (sleeping := asleep.matched_by(rule)):
+            _report_idle(rule, sleeping, findings)
         elif not matched:
             _report_unmatched(rule, tree, findings)
         else:
@@ -46,8 +52,8 @@ def check_rules(
 class _Tree:
     """The names and classes that rules can match."""
 
-    def __init__(self, targets: Iterable[Target]) -> None:
-        self.types: dict[str, tuple[str, ...]] = {}
+    def __init__(self, targets: Iterable[Target], types: Mapping[str, tuple[str, ...]] | None = None) -> None:
+        self.types: dict[str, tuple[str, ...]] = dict(types or {})
         for target in targets:
             self.types |= {path: names for path, names in target.chain if path not in self.types}
         self.paths = [path for path in self.types if path]
@@ -115,6 +121,18 @@ def _report_unmatched(rule: Rule, tree: _Tree, findings: Findings) -> None:
         label=f"did you mean `{hint}`?" if hint else f"no {what} of this model",
         notes=notes,
         help=advice,
+    )
+
+
+def _report_idle(rule: Rule, names: Sequence[str], findings: Findings) -> None:
+    if rule.optional:
+        return
+    findings.warning(
+        "QC215",
+        f"the rule `{shortened(rule.pattern)}` matches only what the example never runs",
+        rule.place,
+        label=f"matches {listing([f'`{name}`' for name in names], MAX_NAMED)}, inside of which no op ran",
+        help="give the model an example that runs it, or remove the rule",
     )
 
 

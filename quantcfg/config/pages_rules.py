@@ -49,4 +49,22 @@ RULE_PAGES = (
         "version: 1\nqconfig:\n  global: w8a8\n  module_type:\n    Linear: w8a8\n",
         "version: 1\nqconfig:\n  global: w8a8\n",
     ),
+    Page(
+        "QC213",
+        "a rule matches only what has no quantizer of its own (warning)",
+        "Its ops stay in float whatever a rule says, or they keep the grid of their input: dropout, reshape, "
+        "max pool, the statistics of a norm. The message gives the reason of the first one.",
+    ),
+    Page(
+        "QC214",
+        "a rule matches only what fusion absorbs (warning)",
+        "Its ops are inside of a chain such as convolution, batch norm and ReLU, which has one quantizer at "
+        "its end, and another rule decides that one.",
+    ),
+    Page(
+        "QC215",
+        "a rule matches only what the example never runs (warning)",
+        "The modules exist, but no op ran inside of them when the model was run once on its example inputs "
+        "or first batch. What does not run cannot be quantized.",
+    ),
 )

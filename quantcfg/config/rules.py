@@ -79,6 +79,11 @@ class Decision:
                 return stack[: position + 1]
         return stack
 
+    def without(self, rule: Rule) -> Decision:
+        """What would be decided if ``rule`` were not in the file."""
+        stack = tuple(other for other in (self.winner, *self.losers) if other and other is not rule)
+        return Decision(self.target, resolve_stack(stack), stack[0] if stack else None, stack[1:])
+
 
 Ranked = tuple[tuple[int, int, int], Rule]
 """A matching rule with its (tier, depth of the matched module, order)."""

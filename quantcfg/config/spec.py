@@ -72,11 +72,21 @@ class QConfigSpec:
         """The two slots by name."""
         return {"activation": self.activation, "weight": self.weight}
 
+    def values(self) -> dict[str, Scalar]:
+        """Every field by the name that a config gives it, defaults included."""
+        values: dict[str, Scalar] = {}
+        for slot, item in self.slots.items():
+            values[f"{slot}_fake_quant"] = item.fake_quant if item else None
+            if item:
+                values[f"{slot}_observer"] = item.observer
+                values |= {f"{slot}_qkwargs.{name}": value for name, value in item.qkwargs}
+        return values
+
     def fields(self) -> dict[str, Field]:
         """The fields that are not defaults, with their origins: `make_spec` gives the same spec back."""
         origins = dict(self.origins)
         explicit: dict[str, Field] = {}
-        for name, value in _flat(self).items():
+        for name, value in self.values().items():
             if origins.get(name, DEFAULT) != DEFAULT:
                 explicit[name] = Field(value, origins[name])
         return explicit
@@ -120,13 +130,3 @@ def _slot(fields: Fields, slot: str) -> FakeQuantSpec | None:
         return None
     kwargs = sorted((name, item.value) for name, item in slot_kwargs(fields, slot).items())
     return FakeQuantSpec(str(fake_quant), str(fields[f"{slot}_observer"].value), tuple(kwargs))
-
-
-def _flat(spec: QConfigSpec) -> dict[str, Scalar]:
-    flat: dict[str, Scalar] = {}
-    for slot, value in spec.slots.items():
-        flat[f"{slot}_fake_quant"] = value.fake_quant if value else None
-        if value:
-            flat[f"{slot}_observer"] = value.observer
-            flat |= {f"{slot}_qkwargs.{name}": item for name, item in value.qkwargs}
-    return flat

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from quantcfg.config.load import Config
-from quantcfg.config.rules import RuleSet
+from quantcfg.config.rules import Decision, RuleSet
 from quantcfg.errors import PrepareError
 from quantcfg.prepare.apply import BN_MODES, apply
-from quantcfg.prepare.assign import assign
+from quantcfg.prepare.assign import Assignments, assign
 from quantcfg.prepare.intercept import Interceptor, install, interceptor_of, uninstall
+from quantcfg.prepare.outcomes import check_outcomes
 from quantcfg.prepare.plan import Plan, make_plan
 from quantcfg.prepare.record import Recorder, Recording, run_recorder
 from quantcfg.prepare.rules import check, default_activation, rules_from_dict
@@ -248,12 +249,18 @@ def _finish(model: nn.Module, interceptor: Interceptor, recording: Recording, re
     targets = targets_of(model, recording)
     decisions = rules.resolve(targets)
     findings = check(rules, model, targets, decisions)
-    decisions = apply_setters(request.setters, recording, targets, decisions)
-    decisions = with_templates(request.templates, recording, decisions)
-    assignments = assign(recording, decisions, default_activation(rules))
+
+    def assigned(decisions: Sequence[Decision]) -> Assignments:
+        refined = apply_setters(request.setters, recording, targets, list(decisions))
+        refined = with_templates(request.templates, recording, refined)
+        return assign(recording, refined, default_activation(rules))
+
+    assignments = assigned(decisions)
+    told = {finding.place for finding in findings}
+    idle = check_outcomes(rules, recording, decisions, assignments, assign=assigned, told=told)
     applied = apply(model, recording, assignments, bn=request.bn)
     plan = make_plan(
-        model, recording, assignments, stage=request.stage, folded=applied.folded, findings=findings
+        model, recording, assignments, stage=request.stage, folded=applied.folded, findings=(*findings, *idle)
     )
     if request.bn == "freeze":
         freeze_batch_norm(model)

@@ -68,14 +68,14 @@ def check(
     Raises:
         ConfigError: a rule matches nothing, or another count than expected.
     """
-    modules = {path: type_names(type(module)) for path, module in model.named_modules()}
-    findings = check_rules(rules, _with_modules(targets, modules), decisions)
+    findings = check_rules(rules, targets, decisions, idle_modules(model, targets))
     errors = [finding for finding in findings if finding.severity == "error"]
     if errors:
         raise ConfigError(errors)
     return tuple(findings)
 
 
-def _with_modules(targets: Sequence[Target], modules: Mapping[str, tuple[str, ...]]) -> list[Target]:
-    del modules
-    return list(targets)
+def idle_modules(model: nn.Module, targets: Sequence[Target]) -> dict[str, tuple[str, ...]]:
+    """The modules inside of which nothing ran, with every spelling of their classes."""
+    ran = {path for target in targets for path, _ in target.chain}
+    return {path: type_names(type(module)) for path, module in model.named_modules() if path not in ran}

@@ -38,7 +38,7 @@ def test_the_fixed_example_is_free_of_the_code(page, load, targets):
 
 
 def test_every_code_in_the_source_has_a_page_and_every_page_is_used():
-    text = "".join(path.read_text() for path in (ROOT / "quantcfg" / "config").glob("*.py"))
+    text = "".join(path.read_text() for path in (ROOT / "quantcfg").rglob("*.py"))
     used = set(re.findall(r'"(QC\d{3})"', re.sub(r'Page\(\s*"QC\d{3}"', "", text)))
     assert used == set(CODES)
 

@@ -1,0 +1,101 @@
+"""A model's ops, recorded once, to ask what any config makes of them without preparing it again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from quantcfg.config.findings import check_rules
+from quantcfg.config.load import Config
+from quantcfg.config.rules import Decision, RuleSet, Target
+from quantcfg.errors import ConfigError, Diagnostic
+from quantcfg.prepare.assign import Assignment, Assignments, assign
+from quantcfg.prepare.outcomes import Treatment, check_outcomes, treatments
+from quantcfg.prepare.record import Recording
+from quantcfg.prepare.rules import default_activation, idle_modules
+from quantcfg.prepare.state import prepared
+from quantcfg.prepare.targets import targets_of, with_attributes
+from quantcfg.prepare.templates import with_templates
+from quantcfg.stages.job import Job
+
+STAGES = ("calib", "qat")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one stage of a config makes of a model. ``decisions`` are those of the rules alone."""
+
+    stage: str
+    rules: RuleSet
+    decisions: tuple[Decision, ...]
+    rows: tuple[Assignment, ...]
+    table: tuple[Treatment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """The float model, what ran in it, and its ops as rules see them."""
+
+    model: nn.Module
+    recording: Recording
+    targets: tuple[Target, ...]
+
+    def outcome(self, config: Config, stage: str) -> Outcome:
+        """What ``config`` makes of the model in ``stage``.
+
+        Raises:
+            ConfigError: A rule inherits a qconfig that its own parameters do not fit.
+        """
+        rules = with_attributes(config.rules(stage), self.model)
+        decisions = rules.resolve(self.targets)
+        assignments = self._assign(config, stage, rules, decisions)
+        table = treatments(self.recording, assignments)
+        return Outcome(stage, rules, tuple(decisions), tuple(assignments.rows), tuple(table))
+
+    def check(self, config: Config, stage: str) -> list[Diagnostic]:
+        """Everything that is to be said about the rules of ``stage`` on this model."""
+        rules = with_attributes(config.rules(stage), self.model)
+        try:
+            decisions = rules.resolve(self.targets)
+        except ConfigError as error:
+            return list(error.diagnostics)
+        findings = check_rules(rules, self.targets, decisions, idle_modules(self.model, self.targets))
+        return findings + check_outcomes(
+            rules,
+            self.recording,
+            decisions,
+            self._assign(config, stage, rules, decisions),
+            assign=lambda other: self._assign(config, stage, rules, other),
+            told={finding.place for finding in findings},
+        )
+
+    def _assign(
+        self, config: Config, stage: str, rules: RuleSet, decisions: Sequence[Decision]
+    ) -> Assignments:
+        refined = with_templates(config.templates(stage), self.recording, decisions)
+        return assign(self.recording, refined, default_activation(rules))
+
+
+def survey(job: Job) -> Survey:
+    """Run the model of ``job`` once, whatever its config says of it."""
+    model = job.build_model()
+    without_rules = replace(job, config=replace(job.config, stages=dict.fromkeys(STAGES, ())))
+    recording = prepared(without_rules.prepare(model, "calib")).recording
+    return Survey(model, recording, tuple(targets_of(model, recording)))
+
+
+def check_on_model(config: Config, surveyed: Survey) -> list[Diagnostic]:
+    """The findings of both stages, each once, errors first and by place."""
+    unique: dict[tuple[str, object, str], Diagnostic] = {}
+    for stage in STAGES:
+        for finding in surveyed.check(config, stage):
+            unique.setdefault((finding.code, finding.place, finding.summary), finding)
+    return sorted(unique.values(), key=_order)
+
+
+def _order(finding: Diagnostic) -> tuple[bool, str, int, int]:
+    place = finding.place
+    where = (place.file, place.line, place.column) if place else ("", 0, 0)
+    return (finding.severity != "error", *where)

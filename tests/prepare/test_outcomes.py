@@ -1,0 +1,57 @@
+"""Rules that win and decide nothing: what has no quantizer, what fusion absorbs, what never runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from quantcfg.config.load import load_config
+from quantcfg.prepare.prepare import prepare
+from quantcfg.prepare.state import plan_of
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.bn = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout()
+        self.spare = nn.Linear(4, 2)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.drop(torch.relu(self.bn(self.conv(x))).mean((2, 3))))
+
+
+@pytest.fixture
+def findings(tmp_path):
+    def of(rules):
+        path = tmp_path / "c.yaml"
+        path.write_text(f"version: 1\nqconfig:\n  global: w8a8\n  module_name:\n    {rules}\n")
+        model = prepare(Net().eval(), load_config(path), example_inputs=torch.rand(2, 1, 5, 5))
+        return [f"{f.code} {f.place.line}:{f.place.column} {f.label}" for f in plan_of(model).findings]
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("rule", "found"),
+    [
+        ("drop: w4a8", ["QC213 5:5 wins `drop`: keeps the grid of its input"]),
+        ("'{bn,conv}': w4a8", []),
+        ("spare: w4a8", ["QC215 5:5 matches `spare`, inside of which no op ran"]),
+        ("spare: {use: w4a8, optional: true}", []),
+        ("drop: null", ["QC213 5:5 wins `drop`: keeps the grid of its input"]),
+        ("head: null", []),
+        ("head: w8a32", []),
+    ],
+)
+def test_what_is_said_about_a_rule_that_decides_nothing(findings, rule, found):
+    assert findings(rule) == found
+
+
+def test_a_rule_on_what_fusion_absorbs_decides_nothing_when_another_one_is_stronger(findings):
+    assert findings("bn: w4a8\n    relu_0: w8a16") == [
+        "QC214 5:5 wins `bn`: fused into relu_0",
+    ]
