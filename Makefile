@@ -8,16 +8,20 @@ BIN := $(CURDIR)/.venv/bin
 READY := .venv/.ready-$(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+MODELS_BIN := $(CURDIR)/.venv-models/bin
+MODELS_READY := .venv-models/.ready
+
 # Print a command as a user would type it, then run it.
 show = printf '\n$$ %s\n' "$(1)" && PATH="$(BIN):$$PATH" $(1)
 
-.PHONY: help demo test lint bench schema setup clean
+.PHONY: help demo test lint bench models schema setup clean
 
 help:
 	@echo "make demo    calibrate and train a model on real digits, from its config files"
 	@echo "make test    lint, types and the whole test suite"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make bench   the measurements of benchmarks/"
+	@echo "make models  prepare the models of torchvision, timm and transformers, and their trainers"
 	@echo "make schema  write schemas/quantcfg.schema.json anew"
 	@echo "make clean   remove what the targets made, .venv too"
 
@@ -40,6 +44,21 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
+# The architectures have an environment of their own beside .venv, whose packages they see: their own wish for
+# another torch is not heard (--no-deps).
+models: $(MODELS_READY)
+	$(MODELS_BIN)/python -m pytest tests/models
+	$(MODELS_BIN)/python -m benchmarks.models
+
+$(MODELS_READY): $(READY) tests/models/requirements.txt
+	@test -x $(MODELS_BIN)/python || $(BIN)/python -m venv .venv-models
+	@$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
+		> "$$($(MODELS_BIN)/python -c 'import site; print(site.getsitepackages()[0])')/beside.pth"
+	@echo "installing into .venv-models"
+	@$(MODELS_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--constraint constraints.txt --requirement tests/models/requirements.txt
+	@touch $@
+
 schema: $(READY)
 	$(BIN)/quantcfg schema > schemas/quantcfg.schema.json
 
@@ -55,4 +74,4 @@ $(READY):
 	@touch $@
 
 clean:
-	rm -rf .venv runs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-models runs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -25,6 +25,7 @@ from torch import nn
 
 import quantcfg as qc
 from quantcfg.prepare.record import tensors_in
+from tests.models.operators import declare_operators
 
 Maker = Callable[[], tuple[nn.Module, dict[str, Any]]]
 
@@ -172,6 +173,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the outcomes")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    declare_operators()
     outcomes = []
     for source in options.sources or SOURCES:
         for name, make in SOURCES[source]():
