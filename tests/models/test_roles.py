@@ -120,7 +120,7 @@ def squeeze_excitation(path: str, activation: str) -> Table:
 
 
 def activated(path: str, activation: str) -> Table:
-    """Convolution, batch norm, activation: ReLU is part of the chain, the smooth ones are ops of their own."""
+    """Convolution, batch norm, activation: ReLU ends the chain, the smooth ones are ops of their own."""
     table = FUSED("1", path) | QUANTIZED("2", path)
     return table | (FUSED if activation == "relu" else QUANTIZED)("0", path)
 
