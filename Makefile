@@ -25,6 +25,10 @@ help:
 	@echo "make schema  write schemas/quantcfg.schema.json anew"
 	@echo "make clean   remove what the targets made, .venv too"
 
+# One thread, unless told otherwise: models this small gain nothing from more, whose waiting for each other takes the
+# time when the machine has other work; and sums keep their order whatever the number of cores.
+demo test: export OMP_NUM_THREADS ?= 1
+
 demo: $(READY)
 	@rm -rf runs/digits-w8a8 runs/digits-w4a4
 	@$(call show,quantcfg validate configs/digits_w8a8.yaml)
