@@ -34,18 +34,26 @@ ConfigFiles = Annotated[
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="warnings end with exit code 3")]
 Findings = Annotated[FindingsFormat, typer.Option("--format", help="how to write the findings")]
-Topic = Annotated[str, typer.Argument(metavar="WHAT", help="a code, a name or the path of a field")]
+Model = Annotated[
+    str | None, typer.Option("--model", metavar="MODEL", help="check the rules against this model, too")
+]
 Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="one of them, with all details")]
 
 
 def validate(
     configs: ConfigFiles,
+    model: Model = None,
     overrides: Overrides = None,
     strict: Strict = False,
     fmt: Findings = FindingsFormat.text,
 ) -> None:
-    """Check config files. Runs nothing of yours and does not import torch."""
-    findings = check_configs(configs, overrides or ())
+    """Check config files. Without --model it runs nothing of yours and does not import torch."""
+    if model is None:
+        findings = check_configs(configs, overrides or ())
+    else:
+        from quantcfg.cli.model_config_commands import check_on
+
+        findings = check_on(model, configs, overrides or ())
     write_findings(configs, findings, fmt)
     raise typer.Exit(exit_code(findings, strict=strict))
 
@@ -93,15 +101,6 @@ def schema() -> None:
     from quantcfg.config.json_schema import schema_text
 
     sys.stdout.write(schema_text())
-
-
-def explain(topic: Topic) -> None:
-    """Explain a code such as QC201, a preset, an observer, a fake quantize, or a field such as qat.bn."""
-    from quantcfg.config.explain import explain_topic
-    from quantcfg.render.catalogue import format_entry
-
-    found = explain_topic(topic)
-    typer.echo(found if isinstance(found, str) else format_entry(found))
 
 
 def presets(name: Name = None, fmt: ReportFormat = Format.text) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from quantcfg.cli import config_commands, run_commands
+from quantcfg.cli import config_commands, model_config_commands, run_commands
 from quantcfg.cli.boundary import exit_code_of
 from quantcfg.cli.options import COMMAND_LINE
 
@@ -29,7 +29,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "presets": config_commands.presets,
     "observers": config_commands.observers,
     "fake-quants": config_commands.fake_quants,
-    "explain": config_commands.explain,
+    "explain": model_config_commands.explain,
+    "diff": model_config_commands.diff,
     "schema": config_commands.schema,
 }
 for name, function in COMMANDS.items():

@@ -55,7 +55,7 @@ def fake_quant_catalogue() -> dict[str, CatalogueEntry]:
 def _kind(name: str, model: type[BaseModel]) -> CatalogueEntry:
     docs, common = field_docs(model), ObserverParameters.model_fields
     names = sorted(model.model_fields, key=lambda field: list(common).index(field) if field in common else -1)
-    rows = [Row(field, _value(model.model_fields[field].default), docs[field]) for field in names]
+    rows = [Row(field, value_text(model.model_fields[field].default), docs[field]) for field in names]
     return CatalogueEntry(name, inspect.cleandoc(model.__doc__ or ""), tuple(rows))
 
 
@@ -73,11 +73,14 @@ def slot_text(slot: FakeQuantSpec | None) -> str:
     """One slot on one line: ``lsq, min_max, dtype=qint4``; float for None."""
     if slot is None:
         return "float"
-    kwargs = [f"{name}={_value(value)}" for name, value in slot.qkwargs]
+    kwargs = [f"{name}={value_text(value)}" for name, value in slot.qkwargs]
     return ", ".join([slot.fake_quant, slot.observer, *kwargs])
 
 
-def _value(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """A value as a config writes it."""
     if value is None:
         return "null"
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(value_text, value))}]"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from quantcfg.config.matching import NameIndex
+from quantcfg.config.parameters import filled
 from quantcfg.config.rules import EXACT_NAME_TIER, TIERS, Decision, Rule, Target
 from quantcfg.config.spec import DEFAULT, Origin, Scalar
 from quantcfg.errors import Place
@@ -92,7 +93,7 @@ def field_origins(decision: Decision) -> list[FieldOrigin]:
     used = decision.contributors[-1].place if decision.contributors else None
     return [
         FieldOrigin(name, value, *_origin(origins.get(name, DEFAULT), used))
-        for name, value in decision.spec.values().items()
+        for name, value in filled(decision.spec).values().items()
     ]
 
 

@@ -163,6 +163,13 @@ def _name_hint(rule: Rule, tree: _Tree) -> tuple[str | None, tuple[str, ...]]:
     return (repaired, (note, f"`{repaired}` matches {count}")) if count else (None, (note,))
 
 
+def nearest_name(name: str, targets: Sequence[Target]) -> tuple[str | None, tuple[str, ...]]:
+    """The name of a module or op that ``name`` was meant to be, if one is near, and where it goes astray."""
+    if not is_exact(name) or not all(name.split(".")):
+        return None, ()
+    return _name_hint(Rule("module_name", name, None), _Tree(targets))
+
+
 def _repaired_anywhere(pattern: str, tree: _Tree) -> str | None:
     """The change of one segment that makes a pattern with ``**`` match; such a one stops nowhere."""
     segments = [segment.text for segment in parse_pattern(pattern)]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from quantcfg.config.spec import FakeQuantSpec, QConfigSpec
 
 DType = Literal[
     "qint2",
@@ -187,3 +190,17 @@ def accepted(observer: str | None, fake_quant: str | None) -> dict[str, type[Par
     """Parameter name -> the model that types it, for one observer inside one fake quantize."""
     models = (OBSERVER_PARAMETERS.get(observer or ""), FAKE_QUANT_PARAMETERS.get(fake_quant or ""))
     return {name: model for model in models if model for name in model.model_fields}
+
+
+def with_defaults(spec: FakeQuantSpec) -> FakeQuantSpec:
+    """The same slot with every parameter that it leaves open written out; equal when it quantizes alike."""
+    models = accepted(spec.observer, spec.fake_quant)
+    defaults = {name: model.model_fields[name].default for name, model in models.items()}
+    kwargs = {name: value for name, value in (defaults | spec.kwargs).items() if value is not None}
+    return FakeQuantSpec(spec.fake_quant, spec.observer, tuple(sorted(kwargs.items())))
+
+
+def filled(spec: QConfigSpec) -> QConfigSpec:
+    """A qconfig with both of its slots written out."""
+    activation, weight = (slot and with_defaults(slot) for slot in (spec.activation, spec.weight))
+    return replace(spec, activation=activation, weight=weight)

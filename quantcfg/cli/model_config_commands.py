@@ -1,0 +1,167 @@
+"""What configs come to on a model: the checks of `validate --model`, and explain, diff, init."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quantcfg.cli import options
+from quantcfg.cli.session import job_with, session
+from quantcfg.errors import ConfigError, Diagnostic, UsageError
+
+if TYPE_CHECKING:
+    from quantcfg.config.load import Config
+    from quantcfg.stages.survey import Survey
+
+DIFFERENT_EXIT = 4
+Topics = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="WHAT | MODEL CONFIG NAME",
+        help="a code, a name or the path of a field; or an op of a model, or rule:PATTERN",
+        show_default=False,
+    ),
+]
+StageOption = Annotated[options.Stage, typer.Option("--stage", help="the stage to explain")]
+OptionalModel = Annotated[
+    str | None, typer.Option("--model", metavar="MODEL", help="compare op by op on this model")
+]
+Compared = Annotated[Path, typer.Argument(metavar="CONFIG|RUN", help="a config, or a run directory")]
+
+
+def check_on(model: str, configs: Sequence[Path], overrides: Sequence[str]) -> list[Diagnostic]:
+    """The findings about configs, those of their rules on a model included. The model runs once."""
+    from quantcfg.config.load import load_config
+
+    findings: list[Diagnostic] = []
+    loaded: list[Config] = []
+    for path in configs:
+        try:
+            loaded.append(load_config(path, overrides=overrides))
+        except ConfigError as error:
+            findings += error.diagnostics
+    if not loaded:
+        return findings
+    with session(quiet=True, verbose=False):
+        from quantcfg.stages.survey import check_on_model
+
+        surveyed = _survey(model, loaded[0])
+        for config in loaded:
+            findings += [*config.warnings, *check_on_model(config, surveyed)]
+    return findings
+
+
+def explain(
+    topics: Topics,
+    *,
+    stage: StageOption = options.Stage.calib,
+    overrides: options.Overrides = None,
+    output_format: options.ReportFormat = options.Format.text,
+    debug: options.Debug = False,
+) -> None:
+    """Explain a code, preset, kind or field; or why an op of a model is treated as it is.
+
+    WHAT is a code such as QC201, a preset, an observer, a fake quantize, or a field such as qat.bn.
+    NAME is an op of the model, or rule:PATTERN for what a rule wins and loses.
+    """
+    del debug
+    if len(topics) == 3:
+        model, config, name = topics
+        _explain_on_model(
+            model, Path(config), name, stage=stage, overrides=overrides, output_format=output_format
+        )
+    elif len(topics) == 1:
+        _explain_topic(topics[0], output_format)
+    else:
+        raise UsageError("explain takes one WHAT, or MODEL CONFIG NAME", hint="see quantcfg explain --help")
+
+
+def _explain_topic(topic: str, output_format: options.Format) -> None:
+    from quantcfg.config.catalogue import CatalogueEntry
+    from quantcfg.config.explain import explain_topic
+    from quantcfg.render.catalogue import format_entry
+    from quantcfg.render.console import print_json
+
+    found = explain_topic(topic)
+    if output_format is options.Format.json:
+        print_json(found.as_dict() if isinstance(found, CatalogueEntry) else {"name": topic, "doc": found})
+    else:
+        typer.echo(format_entry(found) if isinstance(found, CatalogueEntry) else found)
+
+
+def _explain_on_model(
+    model: str,
+    path: Path,
+    name: str,
+    *,
+    stage: options.Stage,
+    overrides: list[str] | None,
+    output_format: options.Format,
+) -> None:
+    from quantcfg.config.load import load_config
+
+    config = load_config(path, overrides=overrides or ())
+    with session(quiet=True, verbose=False):
+        from quantcfg.stages.explaining import explain_name
+
+        surveyed = _survey(model, config)
+        explained = explain_name(surveyed, surveyed.outcome(config, stage.value), name)
+    from quantcfg.render.console import print_json, result_console
+    from quantcfg.render.explain import print_explanation
+
+    if output_format is options.Format.json:
+        print_json(explained.to_dict())
+    else:
+        print_explanation(result_console(), explained)
+
+
+def diff(
+    before: Compared,
+    after: Compared,
+    *,
+    model: OptionalModel = None,
+    output_format: options.ReportFormat = options.Format.text,
+    debug: options.Debug = False,
+) -> None:
+    """Show what differs in meaning between two configs or runs; exit code 4 when something does."""
+    del debug
+    from quantcfg.config.compare import compare_rules, compare_settings
+
+    a, b = _config_of(before), _config_of(after)
+    changes, ops = compare_settings(a, b), None
+    if model is None:
+        changes = [*compare_rules(a, b), *changes]
+    else:
+        with session(quiet=True, verbose=False):
+            from quantcfg.stages.comparing import compare_on_model
+
+            ops = compare_on_model(_survey(model, a), a, b)
+    from quantcfg.render.console import print_json, result_console
+    from quantcfg.render.diff import diff_dict, print_diff
+
+    if output_format is options.Format.json:
+        print_json(diff_dict(changes, ops))
+    else:
+        print_diff(result_console(), (str(before), str(after)), changes, ops or ())
+    raise typer.Exit(DIFFERENT_EXIT if changes or ops else 0)
+
+
+def _config_of(path: Path) -> Config:
+    from quantcfg.config.load import load_config
+    from quantcfg.runs.directory import RunDirectory
+
+    if not path.is_dir():
+        return load_config(path)
+    resolved = RunDirectory(path).resolved_config
+    if not resolved.is_file():
+        raise UsageError(f"'{path}' is no run directory", hint="name a config, or a directory of a run")
+    return load_config(resolved)
+
+
+def _survey(model: str, config: Config) -> Survey:
+    from quantcfg.stages.survey import survey
+
+    return survey(job_with(model, config, seed=0, device="cpu", quiet=True))

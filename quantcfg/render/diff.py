@@ -1,0 +1,85 @@
+"""The differences of two configs as a table, and as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from quantcfg.config.catalogue import slot_text
+from quantcfg.config.compare import BOTH, Change
+from quantcfg.prepare.outcomes import Treatment
+from quantcfg.render.console import print_table
+from quantcfg.render.names import summarize
+from quantcfg.render.text import safe_text
+from quantcfg.stages.comparing import OpChange
+
+DIFF_VERSION = 1
+
+
+def diff_dict(changes: Sequence[Change], ops: Sequence[OpChange] | None) -> dict[str, Any]:
+    """The differences for machines; ``ops`` is null when no model was given."""
+    return {
+        "format_version": DIFF_VERSION,
+        "equal": not changes and not ops,
+        "changes": [asdict(change) for change in changes],
+        "ops": None if ops is None else [asdict(change) for change in ops],
+    }
+
+
+def print_diff(
+    console: Console, names: tuple[str, str], changes: Sequence[Change], ops: Sequence[OpChange]
+) -> None:
+    """Print what differs; ops that differ alike share a row."""
+    if not changes and not ops:
+        console.print(_cell(f"{names[0]} and {names[1]} mean the same"), soft_wrap=True)
+    if changes:
+        print_table(console, _changes(names, changes))
+    if changes and ops:
+        console.print()
+    if ops:
+        print_table(console, _ops(names, ops))
+
+
+def _changes(names: tuple[str, str], changes: Sequence[Change]) -> Table:
+    table = _table("what", *names, "stage")
+    for change in changes:
+        stage = "" if change.stage == BOTH else change.stage
+        table.add_row(*map(_cell, (change.what, change.before, change.after, stage)))
+    return table
+
+
+def _ops(names: tuple[str, str], ops: Sequence[OpChange]) -> Table:
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for change in ops:
+        texts = (_treated(change.before, change.rule_before), _treated(change.after, change.rule_after))
+        groups.setdefault((change.stage, *texts), []).append(change.name)
+    table = _table("ops", "n", *names, "stage")
+    for (stage, before, after), members in groups.items():
+        table.add_row(*map(_cell, (summarize(members), str(len(members)), before, after, stage)))
+    return table
+
+
+def _treated(made: Treatment, rule: str) -> str:
+    parts = [made.role]
+    if made.output:
+        parts.append(f"output {slot_text(made.output)}")
+    if made.weight:
+        parts.append(f"weight {slot_text(made.weight)}")
+    parts += [f"input {slot_text(spec)}" for _, spec in made.inputs]
+    return f"{'; '.join(parts)} ({rule})"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(_cell(column), overflow="fold")
+    return table
+
+
+def _cell(text: str) -> Text:
+    return Text(safe_text(text))
