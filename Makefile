@@ -14,11 +14,14 @@ MODELS_READY := .venv-models/.ready
 # Print a command as a user would type it, then run it.
 show = printf '\n$$ %s\n' "$(1)" && PATH="$(BIN):$$PATH" $(1)
 
-.PHONY: help demo test lint bench models schema setup clean
+.PHONY: help demo test test-slow test-faults mutation lint bench models schema setup clean
 
 help:
 	@echo "make demo    calibrate and train a model on real digits, from its config files"
 	@echo "make test    lint, types and the whole test suite"
+	@echo "make test-slow    what takes too long for that: a million cases, every kind of edit"
+	@echo "make test-faults  kill and starve runs at their write-side calls, and compare bytes"
+	@echo "make mutation     how many edits of a config are reported, and where"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make bench   the measurements of benchmarks/"
 	@echo "make models  prepare the models of torchvision, timm and transformers, and their trainers"
@@ -39,6 +42,15 @@ demo: $(READY)
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses auto
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow --ignore tests/faults
+
+test-faults: $(READY)
+	$(BIN)/python -m pytest -m slow tests/faults
+
+mutation: $(READY)
+	$(BIN)/python -m tests.config.mutation
 
 lint: $(READY)
 	$(BIN)/ruff check .
