@@ -32,6 +32,9 @@ class FindingsFormat(StrEnum):
 ConfigFiles = Annotated[
     list[Path], typer.Argument(metavar="CONFIG...", help="the configs, YAML or TOML", show_default=False)
 ]
+SchemaModel = Annotated[
+    str | None, typer.Option("--model", metavar="MODEL", help="list the names and classes of this model")
+]
 Strict = Annotated[bool, typer.Option("--strict", help="warnings end with exit code 3")]
 Findings = Annotated[FindingsFormat, typer.Option("--format", help="how to write the findings")]
 Model = Annotated[
@@ -96,11 +99,16 @@ def exit_code(findings: Sequence[Diagnostic], *, strict: bool) -> int:
     return STRICT_EXIT if strict and findings else 0
 
 
-def schema() -> None:
-    """Print the JSON Schema of the config file."""
-    from quantcfg.config.json_schema import schema_text
+def schema(model: SchemaModel = None) -> None:
+    """Print the JSON Schema of the config file; with a model, its names and classes are listed in it."""
+    if model is None:
+        from quantcfg.config.json_schema import schema_text
 
-    sys.stdout.write(schema_text())
+        sys.stdout.write(schema_text())
+    else:
+        from quantcfg.cli.model_config_commands import model_schema
+
+        sys.stdout.write(model_schema(model))
 
 
 def presets(name: Name = None, fmt: ReportFormat = Format.text) -> None:

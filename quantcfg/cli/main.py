@@ -31,6 +31,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "fake-quants": config_commands.fake_quants,
     "explain": model_config_commands.explain,
     "diff": model_config_commands.diff,
+    "init": model_config_commands.init,
     "schema": config_commands.schema,
 }
 for name, function in COMMANDS.items():

@@ -161,6 +161,60 @@ def _config_of(path: Path) -> Config:
     return load_config(resolved)
 
 
+def init(
+    model: options.Model,
+    *,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="CONFIG", help="write it there, with a schema beside it"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace the config that is there")] = False,
+    debug: options.Debug = False,
+) -> None:
+    """Write a first config for a model: it runs as it is, and its comments say what else could be written.
+
+    Without -o it is printed. With -o the JSON Schema of this model is written beside it, for editors.
+    """
+    del debug
+    if output is not None and output.suffix not in (".yaml", ".yml"):
+        raise UsageError(f"'{output}' does not end in .yaml", hint="the starter config is YAML")
+    if output is not None and output.exists() and not force:
+        raise UsageError(f"'{output}' exists", hint="--force replaces it")
+    target = output.absolute() if output else None
+    with session(quiet=True, verbose=False):
+        from quantcfg.config.load import empty_config
+        from quantcfg.stages.starter import SCHEMA_NAME, starter_config
+        from quantcfg.stages.survey import survey
+
+        job = job_with(model, empty_config(), seed=0, device="cpu", quiet=True)
+        surveyed = survey(job)
+        text = starter_config(surveyed, model, trains=job.model_file.has("train_data"))
+    if target is None:
+        typer.echo(text, nl=False)
+        return
+    from quantcfg.runs.writer import write_text
+
+    write_text(target.with_name(SCHEMA_NAME), _schema_of(surveyed))
+    write_text(target, text)
+    typer.echo(f"{output}")
+
+
+def model_schema(model: str) -> str:
+    """The JSON Schema with the names and classes of a model, which an editor then completes."""
+    from quantcfg.config.load import empty_config
+
+    with session(quiet=True, verbose=False):
+        surveyed = _survey(model, empty_config())
+    return _schema_of(surveyed)
+
+
+def _schema_of(surveyed: Survey) -> str:
+    from quantcfg.config.json_schema import schema_text
+    from quantcfg.stages.starter import names_and_types
+
+    return schema_text(*names_and_types(surveyed))
+
+
 def _survey(model: str, config: Config) -> Survey:
     from quantcfg.stages.survey import survey
 

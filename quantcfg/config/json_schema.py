@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel
@@ -25,13 +26,17 @@ FREE_NOTES = {"^x-": {"description": "A note; not read."}}
 QKWARGS = ("activation_qkwargs", "weight_qkwargs")
 
 
-def schema_text() -> str:
-    """The schema as the file in ``schemas/`` holds it."""
-    return json.dumps(config_schema(), indent=2) + "\n"
+def schema_text(names: Iterable[str] = (), types: Iterable[str] = ()) -> str:
+    """The schema as the file in ``schemas/`` holds it, or that of one model."""
+    return json.dumps(config_schema(names, types), indent=2) + "\n"
 
 
-def config_schema() -> dict[str, Any]:
-    """The schema of the whole file."""
+def config_schema(names: Iterable[str] = (), types: Iterable[str] = ()) -> dict[str, Any]:
+    """The schema of the whole file.
+
+    The ``names`` of a model's modules and ops, and the ``types`` of its modules, become keys that an editor
+    completes; patterns are accepted as before.
+    """
     schema = models.File.model_json_schema(by_alias=True)
     definitions: dict[str, Any] = schema["$defs"]
     for name, definition in [*definitions.items(), ("File", schema)]:
@@ -39,6 +44,10 @@ def config_schema() -> dict[str, Any]:
     definitions |= _parameter_definitions()
     _type_qkwargs(definitions["QConfigFields"])
     _suggest_presets(definitions["QConfigFields"])
+    rules = definitions["Rules"]["properties"]
+    for key, known in (("module_name", names), ("module_type", types)):
+        if listed := dict.fromkeys(known, rules[key]["additionalProperties"]):
+            rules[key]["properties"] = listed
     return {"$schema": DIALECT, "$id": SCHEMA_ID} | schema
 
 

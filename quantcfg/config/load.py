@@ -75,6 +75,13 @@ class Config:
         return {"version": VERSION} | data
 
 
+def empty_config() -> Config:
+    """A config without a single rule, for questions about a model alone."""
+    tree = Table({}, Place("", 1))
+    stages: dict[str, tuple[Rule, ...]] = dict.fromkeys(STAGES, ())
+    return Config(Path(), File(version=1), (), {}, (), (), tree, stages)
+
+
 def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read and check a config. Several files count as one that extends the earlier ones.
 

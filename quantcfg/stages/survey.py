@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from quantcfg.config.findings import check_rules
-from quantcfg.config.load import Config
+from quantcfg.config.load import Config, empty_config
 from quantcfg.config.rules import Decision, RuleSet, Target
 from quantcfg.errors import ConfigError, Diagnostic
 from quantcfg.prepare.assign import Assignment, Assignments, assign
@@ -81,8 +81,7 @@ class Survey:
 def survey(job: Job) -> Survey:
     """Run the model of ``job`` once, whatever its config says of it."""
     model = job.build_model()
-    without_rules = replace(job, config=replace(job.config, stages=dict.fromkeys(STAGES, ())))
-    recording = prepared(without_rules.prepare(model, "calib")).recording
+    recording = prepared(replace(job, config=empty_config()).prepare(model, "calib")).recording
     return Survey(model, recording, tuple(targets_of(model, recording)))
 
 
