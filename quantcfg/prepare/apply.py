@@ -61,7 +61,8 @@ class _Builder:
         assert interceptor is not None
         self.interceptor = interceptor
         self.modules = dict(model.named_modules())
-        self.applied = Applied(Runner({}, set(self.modules) - set(recording.calls)))
+        modules: dict[str, FakeQuantizeBase] = {}
+        self.applied = Applied(Runner({}, set(self.modules) - set(recording.calls), modules), modules)
         self.shared: dict[int, FakeQuantizeBase] = {}
         self.weights: dict[tuple[str, str, int, Slot], FakeQuantizeBase] = {}
         self.behind: dict[int, int] = {}  # GEMM -> the batch norm that stays and whose output is quantized

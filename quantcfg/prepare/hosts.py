@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import cast
 
 from torch import nn
 
 from quantcfg.errors import PrepareError
+from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
 from quantcfg.prepare.intercept import Interceptor
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -16,7 +18,9 @@ ATTRIBUTE = "fake_quants"
 class FakeQuants(nn.ModuleDict):
     """The fake quantize modules of one host module, by slot: ``weight``, ``output``, ``add_0``, ``input_0``.
 
-    ``qat`` says that statistics follow the mode of the model: observed in training, not in evaluation.
+    ``qat`` says that the switches follow the mode of the model: observing in training, not in evaluation.
+    A quantizer that has seen nothing yet stays in float in evaluation, since trainers evaluate a batch or two
+    before the first step.
     """
 
     def __init__(self) -> None:
@@ -24,13 +28,21 @@ class FakeQuants(nn.ModuleDict):
         self.qat = False
         self.frozen = False
 
-    def train(self, mode: bool = True) -> FakeQuants:
-        """Switch the mode, and in QAT the observers with it."""
-        super().train(mode)
-        if self.qat:
-            for module in self.values():
-                module.observing = mode and not self.frozen  # type: ignore[assignment]
-        return self
+    @property
+    def training(self) -> bool:
+        """The mode of the host. Some trainers restore it by assignment, without a call of ``train``."""
+        return bool(self.__dict__.get("_training", True))
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        self.__dict__["_training"] = mode
+        if self.__dict__.get("qat", False):
+            self._follow(mode)
+
+    def _follow(self, mode: bool) -> None:
+        for module in cast("Iterable[FakeQuantizeBase]", self.values()):
+            module.observing = mode and not self.frozen
+            module.quantizing = mode or module.has_default or module.has_qparams.is_meta or module.observed
 
 
 def host_of(path: str, modules: Mapping[str, nn.Module]) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -146,9 +146,16 @@ class Runner:
     A call or an occurrence beyond the recorded ones (a loop that runs longer) uses the last one's quantizers.
     """
 
-    def __init__(self, tables: dict[str, list[Table | None]], unseen: set[str]) -> None:
+    def __init__(
+        self,
+        tables: dict[str, list[Table | None]],
+        unseen: set[str],
+        modules: Mapping[str, FakeQuantizeBase] | None = None,
+    ) -> None:
         self.tables = tables
         self.unseen = unseen
+        self.modules = {} if modules is None else modules
+        self.settled = False  # every quantizer has been at work
 
     def enter(self, path: str, call: int) -> Table | None:
         """The table of this call."""
@@ -170,8 +177,19 @@ class Runner:
             stacklevel=2,
         )
 
-    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Nothing to do when a forward starts."""
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
+        """Say it once when quantizers have nothing to quantize with, and the model runs in float."""
+        if self.settled or torch.compiler.is_compiling():
+            return
+        idle = [m for m in self.modules.values() if not (m.observing or m.quantizing or m.observed)]
+        self.settled = bool(idle) or all(m.quantizing for m in self.modules.values())
+        if idle:
+            warnings.warn(
+                f"{len(idle)} of {len(self.modules)} quantizers have seen nothing yet and stay in float; "
+                "calibrate or train before you evaluate",
+                QuantcfgWarning,
+                stacklevel=2,
+            )
 
     def handle(self, scope: Scope, func: Callable[..., Any], args: Any, kwargs: Any, memo: Memo) -> Any:
         """Quantize around one torch function, if there is anything to do."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quantcfg.errors import NumericError, PrepareError
+from quantcfg.errors import NumericError, PrepareError, QuantcfgWarning
 from quantcfg.prepare.prepare import prepare
 from quantcfg.prepare.record import tensors_in
 from quantcfg.prepare.state import (
@@ -337,3 +337,32 @@ def test_a_model_prepared_without_gradients_has_them_later() -> None:
     prepared.train()(*inputs).square().sum().backward()
 
     assert all(p.grad is not None for name, p in prepared.named_parameters() if "fake_quants" in name)
+
+
+def test_evaluation_before_the_first_step_of_training_is_in_float_and_says_so() -> None:
+    torch.manual_seed(0)
+    make, inputs = CASES["resnet"]
+    model, x = make().eval(), inputs()
+    prepared = prepare(model, GLOBAL, example_inputs=x, stage="qat").train().eval()
+
+    with pytest.warns(QuantcfgWarning, match="17 of 17 quantizers have seen nothing yet and stay in float"):
+        before = prepared(*x)
+    prepared(*x)
+    prepared.train()(*x)
+    prepared.eval()
+
+    torch.testing.assert_close(before, model(*x), rtol=1e-4, atol=1e-5)  # but for the folded batch norms
+    assert not torch.allclose(prepared(*x), before, rtol=1e-4, atol=1e-5)
+
+
+def test_a_mode_that_is_assigned_module_by_module_switches_the_observers() -> None:
+    make, inputs = CASES["resnet"]
+    prepared = prepare(make().eval(), GLOBAL, example_inputs=inputs(), stage="qat").train()
+    modes = {module: module.training for module in prepared.modules()}
+
+    prepared.eval()
+    assert not any(module.observing for module in fake_quants(prepared).values())
+    for module, mode in modes.items():
+        module.training = mode
+
+    assert all(module.observing and module.quantizing for module in fake_quants(prepared).values())
