@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
-from quantcfg.cli import config_commands, model_config_commands, run_commands
 from quantcfg.cli.boundary import exit_code_of
 from quantcfg.cli.options import COMMAND_LINE
 
@@ -20,22 +20,29 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-COMMANDS: dict[str, Callable[..., None]] = {
-    "validate": config_commands.validate,
-    "plan": run_commands.plan,
-    "calib": run_commands.calib,
-    "qat": run_commands.qat,
-    "eval": run_commands.evaluate,
-    "presets": config_commands.presets,
-    "observers": config_commands.observers,
-    "fake-quants": config_commands.fake_quants,
-    "explain": model_config_commands.explain,
-    "diff": model_config_commands.diff,
-    "init": model_config_commands.init,
-    "schema": config_commands.schema,
+COMMANDS = {
+    "validate": "config_commands:validate",
+    "plan": "run_commands:plan",
+    "calib": "run_commands:calib",
+    "qat": "run_commands:qat",
+    "eval": "run_commands:evaluate",
+    "presets": "config_commands:presets",
+    "observers": "config_commands:observers",
+    "fake-quants": "config_commands:fake_quants",
+    "explain": "model_config_commands:explain",
+    "diff": "model_config_commands:diff",
+    "init": "model_config_commands:init",
+    "schema": "config_commands:schema",
 }
-for name, function in COMMANDS.items():
-    app.command(name)(function)
+"""Each command with the module and function behind it, imported when it is called for."""
+
+
+def register(arguments: Sequence[str]) -> None:
+    """Add the command that the arguments name, or all when they name none: for help, completion, a typo."""
+    first = arguments[0] if arguments else ""
+    for name in [first] if first in COMMANDS else COMMANDS:
+        module, _, function = COMMANDS[name].partition(":")
+        app.command(name)(getattr(import_module(f"quantcfg.cli.{module}"), function))
 
 
 @app.callback(invoke_without_command=True)
@@ -65,4 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code of design section 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     COMMAND_LINE.set(tuple(given))
+    app.registered_commands.clear()
+    register(given)
     return exit_code_of(lambda: app(given, prog_name="quantcfg"), debug="--debug" in given)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 
 from quantcfg.config.spec import Field, QConfigSpec, Scalar, make_spec
 
@@ -16,10 +17,19 @@ class Preset:
     """A named qconfig; ``deprecated_for`` is the name to use instead."""
 
     name: str
-    calib: QConfigSpec
-    qat: QConfigSpec
+    values: tuple[Values, Values] = field(repr=False)
     doc: str
     deprecated_for: str | None = None
+
+    @property
+    def calib(self) -> QConfigSpec:
+        """The qconfig while calibrating."""
+        return _spec(self.name, 0)
+
+    @property
+    def qat(self) -> QConfigSpec:
+        """The qconfig while training."""
+        return _spec(self.name, 1)
 
     def stage(self, stage: str) -> QConfigSpec:
         """The qconfig in ``"calib"`` or ``"qat"``."""
@@ -54,12 +64,16 @@ def _lsq(slot: str) -> Values:
 
 
 def _preset(name: str, doc: str, calib: Values, qat: Values, deprecated_for: str | None = None) -> Preset:
-    origin = f"preset {name}"
-    specs = [
-        make_spec({key: Field(value, origin) for key, value in values.items()}, name=name)
-        for values in (calib, qat)
-    ]
-    return Preset(name, specs[0], specs[1], doc, deprecated_for)
+    return Preset(name, (calib, qat), doc, deprecated_for)
+
+
+@cache
+def _spec(name: str, stage: int) -> QConfigSpec:
+    """Made when it is asked for: a config uses few of the presets."""
+    preset = PRESETS[name]
+    label = preset.deprecated_for or name
+    values = preset.values[stage].items()
+    return make_spec({key: Field(value, f"preset {label}") for key, value in values}, name=label)
 
 
 SHORT_BITS = ((8, 8), (8, 16), (8, 32), (16, 16), (4, 8), (4, 32), (4, 4), (3, 3), (2, 8))
@@ -149,7 +163,7 @@ DEPRECATED = {
 
 def _deprecated_presets(presets: Mapping[str, Preset]) -> Iterator[Preset]:
     for old, new in DEPRECATED.items():
-        yield Preset(old, presets[new].calib, presets[new].qat, f"now called {new}", deprecated_for=new)
+        yield Preset(old, presets[new].values, f"now called {new}", deprecated_for=new)
 
 
 def _all_presets() -> dict[str, Preset]:
