@@ -199,7 +199,10 @@ def _quantize_and_flag(part: tuple[Any, ...], options: _Options) -> None:
     steps = _steps(x, scale, zero_point)
     inside = steps.clamp(options.quant_min, options.quant_max)
     clipped.copy_(steps.sub_(inside).clamp_(-1, 1))
-    torch.mul(_remove(inside, zero_point), scale, out=result)
+    if torch.compiler.is_compiling():  # which takes no `out` that is not contiguous
+        result.copy_(_remove(inside, zero_point).mul_(scale))
+    else:
+        torch.mul(_remove(inside, zero_point), scale, out=result)
 
 
 def _learned_step_backward(part: tuple[Any, ...], options: _Options) -> None:
