@@ -1,0 +1,266 @@
+"""Proof by running: the exported file against the fake-quant model, on the evaluation data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from quantcfg.errors import RunError
+from quantcfg.export.difference import (
+    SHARE_OF_ERROR,
+    SHARE_OF_ERROR_OPTIMISED,
+    Difference,
+    bound,
+    difference,
+    holds,
+)
+from quantcfg.export.freeze import FrozenModel
+from quantcfg.export.report import Check, QuantizerDifference, Subject
+from quantcfg.export.session import Feeds, FileModel, Runner, input_names, latencies_s, open_session, runner
+from quantcfg.prepare.state import plan_of, prepared
+from quantcfg.stages.batches import cut
+from quantcfg.stages.evaluate import evaluate
+from quantcfg.stages.user_code import first_line, in_batch
+
+UNOPTIMISED, OPTIMISED = "ONNX Runtime, unoptimised", "ONNX Runtime"
+_SESSIONS: dict[str, dict[str, Any]] = {
+    UNOPTIMISED: {"optimised": False},
+    "ONNX Runtime, biases in float": {"optimised": True, "without": ("WeightBiasQuantization",)},
+    OPTIMISED: {"optimised": True},
+}
+MAX_BATCHES = 16  # whose outputs are compared value by value; metrics are of all
+MAX_REFERENCE_MACS = 200_000_000  # beyond it the reference evaluator would take minutes
+_REFERENCE_SAMPLES = 2
+
+
+def check_onnx(subject: Subject, proto: onnx.ModelProto, float_proto: onnx.ModelProto | None) -> Check:
+    """Run ``proto`` in ONNX Runtime in three ways, and in ONNX's reference evaluator.
+
+    Raises:
+        RunError: Qparams differ in a bit, or outputs by more than the bound.
+    """
+    num_equal = check_qparams(subject, _qparams_in(proto))
+    content, names = proto.SerializeToString(), input_names(proto)
+    files = {
+        name: FileModel(subject.exported, names, runner(open_session(content, **options)))
+        for name, options in _SESSIONS.items()
+    }
+    found = _compare(subject, files) | _reference_evaluator(subject, proto)
+    check = _check(subject, found, files[OPTIMISED])
+    feeds = files[OPTIMISED].feeds(subject.exported.call)
+    check = replace(check, num_qparams=num_equal, quantizers=tuple(_quantizers(subject, proto, feeds)))
+    if float_proto is None:
+        return check
+    return _beside_float(check, files[OPTIMISED].run, content, float_proto.SerializeToString(), feeds)
+
+
+def _beside_float(check: Check, run: Runner, quantized: bytes, content: bytes, feeds: Feeds) -> Check:
+    """Add latency and size of the file and of the float model's, in the same format and runtime."""
+    float_run = runner(open_session(content, optimised=True))
+    float_s, quantized_s = latencies_s([(float_run, feeds), (run, feeds)])
+    return replace(
+        check,
+        latency_s={"float": float_s, "quantized": quantized_s},
+        sizes={"float": len(content), "quantized": len(quantized)},
+    )
+
+
+def check_program(subject: Subject, loaded: Callable[..., Any]) -> Check:
+    """Run a loaded ``.pt2`` file beside the model.
+
+    Raises:
+        RunError: outputs differ by more than the bound.
+    """
+    model = _Callable(loaded)
+    found = _compare(subject, {"torch.export": model})
+    return _check(subject, found, model)
+
+
+class _Callable(nn.Module):
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = (function,)  # no child: a loaded program has no train() and no eval()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function[0](*args, **kwargs)
+
+
+def check_tensors(subject: Subject, arrays: Mapping[str, np.ndarray]) -> Check:
+    """Compare the tensors of a ``.safetensors`` file with the checkpoint; the frozen model has its integers.
+
+    Raises:
+        RunError: a bit differs.
+    """
+    num_equal = check_qparams(subject, arrays)
+    return replace(_check(subject, _compare(subject, {}), None), num_qparams=num_equal)
+
+
+def check_qparams(subject: Subject, arrays: Mapping[str, np.ndarray]) -> int:
+    """Compare scales and zero points of the checkpoint with those of a file, by name; returns how many.
+
+    Raises:
+        RunError: A bit differs.
+    """
+    compared = 0
+    for name, source in prepared(subject.model).modules.items():
+        for field, tensor in source.qparams()._asdict().items():
+            array = arrays.get(f"{name}.{field}")
+            if array is not None:
+                _refuse_other_bits(name, field, tensor.detach().cpu().numpy(), array)
+                compared += 1
+    return compared
+
+
+def _refuse_other_bits(name: str, field: str, expected: np.ndarray, found: np.ndarray) -> None:
+    if expected.tobytes() != found.astype(expected.dtype).tobytes():
+        raise RunError(f"'{name}': the {field} in the file is not that of the checkpoint")
+
+
+def _qparams_in(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """Scale and zero point of each quantizer, as its nodes have them."""
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    return {
+        f"{node.name.rpartition('.')[0]}.{field}": constants[name]
+        for node in proto.graph.node
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        for field, name in zip(("scale", "zero_point"), node.input[1:], strict=True)
+        if name in constants
+    }
+
+
+def _compare(subject: Subject, files: Mapping[str, nn.Module]) -> dict[str, Difference]:
+    """How far ``files``, the float and the frozen model are from the fake-quant model."""
+    models = {"float": subject.float_model, "frozen": subject.frozen.model, **files}
+    totals = dict.fromkeys(models, Difference())
+    source, forward = subject.job.source(subject.data), subject.job.model_file.forward
+    with torch.no_grad(), subject.job.progress.task("comparing", None) as task:
+        for index, batch in source.batches(limit=MAX_BATCHES):
+            with in_batch(source.name, index):
+                expected = forward(subject.model, batch)
+                for name, model in models.items():
+                    totals[name] += difference(forward(model, batch), expected)
+            task.advance()
+    return totals
+
+
+def _check(subject: Subject, found: dict[str, Difference], model: nn.Module | None) -> Check:
+    error, frozen = found.pop("float"), found.pop("frozen")
+    if frozen.max_abs or frozen.num_changed:
+        raise RunError(f"the frozen model differs from the fake-quant model by up to {frozen.max_abs:.3g}")
+    bounds = {name: bound(error, _share(name)) for name in found}
+    for name, part in found.items():
+        _refuse_beyond_bound(name, part, bounds[name])
+    source, progress = subject.job.source("eval_data"), subject.job.progress
+    models = {"float": subject.float_model, "fake-quant": subject.model}
+    if model is not None:
+        models["exported"] = model
+    metrics = {
+        name: evaluate(one, source, progress, f"evaluating the {name} model") for name, one in models.items()
+    }
+    batches = subject.job.source(subject.data).num_batches()
+    compared = MAX_BATCHES if batches is None else min(batches, MAX_BATCHES)
+    return Check(metrics, found, error, bounds, compared)
+
+
+def _share(name: str) -> float:
+    return SHARE_OF_ERROR_OPTIMISED if name == OPTIMISED else SHARE_OF_ERROR
+
+
+def _refuse_beyond_bound(name: str, found: Difference, allowed: float) -> None:
+    if holds(found, allowed):
+        return
+    raise RunError(
+        f"{name} computes something else than the fake-quant model: root mean square {found.rms:.3g}, "
+        f"at most {found.max_abs:.3g}; allowed is a root mean square of {allowed:.3g}",
+        hint="--no-check writes the file nevertheless",
+    )
+
+
+def _reference_evaluator(subject: Subject, proto: onnx.ModelProto) -> dict[str, Difference]:
+    """ONNX's own evaluator on two samples; nothing where the model is too large or has an op it lacks."""
+    from onnx.reference import ReferenceEvaluator
+
+    if plan_of(subject.model).coverage.macs > MAX_REFERENCE_MACS:
+        subject.job.progress.note("the model is too large for ONNX's reference evaluator, which was not run")
+        return {}
+    source, forward = subject.job.source(subject.data), subject.job.model_file.forward
+    batch = cut(next(iter(source.batches(limit=1)))[1], _REFERENCE_SAMPLES)
+    try:
+        evaluator = ReferenceEvaluator(proto)
+        file = FileModel(subject.exported, input_names(proto), lambda feeds: _arrays(evaluator, feeds))
+        with torch.no_grad(), np.errstate(all="ignore"):
+            return {"ONNX reference": difference(forward(file, batch), forward(subject.model, batch))}
+    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        subject.job.progress.note(f"ONNX's reference evaluator was not run: {first_line(error)}")
+        return {}
+
+
+def _arrays(evaluator: Any, feeds: Feeds) -> list[np.ndarray]:
+    return [np.asarray(array) for array in evaluator.run(None, feeds)]
+
+
+def _quantizers(subject: Subject, proto: onnx.ModelProto, feeds: Feeds) -> Iterator[QuantizerDifference]:
+    """Compare what leaves each activation quantizer, in the order of the graph, on the example call."""
+    outputs = _dequantized(proto)
+    copied = onnx.ModelProto()
+    copied.CopyFrom(proto)
+    known = {value.name for value in copied.graph.output}
+    for value in outputs.values():
+        if value not in known:
+            copied.graph.output.append(
+                onnx.helper.make_tensor_value_info(value, onnx.TensorProto.FLOAT, None)
+            )
+    session = open_session(copied.SerializeToString(), optimised=False)
+    arrays = dict(zip(outputs, session.run(list(outputs.values()), feeds), strict=True))
+    with _passing(subject.frozen) as seen, torch.no_grad():
+        subject.frozen.model(*subject.exported.call.args, **subject.exported.call.kwargs)
+    for name, array in arrays.items():
+        owner, number = name.rstrip("_"), len(name) - len(name.rstrip("_"))
+        if owner in seen and number < len(seen[owner]):
+            yield _steps(owner, torch.from_numpy(array), seen[owner][number], subject.frozen)
+
+
+def _dequantized(proto: onnx.ModelProto) -> dict[str, str]:
+    """The value behind each activation quantizer, by the quantizer's name in the graph."""
+    ending = ".quantized"
+    heads = {
+        node.output[0]: node.name.replace(ending, "")
+        for node in proto.graph.node
+        if node.op_type == "QuantizeLinear" and ending in node.name
+    }
+    return {
+        heads[node.input[0]]: node.output[0] for node in proto.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in heads
+    }  # fmt: skip
+
+
+@contextmanager
+def _passing(frozen: FrozenModel) -> Iterator[dict[str, list[Tensor]]]:
+    """Collects what leaves each activation quantizer inside the block."""
+    seen: dict[str, list[Tensor]] = {}
+
+    def note(module: nn.Module, args: Any, output: Tensor) -> None:
+        del args
+        seen.setdefault(str(module.name), []).append(output.detach().clone())
+
+    hooks = [module.register_forward_hook(note) for module in frozen.activations.values()]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _steps(name: str, x: Tensor, expected: Tensor, frozen: FrozenModel) -> QuantizerDifference:
+    scale = frozen.activations[name].scale
+    axis = frozen.activations[name].axis
+    step = scale if axis < 0 else scale.reshape(-1, *[1] * (x.dim() - axis - 1))
+    steps = ((x.double() - expected.double()) / step).round().abs()
+    return QuantizerDifference(name, x.numel(), int((steps > 0).sum()), int(steps.max()) if x.numel() else 0)

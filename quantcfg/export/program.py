@@ -1,0 +1,72 @@
+"""A model as torch.export sees it, with axes that vary; and what is said when it cannot be seen so."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from quantcfg.errors import RunError
+from quantcfg.export.calls import Axes, Call, dynamic_shapes, widened
+from quantcfg.stages.progress import Progress
+from quantcfg.stages.user_code import first_line, innermost_line
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """An exported program, the call it was made with, and its axes that vary."""
+
+    exported: ExportedProgram
+    call: Call
+    axes: Axes
+
+
+def export_program(model: nn.Module, call: Call, axes: Axes, progress: Progress) -> Program:
+    """Export ``model``; where not all ``axes`` can vary, that of the samples alone, and that is said.
+
+    Raises:
+        RunError: torch.export refuses the model; the message has its reason and the line of the model.
+    """
+    samples = frozenset((index, axis) for index, axis in axes if axis == 0)
+    try:
+        return _export(model, call, axes)
+    except Exception as error:  # whatever torch.export raises
+        if samples == axes:
+            raise _refusal(error) from error
+        progress.note(f"only the axis of the samples is dynamic in the file: {first_line(error)}")
+    try:
+        return _export(model, call, samples)
+    except Exception as error:  # whatever torch.export raises
+        raise _refusal(error) from error
+
+
+def _export(model: nn.Module, call: Call, axes: Axes) -> Program:
+    wide = widened(call, axes)
+    shapes, kwarg_shapes = dynamic_shapes(wide, axes)
+    by_parameter = inspect.signature(model.forward).bind(*shapes, **kwarg_shapes).arguments
+    with quiet(), torch.no_grad():
+        exported = torch.export.export(
+            model, wide.args, dict(wide.kwargs), strict=False, dynamic_shapes=by_parameter
+        )
+    return Program(exported, wide, axes)
+
+
+def _refusal(error: Exception) -> RunError:
+    line = innermost_line(error.__traceback__)
+    where = f" at {line}" if line else ""
+    return RunError(
+        f"torch.export refuses the model{where}: {first_line(error)}",
+        hint="control flow that depends on values of tensors cannot be written to a file",
+    )
+
+
+class quiet(warnings.catch_warnings):  # noqa: N801  used as a context manager, like its base
+    """Drops what exporters warn of: it is about their own insides."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        warnings.simplefilter("ignore")
