@@ -26,6 +26,7 @@ COMMANDS = {
     "calib": "run_commands:calib",
     "qat": "run_commands:qat",
     "eval": "run_commands:evaluate",
+    "export": "export_commands:export",
     "presets": "config_commands:presets",
     "observers": "config_commands:observers",
     "fake-quants": "config_commands:fake_quants",
