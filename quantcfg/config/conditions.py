@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 CONDITION_PATTERN = r"^\s*(>=|<=|>|<)\s*(-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?)\s*$"
+SIZE_PATTERN = r"^\s*(>=|<=|>|<)\s*([0-9]+(\.[0-9]+)?)\s*(B|KiB|MiB|GiB)\s*$"
+_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
@@ -41,3 +43,15 @@ def parse_condition(text: str) -> Condition:
     if match is None:
         raise ValueError(f"not a condition such as '>= 0.95': {text!r}")
     return Condition(match[1], float(match[2]))
+
+
+def parse_size(text: str) -> Condition:
+    """Read a condition on bytes.
+
+    Raises:
+        ValueError: not a comparison with a size.
+    """
+    match = re.match(SIZE_PATTERN, text)
+    if match is None:
+        raise ValueError(f"not a condition such as '<= 24 MiB': {text!r}")
+    return Condition(match[1], float(match[2]) * _UNITS[match[4]])

@@ -19,7 +19,7 @@ RULE_TABLES = ("module_type", "module_name")
 
 def is_free(path: tuple[str, ...]) -> bool:
     """Whether the keys of the mapping at ``path`` are names of the user's."""
-    if path in (("qconfigs",), ("guards", "metric_drop")):
+    if path in (("qconfigs",), ("guards", "metric_drop"), ("guards", "ops")):
         return True
     return bool(path) and path[-1] in RULE_TABLES and path[:-1] in _RULES
 

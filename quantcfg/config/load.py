@@ -15,7 +15,7 @@ from quantcfg.config.nodes import Table, plain, renamed
 from quantcfg.config.overrides import apply_overrides
 from quantcfg.config.presets import STAGES
 from quantcfg.config.qconfigs import QConfigReader
-from quantcfg.config.rulebook import build_rules, stage_templates
+from quantcfg.config.rulebook import build_rules, check_pattern, stage_templates
 from quantcfg.config.rules import Rule, RuleSet
 from quantcfg.config.schema import CalibSection, ExportSection, File, Guards, QatSection
 from quantcfg.config.slot_checks import SlotChecker
@@ -100,6 +100,7 @@ def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
     tree = apply_overrides(loader.merged(), overrides, findings)
     file, tree, broken = _validated(tree, findings)
     stages = _stages(tree, broken, findings)
+    _check_guards(tree, findings)
     _check_use(tree, stages, findings, Path(paths[-1]))
     findings.raise_if_errors()
     assert file is not None
@@ -143,6 +144,13 @@ def _stages(tree: Table, broken: frozenset[int], findings: Findings) -> dict[str
         reader.check_named()
         stages[stage] = build_rules(tree, reader, findings)
     return stages
+
+
+def _check_guards(tree: Table, findings: Findings) -> None:
+    guards = tree.get("guards")
+    ops = guards.get("ops") if isinstance(guards, Table) else None
+    for pattern, entry in ops.entries.items() if isinstance(ops, Table) else ():
+        check_pattern("module_name", pattern, entry.key_place, findings)
 
 
 def _check_use(tree: Table, stages: Mapping[str, Sequence[Rule]], findings: Findings, path: Path) -> None:

@@ -39,7 +39,7 @@ def build_rules(tree: Table, reader: QConfigReader, findings: Findings) -> tuple
     for kind, pattern, entry in _rule_entries(stage_rules(tree, reader.stage)):
         if findings.full:
             break
-        _check_pattern(kind, pattern, entry.key_place, findings)
+        check_pattern(kind, pattern, entry.key_place, findings)
         try:
             rules.append(_rule(kind, pattern, entry, reader, findings))
         except Broken:
@@ -96,7 +96,8 @@ def _options(node: Node) -> tuple[Node, bool, int | None]:
     )
 
 
-def _check_pattern(kind: str, pattern: str, place: Place, findings: Findings) -> None:
+def check_pattern(kind: str, pattern: str, place: Place, findings: Findings) -> None:
+    """Report a type or pattern that cannot be read."""
     if kind == "module_type" and (not _TYPE_NAME.fullmatch(pattern) or len(pattern) > MAX_TYPE_NAME):
         findings.error(
             "QC131",

@@ -14,7 +14,8 @@ from pydantic import (
     model_validator,
 )
 
-from quantcfg.config.conditions import CONDITION_PATTERN
+from quantcfg.config.conditions import CONDITION_PATTERN, SIZE_PATTERN
+from quantcfg.config.parameters import DType
 from quantcfg.config.refusals import refuse
 
 FakeQuantName = Literal["fake_quant", "lsq", "pact"]
@@ -29,6 +30,7 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Condition = Annotated[str, StringConstraints(pattern=CONDITION_PATTERN)]
+SizeCondition = Annotated[str, StringConstraints(pattern=SIZE_PATTERN)]
 
 
 class Section(BaseModel):
@@ -337,6 +339,15 @@ class ExportSection(Section):
     """ONNX with QuantizeLinear and DequantizeLinear, or torch.export's own."""
 
 
+class OpGuard(Section):
+    """What the ops of a name or pattern have to be."""
+
+    activation: DType | Literal["float"] | None = None
+    """The dtype of every output there; `float`: not quantized. Null: whatever it is."""
+    weight: DType | Literal["float"] | None = None
+    """The dtype of every weight there; `float`: not quantized. Null: whatever it is."""
+
+
 class Guards(Section):
     """Conditions that a plan or run has to meet, such as `">= 0.95"`."""
 
@@ -346,6 +357,12 @@ class Guards(Section):
     """Share of the parameters that are quantized."""
     quantized_ops: Condition | None = None
     """Share of the ops that are quantized or pass quantized values through."""
+    weight_bits: Condition | None = None
+    """Bits per parameter on average, 32 for those in float."""
+    size: SizeCondition | None = None
+    """Size of all parameters with quantized weights packed, such as `"<= 24 MiB"` (B, KiB, MiB, GiB)."""
+    ops: dict[str, OpGuard] = Field(default_factory=dict)
+    """By name or pattern, for everything inside: the dtypes that ops must have."""
     metric_drop: dict[str, Condition] = Field(default_factory=dict)
     """By metric: float minus quantized."""
 

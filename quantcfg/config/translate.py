@@ -57,6 +57,7 @@ KINDS = {
     "templates": ("QC104", "template"),
 }
 CONDITION_ADVICE = 'write a comparison with a number, such as ">= 0.95"'
+SIZE_ADVICE = 'write a comparison with a size, such as "<= 24 MiB"'
 QCONFIG_FORMS = "a qconfig: the name of a preset, a name under `qconfigs`, null, or a mapping"
 
 
@@ -148,7 +149,7 @@ def _wrong_type(t: Translator, error: Error, loc: Loc, node: Node, place: Place)
     is_null = isinstance(node, Leaf) and node.value is None
     advice = type_advice(expected, node)
     if expected == "a text" and loc[0] == "guards":
-        advice = CONDITION_ADVICE
+        advice = _condition_advice(loc)
     t.findings.error(
         "QC103",
         f"`{key_path(loc)}`: expected {expected}, got {describe(node)}",
@@ -271,8 +272,12 @@ def _wrong_form(t: Translator, error: Error, loc: Loc, node: Node, place: Place)
         "QC105",
         f"`{key_path(loc)}`: {describe(node)} is not a condition",
         node.place,
-        help=CONDITION_ADVICE,
+        help=_condition_advice(loc),
     )
+
+
+def _condition_advice(loc: Loc) -> str:
+    return SIZE_ADVICE if loc[:2] == ("guards", "size") else CONDITION_ADVICE
 
 
 def _refused(t: Translator, error: Error, loc: Loc, node: Node, place: Place) -> None:

@@ -17,6 +17,9 @@ from quantcfg.prepare.fuse import Chain, find_chains, is_dropout
 from quantcfg.prepare.ops import OpKind
 from quantcfg.prepare.record import Operand, Recording, Site, Slot
 
+LEFT_BY_RULES = ("left in float by", "no rule covers it", "no activation fake quant")
+"""How the reason of an op begins that is in float because of the rules, not because of what it is."""
+
 
 class Role(Enum):
     """What becomes of an op."""

@@ -57,7 +57,7 @@ def run_calib(job: Job, run: RunDirectory) -> None:
     clock, source = Clock(), job.required_source("calib_data")
     float_model = job.build_model()
     model = job.prepare(float_model, "calib")
-    check_plan(job.config, plan_of(model).coverage)
+    check_plan(job.config, plan_of(model))
     identity = records.identity_of(job, float_model, "calib")
     stage = _Stage(float_model, model, source, identity, clock)
     with logging_to(run.log):
@@ -106,7 +106,7 @@ def _run(job: Job, run: RunDirectory, stage: _Stage, start: _Start) -> None:
         "num_samples": position.samples,
         "skipped": _skipped(stage.model),
         "coverage": asdict(plan_of(stage.model).coverage),
-        "guards": guard_results(job.config, plan_of(stage.model).coverage, float_metrics, metrics),
+        "guards": guard_results(job.config, plan_of(stage.model), float_metrics, metrics),
     }
     timing = stage.clock.timing()
     records.finish(job, run, stage.identity, step=position.batches, result=result, timing=timing)

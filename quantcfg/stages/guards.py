@@ -1,60 +1,76 @@
-"""The guards of a config: conditions on the plan, checked before a run, and on metrics, reported after it."""
+"""The guards of a config: conditions on the plan, checked before a run, and on metrics, after it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from quantcfg.config.conditions import parse_condition
+from quantcfg.config.conditions import parse_condition, parse_size
 from quantcfg.config.load import Config
+from quantcfg.config.matching import NameIndex
+from quantcfg.config.schema import OpGuard
+from quantcfg.config.suggest import listing
 from quantcfg.errors import GuardError
-from quantcfg.prepare.plan import Coverage
+from quantcfg.prepare.assign import LEFT_BY_RULES, Role
+from quantcfg.prepare.plan import OpRow, Plan, TensorPlan
 
 _SHARES = {"quantized_macs": "macs_share", "quantized_params": "params_share", "quantized_ops": "ops_share"}
+_FLOAT = "float"
+_NAMED = 3  # ops in a message
 
 
 @dataclass(frozen=True, slots=True)
 class GuardResult:
-    """One guard, what it was compared with (None: not measured), and whether it holds."""
+    """One guard, what it was compared with (None: not measured), and whether it holds.
+
+    The value of a guard on ops is the share of them that are as they should be.
+    """
 
     guard: str
     condition: str
     value: float | None
     holds: bool
+    detail: str = ""
 
     def __str__(self) -> str:
         value = "was not measured" if self.value is None else f"is {self.value:.4g}"
-        return f"{self.guard} {value}, wanted {self.condition}"
+        return f"{self.guard} {self.detail or value}, wanted {self.condition}"
 
 
-def check_plan(config: Config, coverage: Coverage) -> None:
-    """Hold the guards on coverage before anything is computed.
+def check_plan(config: Config, plan: Plan) -> None:
+    """Hold the guards on the plan before anything is computed.
 
     Raises:
         GuardError: One does not hold; the message names each.
     """
-    raise_unless_held(plan_guards(config, coverage))
+    raise_unless_held(plan_guards(config, plan))
 
 
-def plan_guards(config: Config, coverage: Coverage) -> list[GuardResult]:
-    """The guards on coverage."""
-    return [
+def plan_guards(config: Config, plan: Plan) -> list[GuardResult]:
+    """The guards that need no data: on coverage, size and ops."""
+    guards, coverage = config.guards, plan.coverage
+    results = [
         _result(name, condition, getattr(coverage, share))
         for name, share in _SHARES.items()
-        if (condition := getattr(config.guards, name)) is not None
+        if (condition := getattr(guards, name)) is not None
     ]
+    if guards.weight_bits is not None:
+        results.append(_result("weight_bits", guards.weight_bits, coverage.weight_bits))
+    if guards.size is not None:
+        results.append(_size(guards.size, coverage.size_bytes))
+    return [*results, *(made for name in guards.ops for made in _ops(name, guards.ops[name], plan.rows))]
 
 
 def guard_results(
-    config: Config, coverage: Coverage, before: Mapping[str, float], after: Mapping[str, float]
+    config: Config, plan: Plan, before: Mapping[str, float], after: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """All guards as plain data: on coverage, and on the drop of metrics from ``before`` to ``after``."""
+    """All guards as plain data: on the plan, and on the drop of metrics from ``before`` to ``after``."""
     drops = [
         _result(f"metric_drop.{name}", condition, _drop(name, before, after))
         for name, condition in config.guards.metric_drop.items()
     ]
-    return [asdict(result) for result in (*plan_guards(config, coverage), *drops)]
+    return [asdict(result) for result in (*plan_guards(config, plan), *drops)]
 
 
 def read_results(documents: Iterable[Mapping[str, Any]]) -> list[GuardResult]:
@@ -76,3 +92,45 @@ def _result(guard: str, condition: str, value: float | None) -> GuardResult:
 
 def _drop(name: str, before: Mapping[str, float], after: Mapping[str, float]) -> float | None:
     return before[name] - after[name] if name in before and name in after else None
+
+
+def _size(condition: str, size_bytes: int) -> GuardResult:
+    return GuardResult(
+        "size", condition, size_bytes, parse_size(condition).holds(size_bytes), f"is {size_bytes:,} B"
+    )
+
+
+def _ops(pattern: str, guard: OpGuard, rows: Sequence[OpRow]) -> Iterator[GuardResult]:
+    index = NameIndex([(pattern, True)])
+    inside = [row for row in rows if any(index.matches(name) for name in _around(row.name))]
+    if guard.activation is not None:
+        outputs = {row.name: _dtype(row.activation) for row in inside if _has_output(row)}
+        yield _alike(f"ops.{pattern}.activation", guard.activation, outputs)
+    if guard.weight is not None:
+        weights = {row.name: _dtype(row.weight) for row in inside if row.params}
+        yield _alike(f"ops.{pattern}.weight", guard.weight, weights)
+
+
+def _around(name: str) -> Iterator[str]:
+    """The names of the op and of every module around it."""
+    parts = name.split(".")
+    return (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+
+
+def _has_output(row: OpRow) -> bool:
+    """Whether an op could have had an output quantizer of its own."""
+    by_rule = row.reason.startswith(LEFT_BY_RULES)
+    return row.role == Role.QUANTIZED.value or (row.role == Role.FLOAT.value and by_rule)
+
+
+def _dtype(tensor: TensorPlan | None) -> str:
+    return tensor.dtype if tensor else _FLOAT
+
+
+def _alike(guard: str, wanted: str, found: Mapping[str, str]) -> GuardResult:
+    others = [f"'{name}' ({dtype})" for name, dtype in found.items() if dtype != wanted]
+    if not found:
+        return GuardResult(guard, wanted, None, False, "matches nothing")
+    share = 1 - len(others) / len(found)
+    detail = f"does not hold for {len(others)} of {len(found)}: {listing(others, _NAMED)}" if others else ""
+    return GuardResult(guard, wanted, share, not others, detail)

@@ -58,7 +58,7 @@ def run_qat(job: Job, run: RunDirectory, source: Path | None = None) -> None:
     clock, data = Clock(), job.required_source("train_data")
     float_model = job.build_model()
     model = job.prepare(float_model, "qat")
-    check_plan(job.config, plan_of(model).coverage)
+    check_plan(job.config, plan_of(model))
     identity = records.identity_of(job, float_model, "qat")
     with logging_to(run.log):
         checkpoint = records.newest(job, run, identity)
@@ -113,7 +113,7 @@ def _train(stage: _Stage, data: DataSource, checkpoint: Checkpoint | None) -> No
         "coverage": asdict(plan_of(stage.model).coverage),
         "guards": guard_results(
             stage.job.config,
-            plan_of(stage.model).coverage,
+            plan_of(stage.model),
             stage.calib_metrics.get("float", {}),
             stage.metrics,
         ),
