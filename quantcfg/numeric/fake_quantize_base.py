@@ -234,6 +234,7 @@ class FakeQuantizeBase(ExactModule, ABC):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._is_ready = False
+        self._ready()  # now: a learned scale would otherwise show its observer one batch more
 
 
 def _is_recomputing() -> bool:
