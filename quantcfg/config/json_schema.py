@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from quantcfg.config import schema as models
+from quantcfg.config import schema as models, training
 from quantcfg.config.docs import field_docs
 from quantcfg.config.parameters import (
     FAKE_QUANT_PARAMETERS,
@@ -40,7 +40,7 @@ def config_schema(names: Iterable[str] = (), types: Iterable[str] = ()) -> dict[
     schema = models.File.model_json_schema(by_alias=True)
     definitions: dict[str, Any] = schema["$defs"]
     for name, definition in [*definitions.items(), ("File", schema)]:
-        _describe(definition, getattr(models, name))
+        _describe(definition, (vars(models) | vars(training))[name])
     definitions |= _parameter_definitions()
     _type_qkwargs(definitions["QConfigFields"])
     _suggest_presets(definitions["QConfigFields"])

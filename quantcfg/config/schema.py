@@ -4,44 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    StringConstraints,
-    Tag,
-    model_validator,
-)
+from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
 from quantcfg.config.conditions import CONDITION_PATTERN, SIZE_PATTERN
 from quantcfg.config.parameters import DType
 from quantcfg.config.refusals import refuse
+from quantcfg.config.section import LIST, Count, Fraction, Positive, Section
+from quantcfg.config.training import SGD, Best, Distill, Optimizer, Schedule, Scheduler
 
 FakeQuantName = Literal["fake_quant", "lsq", "pact"]
 ObserverName = Literal["min_max", "fixed_scale", "clip", "percentile", "clip_std", "mse", "kl", "mix"]
 TemplateName = Literal["high_precision_output", "softmax_int16", "layer_norm_int16", "grid_sample_int16"]
 QKwargs = dict[str, Any]
 """Typed by `quantcfg.config.parameters` once it is known which observer and fake quantize they are for."""
-LIST = Field(strict=False)
-"""A list of the file becomes a tuple of the frozen model; what is in it stays strict."""
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
 Condition = Annotated[str, StringConstraints(pattern=CONDITION_PATTERN)]
 SizeCondition = Annotated[str, StringConstraints(pattern=SIZE_PATTERN)]
-
-
-class Section(BaseModel):
-    """Base of every part of the file: unknown keys are refused, nothing is coerced, ``x-`` keys are notes."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-    )
 
 
 class QConfigFields(Section):
@@ -161,150 +138,6 @@ class CalibSection(Section):
         return self
 
 
-class SGD(Section):
-    """Stochastic gradient descent."""
-
-    name: Literal["SGD"]
-    """torch.optim.SGD."""
-    lr: Positive
-    """Learning rate."""
-    momentum: NotNegative = 0.0
-    """Momentum."""
-    dampening: NotNegative = 0.0
-    """Dampening of the momentum."""
-    weight_decay: NotNegative = 0.0
-    """L2 penalty."""
-    nesterov: bool = False
-    """Nesterov momentum."""
-
-    @model_validator(mode="after")
-    def _nesterov_has_momentum(self) -> SGD:
-        if self.nesterov and (self.momentum <= 0 or self.dampening != 0):
-            refuse("nesterov", "`nesterov` needs a momentum and no dampening", "set `momentum: 0.9`")
-        return self
-
-
-class Adam(Section):
-    """Adam."""
-
-    name: Literal["Adam"]
-    """torch.optim.Adam."""
-    lr: Positive
-    """Learning rate."""
-    betas: Annotated[tuple[Fraction, Fraction], LIST] = (0.9, 0.999)
-    """Decay of the averages of the gradient and of its square."""
-    eps: Positive = 1e-8
-    """Added to the denominator."""
-    weight_decay: NotNegative = 0.0
-    """L2 penalty."""
-    amsgrad: bool = False
-    """The AMSGrad variant."""
-
-
-class AdamW(Section):
-    """Adam with decoupled weight decay."""
-
-    name: Literal["AdamW"]
-    """torch.optim.AdamW."""
-    lr: Positive
-    """Learning rate."""
-    betas: Annotated[tuple[Fraction, Fraction], LIST] = (0.9, 0.999)
-    """Decay of the averages of the gradient and of its square."""
-    eps: Positive = 1e-8
-    """Added to the denominator."""
-    weight_decay: NotNegative = 0.01
-    """Decoupled weight decay."""
-    amsgrad: bool = False
-    """The AMSGrad variant."""
-
-
-class RMSprop(Section):
-    """RMSprop."""
-
-    name: Literal["RMSprop"]
-    """torch.optim.RMSprop."""
-    lr: Positive
-    """Learning rate."""
-    alpha: Fraction = 0.99
-    """Smoothing of the squared gradient."""
-    eps: Positive = 1e-8
-    """Added to the denominator."""
-    weight_decay: NotNegative = 0.0
-    """L2 penalty."""
-    momentum: NotNegative = 0.0
-    """Momentum."""
-    centered: bool = False
-    """Normalize by the variance of the gradient."""
-
-
-Optimizer = Annotated[SGD | Adam | AdamW | RMSprop, Field(discriminator="name")]
-
-
-class Cosine(Section):
-    """From the optimizer's learning rate down to `min_lr` along a half cosine over the whole training."""
-
-    name: Literal["cosine"]
-    """torch.optim.lr_scheduler.CosineAnnealingLR, stepped every step."""
-    min_lr: NotNegative = 0.0
-    """Learning rate at the end."""
-
-
-class Linear(Section):
-    """From `start_factor` to `end_factor` times the optimizer's learning rate over the whole training."""
-
-    name: Literal["linear"]
-    """torch.optim.lr_scheduler.LinearLR, stepped every step."""
-    start_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Factor of the first step."""
-    end_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Factor at the end."""
-
-
-class Step(Section):
-    """The learning rate times `gamma` every `step_size` epochs."""
-
-    name: Literal["step"]
-    """torch.optim.lr_scheduler.StepLR, stepped every epoch."""
-    step_size: Count
-    """Epochs between two drops."""
-    gamma: Positive = 0.1
-    """Factor of a drop."""
-
-
-class MultiStep(Section):
-    """The learning rate times `gamma` after each of the given epochs."""
-
-    name: Literal["multistep"]
-    """torch.optim.lr_scheduler.MultiStepLR, stepped every epoch."""
-    milestones: Annotated[tuple[Count, ...], LIST, Field(min_length=1)]
-    """Epochs after which the rate drops."""
-    gamma: Positive = 0.1
-    """Factor of a drop."""
-
-
-class OneCycle(Section):
-    """Up to `max_lr` and down again over the whole training."""
-
-    name: Literal["onecycle"]
-    """torch.optim.lr_scheduler.OneCycleLR, stepped every step."""
-    max_lr: Positive
-    """Highest learning rate."""
-    pct_start: Annotated[float, Field(gt=0, lt=1)] = 0.3
-    """Share of the training that goes up."""
-
-
-Scheduler = Annotated[Cosine | Linear | Step | MultiStep | OneCycle, Field(discriminator="name")]
-
-
-class Schedule(Section):
-    """When parts of the model stop changing while training."""
-
-    freeze_observers_after: Annotated[int, Field(ge=0)] | None = None
-    """Epochs after which observers stop; null: never."""
-    freeze_bn_after: Annotated[int, Field(ge=0)] | None = None
-    """Epochs after which the statistics of batch norms stop; null: never."""
-
-
 class QatSection(Section):
     """Quantization-aware training."""
 
@@ -322,6 +155,18 @@ class QatSection(Section):
     """When observers and batch norms freeze."""
     grad_clip: Positive | None = None
     """Largest norm of the gradient; null: not clipped."""
+    accumulate: Count = 1
+    """Batches whose mean gradient makes one optimizer step; the last step of an epoch takes what is left."""
+    autocast: Literal["bfloat16"] | None = None
+    """The dtype that matrix products and convolutions train in; evaluation stays in float32."""
+    ema: Fraction | None = None
+    """Decay of a moving average of the weights, which is what is evaluated and kept; null: none."""
+    distill: Distill | None = None
+    """Learn from the outputs of the float model as well; null: from the targets alone."""
+    eval_every: Count | None = None
+    """Optimizer steps between two evaluations, beside those at the end of each epoch."""
+    best: Best | None = None
+    """Keep the best model by a metric, and stop early; null: the last one is kept."""
     qconfig: Rules = Rules()
     """Rules of this stage alone, merged over the shared ones."""
 

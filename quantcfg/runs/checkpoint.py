@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,11 @@ def checkpoint_paths(folder: Path) -> list[Path]:
     return sorted(paths, key=lambda path: int(path.name))
 
 
-def prune_checkpoints(folder: Path, *, keep: int) -> None:
-    """Delete all but the newest ``keep``. Call it after a save, which has read the newest one back."""
+def prune_checkpoints(folder: Path, *, keep: int, spare: Collection[int] = ()) -> None:
+    """Delete all but the newest ``keep`` and those of the steps to ``spare``.
+
+    Call it after a save, which has read the newest one back.
+    """
     for path in checkpoint_paths(folder)[:-keep]:
-        remove_directory(path)
+        if int(path.name) not in spare:
+            remove_directory(path)

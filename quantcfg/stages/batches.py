@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from quantcfg.errors import UserCodeError
 
+IGNORED = -100  # the target that torch's cross-entropy passes over by default
 TARGET_KEYS = ("labels", "label", "targets", "target")
 _OUTPUT_KEYS = ("logits", "out", "output")
 

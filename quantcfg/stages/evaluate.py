@@ -10,14 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from quantcfg.errors import UserCodeError
-from quantcfg.stages.batches import class_scores, loss_in, num_samples, targets_of
+from quantcfg.stages.batches import IGNORED, class_scores, loss_in, num_samples, targets_of
 from quantcfg.stages.data import DataSource
 from quantcfg.stages.model_file import FUNCTIONS, ModelFile
 from quantcfg.stages.progress import Progress, Task
 from quantcfg.stages.seeding import isolated_randomness
 from quantcfg.stages.user_code import in_batch, place_of, user_code
-
-_IGNORED = -100  # the target that torch's cross-entropy passes over by default
 
 
 @dataclass(slots=True)
@@ -102,7 +100,7 @@ def _count(totals: _Totals, outputs: Any, batch: Any, model_file: ModelFile) -> 
 
 
 def _count_correct(totals: _Totals, scores: Tensor, classes: Tensor) -> None:
-    counted = classes != _IGNORED
+    counted = classes != IGNORED
     totals.correct += int(((scores.argmax(-1) == classes) & counted).sum())
     totals.counted += int(counted.sum())
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
+from quantcfg.config.training import OptimizerSection
 from quantcfg.errors import UserCodeError
 from quantcfg.prepare.state import fake_quants
 
@@ -21,6 +22,7 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
     "AdamW": torch.optim.AdamW,
     "RMSprop": torch.optim.RMSprop,
 }
+_QUANTIZER_OPTIONS = ("quantizer_lr", "quantizer_weight_decay")
 _Build = Callable[[Optimizer, Any, int], LRScheduler]
 PER_STEP: dict[str, _Build] = {
     "cosine": lambda optimizer, s, steps: lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=s.min_lr),
@@ -28,7 +30,7 @@ PER_STEP: dict[str, _Build] = {
         optimizer, s.start_factor, s.end_factor, total_iters=steps
     ),
     "onecycle": lambda optimizer, s, steps: lr_scheduler.OneCycleLR(
-        optimizer, s.max_lr, total_steps=steps, pct_start=s.pct_start
+        optimizer, _peaks(optimizer, s.max_lr), total_steps=steps, pct_start=s.pct_start
     ),
 }
 PER_EPOCH: dict[str, _Build] = {
@@ -66,18 +68,31 @@ class Schedule:
             self.scheduler.load_state_dict(dict(state))
 
 
-def build_optimizer(section: BaseModel, model: nn.Module) -> Optimizer:
+def build_optimizer(section: OptimizerSection, model: nn.Module) -> Optimizer:
     """The optimizer of the config, over everything in ``model`` that takes a gradient.
 
-    Parameters of quantizers get no weight decay: it would pull scales towards zero, not towards simplicity.
+    Parameters of quantizers are a group of their own. They get no weight decay unless the config says so: it
+    would pull scales towards zero, not towards simplicity.
     """
-    options = section.model_dump(exclude={"name"})
+    options = section.model_dump(exclude={"name", *_QUANTIZER_OPTIONS})
     learned = {id(p) for module in fake_quants(model).values() for p in module.parameters()}
     trained = [p for p in model.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [{"params": [p for p in trained if id(p) not in learned]}]
     if len(groups[0]["params"]) < len(trained):
-        groups.append({"params": [p for p in trained if id(p) in learned], "weight_decay": 0.0})
-    return OPTIMIZERS[getattr(section, "name")](groups, **options)  # noqa: B009  every section has a name
+        groups.append(
+            {"params": [p for p in trained if id(p) in learned]} | _quantizer_options(section, options)
+        )
+    return OPTIMIZERS[section.name](groups, **options)
+
+
+def _quantizer_options(section: OptimizerSection, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {"lr": section.quantizer_lr or options["lr"], "weight_decay": section.quantizer_weight_decay}
+
+
+def _peaks(optimizer: Optimizer, max_lr: float) -> list[float]:
+    """The highest rate of each group, in the proportion of their learning rates to the first group's."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    return [max_lr * rate / rates[0] if rates[0] else max_lr for rate in rates]
 
 
 def build_schedule(section: BaseModel | None, optimizer: Optimizer, num_steps: int | None) -> Schedule:

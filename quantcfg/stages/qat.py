@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,18 @@ from quantcfg.runs.checkpoint import Checkpoint
 from quantcfg.runs.directory import RunDirectory, open_run
 from quantcfg.runs.log import LOGGER, logging_to
 from quantcfg.stages import records
+from quantcfg.stages.averaging import WeightAverage
 from quantcfg.stages.calib import run_calib
 from quantcfg.stages.clock import Clock, SaveTimer
 from quantcfg.stages.data import DataSource
+from quantcfg.stages.distillation import Teacher
 from quantcfg.stages.evaluate import evaluate
 from quantcfg.stages.guards import check_plan, guard_results
 from quantcfg.stages.job import Identity, Job
 from quantcfg.stages.optimizers import Schedule, build_optimizer, build_schedule
+from quantcfg.stages.selection import Selection
 from quantcfg.stages.signals import StopRequest, stop_request
-from quantcfg.stages.training import Length, Trainer
+from quantcfg.stages.training import Length, Trainer, TrainPosition, enter_phase
 
 
 @dataclass(slots=True)
@@ -40,7 +44,7 @@ class _Stage:
     identity: Identity
     clock: Clock
     calib_metrics: dict[str, dict[str, float]]
-    metrics: dict[str, float]
+    selection: Selection
 
 
 def run_qat(job: Job, run: RunDirectory, source: Path | None = None) -> None:
@@ -65,10 +69,12 @@ def run_qat(job: Job, run: RunDirectory, source: Path | None = None) -> None:
         if checkpoint is None and not (run.resume and run.calib.is_dir()):
             records.begin(job, run, plan_of(model))
         calibrated = RunDirectory(source) if source else _calibrate_first(job, run, clock)
-        stage = _Stage(job, run, model, identity, clock, _metrics_of(calibrated), {})
+        selection = Selection(job.config.qat.best)
+        stage = _Stage(job, run, model, identity, clock, _metrics_of(calibrated), selection)
+        selection.check(stage.calib_metrics["calibrated"])
         if checkpoint is None:
             _load_ranges(job, calibrated, stage)
-        _train(stage, data, checkpoint)
+        _train(stage, data, checkpoint, _teacher(job, float_model))
 
 
 def _require_calibration(source: RunDirectory) -> None:
@@ -94,9 +100,15 @@ def _load_ranges(job: Job, calibrated: RunDirectory, stage: _Stage) -> None:
     LOGGER.info("started from %d calibrated ranges of %s", len(report.loaded), calibrated.path)
 
 
-def _train(stage: _Stage, data: DataSource, checkpoint: Checkpoint | None) -> None:
+def _teacher(job: Job, float_model: nn.Module) -> Teacher | None:
+    section = job.config.qat.distill
+    return Teacher(float_model, job.model_file, section) if section is not None else None
+
+
+def _train(stage: _Stage, data: DataSource, checkpoint: Checkpoint | None, teacher: Teacher | None) -> None:
     with stop_request() as stop:
         trainer = _trainer(stage, data, stop)
+        trainer.teacher = teacher
         _restore(stage, trainer, checkpoint)
         total = _num_steps(stage.job, data)
         with (
@@ -104,21 +116,23 @@ def _train(stage: _Stage, data: DataSource, checkpoint: Checkpoint | None) -> No
             stage.job.progress.task("training", total, done=trainer.position.step) as task,
         ):
             trainer.run(task)
+    _finish(stage, trainer.position)
+
+
+def _finish(stage: _Stage, position: TrainPosition) -> None:
+    """Write the result: the best evaluated model where the config asks for it, else the last one."""
+    step, metrics = stage.selection.kept(position.step)
+    coverage, float_metrics = plan_of(stage.model).coverage, stage.calib_metrics.get("float", {})
     result = {
         "stage": "qat",
         "seed": stage.job.seed,
-        "metrics": stage.calib_metrics | {"qat": stage.metrics},
-        "num_steps": trainer.position.step,
-        "num_epochs": trainer.position.epoch,
-        "coverage": asdict(plan_of(stage.model).coverage),
-        "guards": guard_results(
-            stage.job.config,
-            plan_of(stage.model),
-            stage.calib_metrics.get("float", {}),
-            stage.metrics,
-        ),
+        "metrics": stage.calib_metrics | {"qat": metrics},
+        "num_steps": position.step,
+        "num_epochs": position.epoch,
+        **({"best_step": step} if stage.selection.section is not None else {}),
+        "coverage": asdict(coverage),
+        "guards": guard_results(stage.job.config, plan_of(stage.model), float_metrics, metrics),
     }
-    step = trainer.position.step
     timing = stage.clock.timing()
     records.finish(stage.job, stage.run, stage.identity, step=step, result=result, timing=timing)
 
@@ -129,7 +143,8 @@ def _restore(stage: _Stage, trainer: Trainer, checkpoint: Checkpoint | None) -> 
         return
     records.load_weights(stage.model, checkpoint, str(stage.run.path))
     trainer.load(checkpoint.state)
-    stage.metrics = dict(checkpoint.state["metrics"])
+    stage.selection.load(checkpoint.state["selection"])
+    trainer.is_stopped = stage.selection.is_exhausted
     stage.run.metrics.rewind(checkpoint.step)
 
 
@@ -139,24 +154,32 @@ def _trainer(stage: _Stage, data: DataSource, stop: StopRequest) -> Trainer:
 
     timer = SaveTimer()
 
-    def save_if_due() -> None:
-        if stop.received or timer.is_due():
+    def between_steps() -> None:
+        evaluates = section.eval_every is not None and trainer.position.step % section.eval_every == 0
+        if evaluates:
+            _evaluate(stage, trainer)
+            enter_phase(stage.job, stage.model, trainer.position.epoch)
+        if trainer.is_stopped:  # the end of the epoch saves
+            return
+        if evaluates or stop.received or timer.is_due():
             _save(stage, trainer)
         if stop.received:
             raise records.interrupted(stage.job, stop, trainer.position.step)
 
-    def evaluate_and_save() -> None:
+    def after_epoch() -> None:
         _evaluate(stage, trainer)
         _save(stage, trainer)
-        if stop.received and not trainer.length.is_over(trainer.position):
+        if stop.received and not trainer.is_over:
             raise records.interrupted(stage.job, stop, trainer.position.step)
 
     section = stage.job.config.qat
     length = Length(None, section.steps) if section.steps else Length(section.epochs, None)
     log = stage.run.metrics
     trainer = Trainer(
-        stage.job, stage.model, optimizer, schedule, data, length, log, save_if_due, evaluate_and_save
+        stage.job, stage.model, optimizer, schedule, data, length, log, between_steps, after_epoch
     )
+    if section.ema is not None:
+        trainer.average = WeightAverage(stage.model, section.ema)
     return trainer
 
 
@@ -173,19 +196,29 @@ def _num_steps(job: Job, data: DataSource) -> int | None:
     if job.config.qat.steps is not None:
         return job.config.qat.steps
     length = data.num_batches()
-    return None if length is None else length * job.config.qat.epochs
+    return None if length is None else ceil(length / job.config.qat.accumulate) * job.config.qat.epochs
 
 
 def _evaluate(stage: _Stage, trainer: Trainer) -> None:
+    """Evaluate what would be kept, once after each step, and say whether training is to go on."""
+    position, selection = trainer.position, stage.selection
+    if selection.step == position.step:
+        return
     set_fake_quantize(stage.model, FakeQuantState.VALIDATION)
-    title = f"evaluating after epoch {trainer.position.epoch}"
-    with stage.clock.phase("evaluation"):
-        stage.metrics = evaluate(stage.model, stage.job.source("eval_data"), stage.job.progress, title)
-    position = trainer.position
-    stage.run.metrics.append(step=position.step, epoch=position.epoch, evaluation=stage.metrics)
+    title = f"evaluating after step {position.step}"
+    with stage.clock.phase("evaluation"), trainer.result():
+        metrics = evaluate(stage.model, stage.job.source("eval_data"), stage.job.progress, title)
+    selection.add(metrics, position.step)
+    epoch = position.epoch + (position.batch > 0)
+    stage.run.metrics.append(step=position.step, epoch=epoch, evaluation=metrics)
+    trainer.is_stopped = selection.is_exhausted
 
 
 def _save(stage: _Stage, trainer: Trainer) -> None:
     check_observers(stage.model)
-    state: Mapping[str, Any] = trainer.state() | {"metrics": stage.metrics}
-    records.save(stage.run, stage.model, trainer.position.step, stage.identity, state)
+    best, step = stage.selection.best_step, trainer.position.step
+    state: Mapping[str, Any] = trainer.state() | {"selection": stage.selection.state()}
+    with trainer.result():
+        records.save(
+            stage.run, stage.model, step, stage.identity, state, spare=() if best is None else (best,)
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -100,13 +100,19 @@ def _differences(job: Job, run: RunDirectory, identity: Identity, checkpoint: Ch
 
 
 def save(
-    run: RunDirectory, model: nn.Module, step: int, identity: Identity, state: Mapping[str, Any]
+    run: RunDirectory,
+    model: nn.Module,
+    step: int,
+    identity: Identity,
+    state: Mapping[str, Any],
+    *,
+    spare: Collection[int] = (),
 ) -> None:
-    """Write the checkpoint of ``step`` and drop the ones that are too old."""
+    """Write the checkpoint of ``step`` and drop the ones that are too old, but for the steps to ``spare``."""
     save_checkpoint(
         run.checkpoints, Checkpoint(step, model.state_dict(), {"identity": asdict(identity)} | dict(state))
     )
-    prune_checkpoints(run.checkpoints, keep=_KEPT)
+    prune_checkpoints(run.checkpoints, keep=_KEPT, spare=spare)
     LOGGER.info("saved checkpoint %d", step)
 
 
@@ -130,8 +136,8 @@ def finish(
     result: Mapping[str, Any],
     timing: Mapping[str, float],
 ) -> None:
-    """Write result and manifest; of the checkpoints only the last one stays."""
-    prune_checkpoints(run.checkpoints, keep=1)
+    """Write result and manifest. Of the checkpoints the last one stays, and that of ``step``: the result."""
+    prune_checkpoints(run.checkpoints, keep=1, spare=(step,))
     LOGGER.info("finished: %s", result["metrics"])
     document = {"format_version": RESULT_VERSION, **result, "checkpoint": f"{run.checkpoints.name}/{step}"}
     run.finish(result=document, timing=timing, facts=_facts(job, identity))

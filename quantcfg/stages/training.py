@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from quantcfg.errors import RunError
+from quantcfg.prepare.hosts import FakeQuants
 from quantcfg.prepare.state import (
     FakeQuantState,
+    check_observers,
     freeze_batch_norm,
     freeze_observers,
     set_fake_quantize,
 )
 from quantcfg.runs.metrics import MetricsLog
+from quantcfg.stages.averaging import WeightAverage
 from quantcfg.stages.data import DataSource
+from quantcfg.stages.distillation import Teacher
 from quantcfg.stages.job import Job
 from quantcfg.stages.optimizers import Schedule
 from quantcfg.stages.progress import Task
@@ -25,6 +32,7 @@ from quantcfg.stages.seeding import random_state, restorer
 from quantcfg.stages.user_code import in_batch
 
 LOG_INTERVAL = 10  # steps between two lines of metrics.jsonl
+_WEIGHT_SLOT = re.compile(r"(^|_)weight(_|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +63,8 @@ class Length:
 class Trainer:
     """Model, optimizer and position, and how to move them on.
 
-    ``between_steps`` is called after each step and may raise; ``after_epoch`` after each epoch.
+    ``between_steps`` is called after each optimizer step but the last and may raise; ``after_epoch`` after
+    each epoch. Either may set ``is_stopped``, which ends the training early.
     """
 
     job: Job
@@ -69,10 +78,18 @@ class Trainer:
     after_epoch: Callable[[], None]
     position: TrainPosition = TrainPosition()
     random: Mapping[str, Any] | None = None
+    teacher: Teacher | None = None
+    average: WeightAverage | None = None
+    is_stopped: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.is_stopped or self.length.is_over(self.position)
 
     def run(self, task: Task) -> None:
         """Train to the end from wherever `position` is."""
-        while not self.length.is_over(self.position):
+        while not self.is_over:
             self._epoch(task)
 
     def state(self) -> dict[str, Any]:
@@ -82,6 +99,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "random": random_state(),
+            "weights": self.average.weights() if self.average is not None else None,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -90,40 +108,73 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.random = state["random"]
+        if self.average is not None:
+            self.average.load(state["weights"])
+
+    @contextmanager
+    def result(self) -> Iterator[None]:
+        """Inside the block the model has the weights that are evaluated and kept, if those are others."""
+        with self.average.applied() if self.average is not None else nullcontext():
+            yield
 
     def _epoch(self, task: Task) -> None:
         enter_phase(self.job, self.model, self.position.epoch)
         restore = restorer(self.random if self.position.batch else None)
+        losses: list[float] = []
         for index, batch in self.source.batches(
             self.position.epoch, skip=self.position.batch, after_skip=restore
         ):
-            rate = self.optimizer.param_groups[0]["lr"]
-            loss = self._step(index, batch)
-            self.position = replace(self.position, batch=index + 1, step=self.position.step + 1)
-            self._report(task, loss=loss, lr=rate)
-            if self.length.is_over(self.position):
+            losses.append(self._backward(index, batch, is_first=not losses))
+            if len(losses) < self.job.config.qat.accumulate:
+                continue
+            self._update(task, index, losses)
+            losses = []
+            if not self.is_over:
+                self.between_steps()
+            if self.is_over:
                 break
-            self.between_steps()
+        if losses:
+            self._update(task, index, losses)
         self.position = TrainPosition(self.position.epoch + 1, 0, self.position.step)
         self.schedule.after_epoch()
         self.after_epoch()
 
-    def _step(self, index: int, batch: Any) -> float:
-        where = f"step {self.position.step + 1} (epoch {self.position.epoch + 1}, batch {index})"
+    def _backward(self, index: int, batch: Any, *, is_first: bool) -> float:
         with in_batch(self.source.name, index):
-            outputs = self.job.model_file.forward(self.model, batch)
-            loss = self.job.model_file.loss(outputs, batch)
-            value = _finite(loss, where)
-            self.optimizer.zero_grad(set_to_none=True)
+            loss = self._loss(batch)
+            value = _finite(loss, self._place(index))
+            if is_first:
+                self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-        self._check_and_clip(where)
-        self.optimizer.step()
-        self.schedule.after_step()
         return value
 
-    def _check_and_clip(self, where: str) -> None:
+    def _loss(self, batch: Any) -> Tensor:
+        dtype = self.job.config.qat.autocast
+        with torch.autocast(self.job.device.type, torch.bfloat16, enabled=dtype is not None):
+            outputs = self.job.model_file.forward(self.model, batch)
+            loss = self.job.model_file.loss(outputs, batch)
+            return loss if self.teacher is None else self.teacher.blend(loss, outputs, batch)
+
+    def _update(self, task: Task, index: int, losses: list[float]) -> None:
+        """Make one optimizer step of the gradients of the batches up to ``index``."""
+        rate = self.optimizer.param_groups[0]["lr"]
+        self._check_and_clip(self._place(index), len(losses))
+        self.optimizer.step()
+        self.schedule.after_step()
+        if self.average is not None:
+            self.average.update()
+        self.position = replace(self.position, batch=index + 1, step=self.position.step + 1)
+        self._report(task, loss=sum(losses) / len(losses), lr=rate)
+
+    def _place(self, index: int) -> str:
+        return f"step {self.position.step + 1} (epoch {self.position.epoch + 1}, batch {index})"
+
+    def _check_and_clip(self, where: str, num_batches: int) -> None:
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        gradients = [p.grad for p in trained if p.grad is not None]
+        if num_batches > 1:
+            torch._foreach_div_(gradients, num_batches)
+        norm = nn.utils.get_total_norm(gradients)
         if not bool(norm.isfinite()):
             names = [name for name, p in self.model.named_parameters() if _is_bad(p.grad)]
             raise RunError(
@@ -137,6 +188,7 @@ class Trainer:
     def _report(self, task: Task, **values: float) -> None:
         task.advance(**values)
         if self.position.step % LOG_INTERVAL == 0 or self.position.step == 1:
+            check_observers(self.model)
             self.log.append(step=self.position.step, epoch=self.position.epoch + 1, **values)
 
 
@@ -149,6 +201,15 @@ def enter_phase(job: Job, model: nn.Module, epoch: int) -> None:
         freeze_observers(model)
     if freeze.freeze_bn_after is not None and epoch >= freeze.freeze_bn_after:
         freeze_batch_norm(model)
+    if epoch < freeze.quantize_activations_after:
+        _float_activations(model)
+
+
+def _float_activations(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, FakeQuants):
+            for slot, fake_quant in module.items():
+                fake_quant.quantizing = bool(_WEIGHT_SLOT.search(slot))  # type: ignore[assignment]
 
 
 def _finite(loss: Tensor, where: str) -> float:
