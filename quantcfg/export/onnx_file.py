@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import onnx
@@ -37,7 +35,7 @@ def to_onnx(program: Program, metadata: Mapping[str, str]) -> onnx.ModelProto:
         RunError: an op has no translation, or the file would not be a valid one.
     """
     opset = _opset(program.exported)
-    with quiet(), _silent(logging.getLogger("torch.onnx")):
+    with quiet():
         try:
             made = torch.onnx.export(
                 program.exported,
@@ -100,16 +98,6 @@ def _translations(opset: int) -> dict[Callable[..., Any], Callable[..., Any]]:
 
 def _axis(axis: int) -> dict[str, int]:
     return {"axis": axis} if axis >= 0 else {}
-
-
-@contextmanager
-def _silent(logger: logging.Logger) -> Iterator[None]:
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _refusal(error: BaseException, program: ExportedProgram) -> RunError:

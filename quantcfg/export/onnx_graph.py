@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import onnx_ir as ir
+from torch.export.graph_signature import TensorArgument
 from torch.utils import _pytree as pytree
 
 from quantcfg.export.program import Program
@@ -195,10 +196,12 @@ def _name_constants(node: ir.Node, owner: str, taken: set[str]) -> None:
 def _name_outputs(graph: ir.Graph, program: Program) -> None:
     """Call the outputs by their keys in what the model returns; a single one ``output``."""
     spec = program.exported.call_spec.out_spec
-    tree = pytree.tree_unflatten([None] * spec.num_leaves, spec)
-    paths = [path for path, _ in pytree.tree_flatten_with_path(tree, is_leaf=lambda leaf: leaf is None)[0]]
+    tree = pytree.tree_unflatten(program.results, spec)
+    paths = [
+        path for path, leaf in pytree.tree_flatten_with_path(tree)[0] if isinstance(leaf, TensorArgument)
+    ]
     if len(paths) != len(graph.outputs):
-        return  # something that is no tensor is returned as well
+        return  # a number that depends on shapes is returned as well
     taken = {value.name for value in graph.inputs}
     for value, path in zip(graph.outputs, paths, strict=True):
         keys = "_".join(re.sub(r"\W+", "", str(key)) for key in path)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import io
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, OutputKind
 
 from quantcfg.errors import RunError
 from quantcfg.export.calls import Axes, Call, dynamic_shapes, widened
@@ -23,6 +29,13 @@ class Program:
     exported: ExportedProgram
     call: Call
     axes: Axes
+
+    @property
+    def results(self) -> list[Any]:
+        """What the program returns, flat: a tensor as its ``TensorArgument``, a constant as itself."""
+        specs = self.exported.graph_signature.output_specs
+        arguments = [spec.arg for spec in specs if spec.kind is OutputKind.USER_OUTPUT]
+        return [arg.value if isinstance(arg, ConstantArgument) else arg for arg in arguments]
 
 
 def export_program(model: nn.Module, call: Call, axes: Axes, progress: Progress) -> Program:
@@ -64,9 +77,14 @@ def _refusal(error: Exception) -> RunError:
     )
 
 
-class quiet(warnings.catch_warnings):  # noqa: N801  used as a context manager, like its base
-    """Drops what exporters warn of: it is about their own insides."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        warnings.simplefilter("ignore")
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Drop what exporters warn of, log and print: it is about their own insides."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

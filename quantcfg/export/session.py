@@ -12,7 +12,7 @@ import onnx
 import onnxruntime  # type: ignore[import-untyped]  # it ships no types
 import torch
 from torch import Tensor, nn
-from torch.export.graph_signature import ConstantArgument, OutputKind
+from torch.export.graph_signature import TensorArgument
 from torch.utils import _pytree as pytree
 
 from quantcfg.errors import RunError
@@ -47,9 +47,8 @@ class FileModel(nn.Module):
         """Run the file on the tensors among the arguments."""
         arrays = iter(self.run(self.feeds(Call(args, kwargs))))
         leaves = [
-            spec.arg.value if isinstance(spec.arg, ConstantArgument) else torch.from_numpy(next(arrays))
-            for spec in self.program.exported.graph_signature.output_specs
-            if spec.kind is OutputKind.USER_OUTPUT
+            torch.from_numpy(next(arrays)) if isinstance(result, TensorArgument) else result
+            for result in self.program.results
         ]
         return pytree.tree_unflatten(leaves, self.program.exported.call_spec.out_spec)
 

@@ -1,0 +1,199 @@
+"""``quantcfg export``: what it writes, what it says, and what it leaves alone."""
+
+import json
+import os
+
+import onnx
+import pytest
+import safetensors.torch
+import torch
+
+EXPORT = ("export", "model.py", "run", "-q")
+FILES = {
+    "onnx": {"run.onnx"},
+    "pt2": {"run.pt2"},
+    "safetensors": {"run.safetensors", "run.json"},
+}
+
+
+def written(project):
+    return {name for name in project.names() if name.startswith((".run.", "run."))}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_each_format_is_written_beside_the_run_and_checked(calibrated_project, kind):
+    done = calibrated_project.run(*EXPORT, "--format", kind, "--json")
+    report = json.loads(done.out)
+    assert (done.code, written(calibrated_project)) == (0, FILES[kind])
+    assert report["size_bytes"] == (calibrated_project.path / f"run.{kind}").stat().st_size
+    assert (report["num_weights"], report["num_activations"]) == (2, 5)
+    metrics = report["check"]["metrics"]
+    assert metrics.get("exported", metrics["fake-quant"]) == metrics["fake-quant"]
+
+
+def test_the_config_decides_the_format_without_a_flag(calibrated_project):
+    assert calibrated_project.run(*EXPORT, "--no-check").code == 0
+    assert written(calibrated_project) == {"run.onnx"}
+
+
+def test_the_onnx_file_says_where_it_comes_from(calibrated_project):
+    calibrated_project.run(*EXPORT, "--no-check")
+    model = onnx.load(calibrated_project.path / "run.onnx")
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    manifest = json.loads((calibrated_project.path / "run/manifest.json").read_text())
+    assert facts["quantcfg.config_sha256"] == manifest["config"]
+    assert facts["quantcfg.weights_sha256"] == manifest["weights"]
+    assert facts["quantcfg.version.torch"] == torch.__version__
+
+
+def test_the_table_has_the_tensors_that_it_names(calibrated_project):
+    calibrated_project.run(*EXPORT, "--format", "safetensors")
+    tensors = safetensors.torch.load_file(calibrated_project.path / "run.safetensors")
+    table = json.loads((calibrated_project.path / "run.json").read_text())
+    for row in table["quantizers"]:
+        name = row["name"]
+        assert tensors[f"{name}.scale"].double().tolist() == row["scale"]
+        assert tensors[f"{name}.zero_point"].tolist() == row["zero_point"]
+        if row["kind"] == "weight":
+            integers = tensors[f"{name}.integers"]
+            assert integers.dtype is torch.int8
+            assert list(integers.shape) == row["shape"]
+    assert {"conv.bias", "classifier.bias"} <= set(tensors)
+    assert "conv.weight" not in tensors
+    assert table["ops"][0]["name"] == "conv"
+
+
+def test_a_loaded_program_needs_nothing_of_ours(calibrated_project):
+    calibrated_project.run(*EXPORT, "--format", "pt2")
+    program = torch.export.load(calibrated_project.path / "run.pt2")
+    assert not [n for n in program.graph.nodes if "quantcfg" in str(n.target)]
+    assert program.module()(torch.rand(3, 1, 4, 4)).shape == (3, 3)
+
+
+def test_an_existing_file_is_replaced_only_by_force(calibrated_project):
+    (calibrated_project.path / "run.onnx").write_text("mine")
+    done = calibrated_project.run(*EXPORT, "--no-check")
+    assert done.code == 2
+    assert done.err == (
+        "error: 'run.onnx' exists already\nhint: --force replaces it; -o names another file\n"
+    )
+    assert (calibrated_project.path / "run.onnx").read_text() == "mine"
+    assert calibrated_project.run(*EXPORT, "--no-check", "--force").code == 0
+    onnx.checker.check_model(onnx.load(calibrated_project.path / "run.onnx"))
+
+
+def test_a_link_a_directory_and_a_missing_directory_are_refused(calibrated_project):
+    path = calibrated_project.path
+    (path / "victim").write_text("mine")
+    (path / "link.onnx").symlink_to(path / "victim")
+    (path / "folder").mkdir()
+    for name, text in {
+        "link.onnx": "'link.onnx' is a link",
+        "folder": "'folder' is no file",
+        "nowhere/a.onnx": "there is no directory 'nowhere'",
+    }.items():
+        done = calibrated_project.run(*EXPORT, "--no-check", "--force", "-o", name)
+        assert (done.code, done.err.splitlines()[0]) == (2, f"error: {text}")
+    assert (path / "victim").read_text() == "mine"
+
+
+def test_a_failed_check_writes_nothing(calibrated_project, monkeypatch):
+    monkeypatch.setattr("quantcfg.export.check.bound", lambda error, share: -1.0)
+    done = calibrated_project.run(*EXPORT)
+    assert (done.code, written(calibrated_project)) == (6, set())
+    assert "computes something else than the fake-quant model" in done.err
+
+
+def test_a_failed_write_leaves_nothing(calibrated_project, monkeypatch):
+    def refuse(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    done = calibrated_project.run(*EXPORT, "--no-check")
+    assert (done.code, written(calibrated_project)) == (6, set())
+    assert done.err == "error: cannot write 'run.onnx': No space left on device\n"
+
+
+def test_a_damaged_run_is_refused(calibrated_project):
+    (checkpoint,) = (calibrated_project.path / "run/checkpoints").glob("*/model.safetensors")
+    content = bytearray(checkpoint.read_bytes())
+    content[-1] ^= 1
+    checkpoint.write_bytes(content)
+    done = calibrated_project.run(*EXPORT)
+    assert (done.code, written(calibrated_project)) == (6, set())
+    assert done.err.startswith("error: 'run' does not match its manifest: ")
+
+
+def test_a_run_of_another_version_is_refused(calibrated_project):
+    manifest = calibrated_project.path / "run/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 9'))
+    done = calibrated_project.run(*EXPORT)
+    assert (done.code, written(calibrated_project)) == (6, set())
+    assert "has format version 9; this quantcfg reads 1" in done.err
+
+
+def test_a_run_of_another_model_is_refused(calibrated_project):
+    text = (calibrated_project.path / "model.py").read_text()
+    (calibrated_project.path / "other.py").write_text(text.replace("nn.Linear(4, 3)", "nn.Linear(4, 5)"))
+    done = calibrated_project.run("export", "other.py", "run", "-q")
+    assert (done.code, written(calibrated_project)) == (6, set())
+    assert "was made with another model" in done.err
+
+
+def test_what_is_no_run_is_refused(calibrated_project):
+    done = calibrated_project.run("export", "model.py", "elsewhere", "-q")
+    assert (done.code, done.err) == (2, "error: 'elsewhere' is not a run directory\n")
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments", "text"),
+    [
+        ("onnxscript", (), "--format onnx needs onnxscript"),
+        ("onnxruntime", ("--check",), "--check needs onnxruntime"),
+    ],
+)
+def test_a_missing_package_is_named(calibrated_project, monkeypatch, missing, arguments, text):
+    from quantcfg.export import export
+
+    found = export.find_spec
+    monkeypatch.setattr(export, "find_spec", lambda name: None if name == missing else found(name))
+    done = calibrated_project.run(*EXPORT, *arguments)
+    assert (done.code, done.err) == (2, f"error: {text}\nhint: pip install 'quantcfg[export]'\n")
+
+
+def test_the_text_report_compares_all_three(calibrated_project):
+    done = calibrated_project.run(*EXPORT)
+    lines = [line.split()[0] for line in done.out.splitlines()]
+    assert lines[1:4] == ["float", "fake-quant", "exported"]
+    assert lines[-6:] == ["qparams", "integers", "latency", "size", "quantizers", "file"]
+
+
+UNUSUAL = """
+def forward(model, batch):
+    return model(x=batch[0])["logits"]
+
+
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = Net()
+
+    def forward(self, x, scale=1.0):
+        return {"logits": self.net(x) * scale, "unused": None}
+
+
+def build_model():
+    torch.manual_seed(0)
+    return Named()
+"""
+
+
+def test_a_forward_of_the_users_own_with_names_and_a_dict(project):
+    project.model(UNUSUAL)
+    project.write("config.yaml", "version: 1\nqconfig: {global: w8a8}\ncalib: {batches: 2}\n")
+    assert project.run("calib", "model.py", "config.yaml", "-o", "run", "-q").code == 0
+    done = project.run(*EXPORT)
+    assert (done.code, done.err) == (0, "")
+    model = onnx.load(project.path / "run.onnx")
+    assert [value.name for value in model.graph.input] == ["x"]
+    assert [value.name for value in model.graph.output] == ["logits"]

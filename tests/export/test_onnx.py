@@ -1,0 +1,155 @@
+"""The ONNX file: what it computes, what stands in it, and what is refused."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx.reference import ReferenceEvaluator
+from torch import nn
+
+from quantcfg.errors import RunError
+from quantcfg.prepare.state import fake_quants
+from quantcfg.qconfig import get_default_qconfig
+from tests.export.exported import exported, leaves
+from tests.prepare.models import CASES, ResNet
+
+QUICK = ("resnet", "encoder_sdpa", "structured", "transposed", "tied")
+REFUSED = ("branches",)
+
+
+def qconfig(activation="qint8", weight="qint8", *, affine=False):
+    kind = "affine" if affine else "symmetric"
+    return get_default_qconfig(
+        activation_qkwargs={"dtype": activation, "qscheme": f"per_tensor_{kind}"},
+        weight_qkwargs={"dtype": weight, "qscheme": f"per_channel_{kind}", "ch_axis": 0},
+    )
+
+
+@pytest.mark.parametrize(
+    "case",
+    [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in CASES if c not in REFUSED],
+)
+def test_a_file_computes_what_the_model_does(case):
+    torch.manual_seed(0)
+    make, inputs = CASES[case]
+    args = inputs()
+    made = exported(make(), {"": qconfig()}, args)
+    with torch.no_grad():
+        expected, frozen = leaves(made.model(*args)), leaves(made.frozen.model(*args))
+        outputs = leaves(made.file()(*args))
+    assert all(torch.equal(x, y) for x, y in zip(frozen, expected, strict=True))
+    for x, y in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=0.05 * float(y.abs().max()))
+        assert float((x - y).abs().mean()) <= 0.01 * float(y.abs().mean())
+    assert len(made.nodes("QuantizeLinear")) == len(made.frozen.activations)
+
+
+GRIDS = {
+    "int8": (qconfig(), "int8", "int8", 20),
+    "uint8": (qconfig("quint8", "quint8", affine=True), "uint8", "uint8", 20),
+    "int4 weights": (qconfig("qint8", "qint4"), "int8", "int4", 21),
+    "uint4 weights": (qconfig("quint8", "quint4", affine=True), "uint8", "uint4", 21),
+    "3 bits": (qconfig("qint3", "qint3"), "int8", "int4", 21),
+    "12 bits": (qconfig("quint12", "qint8", affine=False), "uint16", "int8", 21),
+    "int16": (qconfig("qint16", "qint16"), "int16", "int16", 21),
+}
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_each_grid_has_its_type_and_computes_the_same(grid):
+    spec, activation, weight, opset = GRIDS[grid]
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 8, 8)
+    made = exported(ResNet(), {"": spec}, (x,))
+    types = {t.name: onnx.helper.tensor_dtype_to_string(t.data_type) for t in made.proto.graph.initializer}
+    ends = {name.rpartition(".")[0]: kind.removeprefix("TensorProto.").lower() for name, kind in types.items()
+            if name.endswith(".zero_point")}  # fmt: skip
+    assert made.proto.opset_import[0].version == opset
+    assert {kind for name, kind in ends.items() if name.endswith(".weight")} == {weight}
+    assert {kind for name, kind in ends.items() if not name.endswith(".weight")} == {activation}
+    with torch.no_grad():
+        expected = made.model(x)
+    tolerance = 0.02 * float(expected.abs().max())
+    torch.testing.assert_close(made.file()(x), expected, rtol=0, atol=tolerance)
+    made.file(optimised=True)  # the runtime's own changes to the graph leave it a valid one
+    (reference,) = ReferenceEvaluator(made.proto).run(None, {made.proto.graph.input[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(reference), expected, rtol=0, atol=tolerance)
+
+
+def test_qparams_and_integers_are_those_of_the_model_bit_for_bit():
+    torch.manual_seed(0)
+    made = exported(ResNet(), {"": qconfig()}, (torch.randn(4, 3, 8, 8),))
+    constants, sources = made.constants(), fake_quants(made.model)
+    for node in [*made.nodes("QuantizeLinear"), *made.nodes("DequantizeLinear")]:
+        source = sources[node.name.rpartition(".")[0]]
+        qparams = source.qparams()
+        assert constants[node.input[1]].tobytes() == qparams.scale.numpy().tobytes()
+        assert np.array_equal(constants[node.input[2]].reshape(-1), qparams.zero_point.numpy())
+        if node.input[0] in constants:
+            host = made.model.get_submodule(source.name.removesuffix(".weight"))
+            steps = (source(host.weight) / qparams.scale.reshape(-1, *[1] * (host.weight.dim() - 1))).round()
+            assert np.array_equal(constants[node.input[0]], steps.detach().numpy())
+
+
+def test_no_weight_is_stored_in_float():
+    made = exported(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)), {"": qconfig()},
+                    (torch.randn(4, 64),))  # fmt: skip
+    floats = [c for c in made.constants().values() if c.dtype == np.float32]
+    assert max(c.size for c in floats) == 64
+    assert made.proto.ByteSize() < 2 * 64 * 64 + 4096
+
+
+def test_a_fused_chain_has_no_quantizer_inside():
+    made = exported(ResNet(), {"": qconfig()}, (torch.randn(4, 3, 8, 8),))
+    producer = {name: node.op_type for node in made.proto.graph.node for name in node.output}
+    readers = [producer[name] for node in made.nodes("Relu") for name in node.input]
+    assert set(readers) <= {"Conv", "Add"}
+    adds = [producer[name] for node in made.nodes("Add") for name in node.input]
+    assert "Conv" in adds
+
+
+def test_the_batch_and_the_sequence_may_have_any_length():
+    make, inputs = CASES["encoder_sdpa"]
+    made = exported(make(), {"": qconfig()}, inputs())
+    shapes = [[d.dim_param for d in v.type.tensor_type.shape.dim] for v in made.proto.graph.input]
+    assert shapes == [["batch", "sequence"], ["batch", "sequence"]]
+    ids, keep = torch.randint(1, 9, (5, 4)), torch.ones(5, 4, dtype=torch.long)
+    with torch.no_grad():
+        expected = made.model(ids, keep)
+    torch.testing.assert_close(made.file()(ids, keep), expected, rtol=0, atol=0.05)
+
+
+def test_one_sample_is_enough_for_a_batch_of_any_size():
+    made = exported(nn.Sequential(nn.Linear(4, 4)), {"": qconfig()}, (torch.randn(1, 4),))
+    assert made.file()(torch.randn(7, 4)).shape == (7, 4)
+
+
+def test_nothing_of_this_machine_is_in_the_file():
+    made = exported(ResNet(), {"": qconfig()}, (torch.randn(4, 3, 8, 8),))
+    text = made.proto.SerializeToString()
+    assert b".py" not in text
+    assert made.proto.graph.name == "main_graph"
+
+
+def test_control_flow_on_values_is_refused_with_its_line(capfd):
+    make, inputs = CASES["branches"]
+    with pytest.raises(RunError) as raised:
+        exported(make(), {"": qconfig()}, inputs())
+    assert raised.value.message.startswith("torch.export refuses the model at ")
+    assert "tests/prepare/models.py:" in raised.value.message
+    assert capfd.readouterr() == ("", "")
+
+
+class Unknown(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.inner = nn.Linear(4, 4), nn.Module()
+
+    def forward(self, x):
+        return self.fc(x) + torch.linalg.svdvals(x)
+
+
+def test_an_op_that_onnx_lacks_is_named():
+    with pytest.raises(RunError) as raised:
+        exported(Unknown(), {"": qconfig()}, (torch.randn(4, 4),))
+    assert raised.value.message.startswith("the ONNX exporter cannot express 'aten._linalg_svd'")
