@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import FrameType
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -131,6 +134,18 @@ class QuantcfgWarning(UserWarning):
 
 class QuantcfgDeprecationWarning(QuantcfgWarning, DeprecationWarning):
     """A name that still works and has a replacement."""
+
+
+def warn(message: str, category: type[QuantcfgWarning] = QuantcfgWarning) -> None:
+    """Warn at the line of the user's code that led here, where Python's filters look for its cause."""
+    depth, frame = 1, sys._getframe()
+    while frame.f_back is not None and _is_ours(frame):
+        depth, frame = depth + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=depth)
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0] in ("quantcfg", "torch")
 
 
 @dataclass(slots=True)

@@ -7,7 +7,6 @@ Nothing else knows both sides. A `QConfigSpec` (names and scalars, from a file) 
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from quantcfg.config.presets import PRESETS
 from quantcfg.config.spec import FakeQuantSpec, QConfigSpec
 from quantcfg.config.suggest import nearest
-from quantcfg.errors import QuantcfgDeprecationWarning
+from quantcfg.errors import QuantcfgDeprecationWarning, warn
 from quantcfg.numeric.dtypes import QuantDType, as_dtype
 from quantcfg.numeric.fake_quantize import FAKE_QUANTIZES
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
@@ -238,9 +237,7 @@ def preset_qconfig(name: str, stage: str = "calib") -> QConfig:
     _known(name, PRESETS, "preset")
     preset = PRESETS[name]
     if preset.deprecated_for:
-        warnings.warn(
-            f"'{name}' is now called '{preset.deprecated_for}'", QuantcfgDeprecationWarning, stacklevel=3
-        )
+        warn(f"'{name}' is now called '{preset.deprecated_for}'", QuantcfgDeprecationWarning)
     return qconfig_from_spec(preset.stage(stage))
 
 

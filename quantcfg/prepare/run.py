@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantcfg.errors import QuantcfgWarning
+from quantcfg.errors import warn
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
 from quantcfg.prepare.intercept import Memo, Scope
 from quantcfg.prepare.record import Slot
@@ -170,11 +169,9 @@ class Runner:
         if torch.compiler.is_compiling():
             return
         self.unseen.discard(path)
-        warnings.warn(
+        warn(
             f"module '{path}' runs now but did not with the example inputs: its ops stay in float; "
             "prepare with inputs that reach it",
-            QuantcfgWarning,
-            stacklevel=2,
         )
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
@@ -184,11 +181,9 @@ class Runner:
         idle = [m for m in self.modules.values() if not (m.observing or m.quantizing or m.observed)]
         self.settled = bool(idle) or all(m.quantizing for m in self.modules.values())
         if idle:
-            warnings.warn(
+            warn(
                 f"{len(idle)} of {len(self.modules)} quantizers have seen nothing yet and stay in float; "
                 "calibrate or train before you evaluate",
-                QuantcfgWarning,
-                stacklevel=2,
             )
 
     def handle(self, scope: Scope, func: Callable[..., Any], args: Any, kwargs: Any, memo: Memo) -> Any:
