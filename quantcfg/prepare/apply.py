@@ -88,7 +88,8 @@ class _Builder:
                 continue
             gemm, norm = self.recording.sites[chain.sites[0]], self.recording.sites[chain.batch_norm]
             host, module = self.modules[gemm.path], self.modules[norm.path]
-            if self.bn == "fold" and self._owns_weight(gemm, norm) and foldable(host, module):
+            obstacle = self._fold_obstacle(gemm, norm)
+            if not obstacle:
                 fold_batch_norm(host, module, axis=_output_axis(gemm))
                 self._replace(norm.path)
                 self.applied.folded[norm.index] = f"folded into {gemm.name}"
@@ -99,18 +100,24 @@ class _Builder:
                 axis = _output_axis(gemm)
                 if self.recording.values[gemm.weights[0].value].shape[axis] == module.num_features:
                     live[gemm.index] = LiveBatchNorm(module, axis)
-                self.applied.folded[norm.index] = f"kept behind {gemm.name}"
+                self.applied.folded[norm.index] = f"kept behind {gemm.name}: {obstacle}"
         return live
 
-    def _owns_weight(self, gemm: Site, norm: Site) -> bool:
-        """Whether nothing but this pair uses the GEMM's weight, which is its module's own parameter."""
+    def _fold_obstacle(self, gemm: Site, norm: Site) -> str:
+        """Why a batch norm stays: only this pair may use the weight, which is the layer's own parameter."""
+        if self.bn != "fold":
+            return f"bn is {self.bn}"
+        for site in (gemm, norm):
+            if self.recording.calls[site.path] > 1:
+                return f"{site.path} is called {self.recording.calls[site.path]} times"
         weight = self.recording.values[gemm.weights[0].value]
-        return (
-            weight.kind == "parameter"
-            and weight.name == f"{gemm.path}.weight"
-            and len(weight.consumers) == 1
-            and self.recording.calls[gemm.path] == self.recording.calls[norm.path] == 1
-        )
+        if weight.kind != "parameter" or weight.name != f"{gemm.path}.weight":
+            return f"the weight of {gemm.name} is not a parameter of its own"
+        if len(weight.consumers) > 1:
+            return f"the weight of {gemm.name} is used {len(weight.consumers)} times"
+        if not foldable(self.modules[gemm.path], self.modules[norm.path]):
+            return f"{gemm.path or 'the model'} or {norm.path or 'the model'} is no plain layer of torch"
+        return ""
 
     def _replace(self, path: str) -> None:
         parent, _, name = path.rpartition(".")

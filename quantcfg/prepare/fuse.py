@@ -89,6 +89,13 @@ def _follower(recording: Recording, site: Site) -> tuple[list[int], Site | None]
     return dropouts, None
 
 
+def fuses_with(first: Site, second: Site) -> bool:
+    """Whether ``second`` may follow ``first`` in a chain, as far as the two alone say."""
+    if _is_gemm(first):
+        return _is_batch_norm(second) or _is_add(second) or _is_activation(second)
+    return (_is_batch_norm(first) or _is_add(first)) and _is_activation(second)
+
+
 def is_dropout(site: Site) -> bool:
     """Whether a site is a dropout, which does nothing in evaluation."""
     return site.op in _DROPOUTS

@@ -12,6 +12,7 @@ from quantcfg.config.spec import FakeQuantSpec
 from quantcfg.errors import Diagnostic, Place
 from quantcfg.numeric.dtypes import as_dtype
 from quantcfg.prepare.assign import Assignment, Assignments, Role, rule_text
+from quantcfg.prepare.flow import Dtypes, Unfused, dtypes_of, unfused_in
 from quantcfg.prepare.hosts import ATTRIBUTE
 from quantcfg.prepare.ops import OpKind
 from quantcfg.prepare.record import Recording
@@ -34,7 +35,11 @@ class TensorPlan:
 
 @dataclass(frozen=True, slots=True)
 class OpRow:
-    """One op site. ``params`` counts the elements of its weights, ``macs`` its multiply-accumulates."""
+    """One op site. ``params`` counts the elements of its weights, ``macs`` its multiply-accumulates.
+
+    ``dtypes_in`` and ``dtype_out`` are those of the data it reads and makes; ``float`` is no grid. Inside a
+    chain everything is ``float``: it never leaves the accumulator.
+    """
 
     name: str
     owner: str
@@ -53,6 +58,8 @@ class OpRow:
     macs: int
     params: int
     shape: tuple[int, ...]
+    dtypes_in: tuple[str, ...]
+    dtype_out: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +94,10 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Every op site in the order it ran, what was never run, coverage and findings."""
+    """Every op site in the order it ran, what was never run, coverage and findings.
+
+    ``unfused`` lists neighbours that a chip would run as one op and that are not one here, with the reason.
+    """
 
     stage: str
     model_class: str
@@ -95,6 +105,7 @@ class Plan:
     coverage: Coverage
     never_run: tuple[str, ...]
     called_often: tuple[tuple[str, int], ...]
+    unfused: tuple[Unfused, ...] = ()
     findings: tuple[Diagnostic, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,6 +119,7 @@ class Plan:
             "coverage": asdict(self.coverage) | shares,
             "never_run": list(self.never_run),
             "called_often": [{"module": name, "calls": calls} for name, calls in self.called_often],
+            "unfused": [asdict(pair) for pair in self.unfused],
             "findings": [asdict(finding) for finding in self.findings],
         }
 
@@ -122,7 +134,10 @@ def make_plan(
     findings: Sequence[Diagnostic],
 ) -> Plan:
     """Put the plan together. ``folded`` says what became of batch norms, by site."""
-    rows = tuple(_row(row, recording, assignments, folded) for row in assignments.rows)
+    rows = tuple(
+        _row(row, dtypes, recording, assignments, folded)
+        for row, dtypes in zip(assignments.rows, dtypes_of(assignments), strict=True)
+    )
     leaves = [path for path, module in model.named_modules() if path and _is_leaf(path, module)]
     return Plan(
         stage=stage,
@@ -131,6 +146,7 @@ def make_plan(
         coverage=_coverage(model, rows, assignments),
         never_run=tuple(path for path in leaves if path not in recording.calls),
         called_often=tuple((path, n) for path, n in recording.calls.items() if n > 1 and path in set(leaves)),
+        unfused=unfused_in(recording, assignments),
         findings=tuple(findings),
     )
 
@@ -144,6 +160,7 @@ def _is_leaf(path: str, module: nn.Module) -> bool:
 
 def _row(
     row: Assignment,
+    dtypes: Dtypes,
     recording: Recording,
     assignments: Assignments,
     folded: dict[int, str],
@@ -171,12 +188,15 @@ def _row(
         macs=site.macs,
         params=sum(_size(recording.values[operand.value].shape) for operand in site.weights),
         shape=recording.values[site.outputs[0]].shape,
+        dtypes_in=dtypes.inputs,
+        dtype_out=dtypes.output,
     )
 
 
 def _input_text(value: int, recording: Recording, assignments: Assignments) -> str:
-    source = recording.values[value]
-    return f"{source.name or source.kind}: {assignments.inputs[value].dtype}"
+    source, producer = recording.values[value], recording.producer(value)
+    name = producer.name if producer is not None else source.name or source.kind
+    return f"{name}: {assignments.inputs[value].dtype}"
 
 
 def _tensor_plan(spec: FakeQuantSpec | None) -> TensorPlan | None:

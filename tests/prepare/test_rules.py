@@ -54,7 +54,7 @@ def test_none_leaves_in_float_what_it_matches_and_what_is_inside() -> None:
     assert found["blocks.1.add_0"].role == "float"
     assert found["stem.2"].role == "quantized"
     assert found["add_0"].inputs == (
-        "site: qint8",
+        "blocks.1.relu:1: qint8",
     )  # what comes out of the float blocks is brought to a grid
 
 

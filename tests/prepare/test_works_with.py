@@ -50,7 +50,9 @@ def test_a_compiled_training_step_equals_the_eager_one() -> None:
         torch.testing.assert_close(gradients[1][name], grad, rtol=1e-5, atol=1e-6)
 
 
-BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+# Inductor imports parts of torch that warn of each other.
+INDUCTOR = (pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning"))
+BACKENDS = ["aot_eager", pytest.param("inductor", marks=INDUCTOR)]
 
 
 def calibrated_encoder(how: str) -> tuple[nn.Module, tuple[Tensor, ...]]:

@@ -1,0 +1,153 @@
+"""The plan accounts for every op: dtypes, what could have been one op, what ran twice, what never ran."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quantcfg.prepare.flow import Unfused
+from quantcfg.prepare.plan import Plan
+from quantcfg.prepare.prepare import prepare
+from quantcfg.prepare.state import plan_of
+from quantcfg.qconfig import get_default_qconfig
+from tests.prepare.models import CASES
+
+IMAGE = torch.randn(2, 3, 6, 6)
+
+
+def plan_for(model: nn.Module, *args: Any, rules: dict[str, Any] | None = None, bn: str = "fold") -> Plan:
+    rules = {"": get_default_qconfig(), **(rules or {})}
+    return plan_of(prepare(model.eval(), rules, example_inputs=args, bn=bn))
+
+
+class Fork(nn.Module):
+    """A convolution whose result is read by its batch norm and by an add."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return F.relu(self.bn(y)) + y
+
+
+class SharedNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.bn = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.spare = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.second(self.bn(self.first(x))))
+
+
+def test_dtypes_in_and_out_of_a_chain_and_of_what_passes() -> None:
+    rows = {row.name: (row.dtypes_in, row.dtype_out) for row in plan_for(*_case("resnet")).rows}
+
+    assert rows["stem.0"] == (("qint8",), "float")
+    assert rows["stem.1"] == (("float",), "float")
+    assert rows["stem.2"] == (("float",), "qint8")
+    assert rows["blocks.0.add_0"] == (("float", "qint8"), "float")
+    assert rows["pool"] == (("qint8",), "qint8")
+    assert rows["cat_0"] == (("qint8", "qint8"), "qint8")
+    assert rows["classifier"] == (("qint8",), "qint8")
+
+
+def test_the_end_of_a_chain_with_a_batch_norm_is_on_the_grid_that_its_carrier_holds() -> None:
+    rows = {row.name: row for row in plan_for(Straight(), IMAGE).rows}
+
+    assert (rows["conv"].dtypes_in, rows["conv"].dtype_out) == (("qint8",), "qint8")
+    assert rows["bn"].dtype_out == "qint8"
+
+
+def test_dtypes_follow_the_rules() -> None:
+    qconfig = get_default_qconfig(activation_qkwargs={"dtype": "qint16"})
+    rules = {"module_name": {"blocks": qconfig, "pool": None}}
+    rows = {row.name: (row.dtypes_in, row.dtype_out) for row in plan_for(*_case("resnet"), rules=rules).rows}
+
+    assert rows["blocks.0.relu"] == (("float",), "qint16")
+    assert rows["blocks.1.conv1"] == (("qint16",), "float")
+    assert rows["add_0"] == (("qint16", "float"), "qint8")
+
+
+def test_a_mask_and_the_scores_that_hold_it_are_float_on_both_sides() -> None:
+    rows = {row.name: row for row in plan_for(*_case("encoder_add")).rows}
+
+    assert rows["attention.add_0"].dtype_out == "float"
+    assert rows["attention.softmax_0"].dtypes_in == ("float",)
+    assert rows["attention.softmax_0"].dtype_out == "qint8"
+
+
+def test_a_value_that_is_read_twice_ends_its_chain_and_the_plan_says_so() -> None:
+    plan = plan_for(Fork(), IMAGE)
+
+    reason = "what conv makes is read 2 times: bn, add_0"
+    assert plan.unfused == (Unfused("conv", "bn", reason), Unfused("conv", "add_0", reason))
+    assert plan.to_dict()["unfused"][0] == {"first": "conv", "second": "bn", "reason": reason}
+
+
+def test_a_rule_that_leaves_one_half_in_float_unfuses_it() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    plan = plan_for(model, torch.randn(2, 4), rules={"module_name": {"3": None}})
+
+    assert plan.unfused == (Unfused("2", "3", "3 stays in float: left in float by module_name '3'"),)
+
+
+def test_a_residual_network_leaves_nothing_unfused() -> None:
+    assert plan_for(*_case("resnet")).unfused == ()
+
+
+def test_a_shared_batch_norm_stays_and_the_plan_says_why() -> None:
+    plan = plan_for(SharedNorm(), IMAGE)
+    rows = {row.name: row for row in plan.rows}
+
+    assert rows["bn"].reason == "kept behind first: bn is called 2 times"
+    assert plan.called_often == (("bn", 2),)
+    assert plan.never_run == ("spare",)
+
+
+@pytest.mark.parametrize("bn", ["keep", "freeze"])
+def test_a_batch_norm_that_is_to_stay_says_whose_wish_it_was(bn: str) -> None:
+    rows = {row.name: row for row in plan_for(Straight(), IMAGE, bn=bn).rows}
+
+    assert rows["bn"].reason == f"kept behind conv: bn is {bn}"
+
+
+class Straight(Fork):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))
+
+
+def test_a_constant_is_named_by_the_op_that_made_it() -> None:
+    class Bias(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(2, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.table.tanh()
+
+    rows = {row.name: row for row in plan_for(Bias(), torch.randn(2, 4)).rows}
+
+    assert rows["mul_0"].inputs == ("x: qint8", "tanh_0: qint8")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_plan_is_plain_data(name: str) -> None:
+    plan = plan_for(*_case(name))
+
+    data = json.loads(json.dumps(plan.to_dict()))
+    assert [row["name"] for row in data["ops"]] == [row.name for row in plan.rows]
+    assert all(row.dtype_out == row.activation.dtype for row in plan.rows if row.activation)
+
+
+def _case(name: str) -> tuple[Any, ...]:
+    torch.manual_seed(0)
+    make, inputs = CASES[name]
+    return make(), *inputs()
