@@ -16,6 +16,7 @@ from quantcfg.render.names import summarize
 from quantcfg.render.text import safe_text
 
 _KIB = 1024
+_MOST = 5  # pairs that are printed
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,4 +121,7 @@ def _summary(plan: Plan) -> list[tuple[str, str]]:
     if plan.called_often:
         shared = ", ".join(f"{name} ({calls} calls)" for name, calls in plan.called_often)
         lines.append(("shared", shared))
+    lines += [("not fused", f"{pair.first} + {pair.second}: {pair.reason}") for pair in plan.unfused[:_MOST]]
+    if len(plan.unfused) > _MOST:
+        lines.append(("", f"and {len(plan.unfused) - _MOST} more pairs; --format json has them all"))
     return lines
