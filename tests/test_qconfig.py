@@ -247,3 +247,47 @@ def test_nothing_in_the_presets_warns_when_the_module_is_imported() -> None:
             for name in qc.__all__
             if name.startswith("default_") and name.endswith("_qconfig")
         )
+
+
+@pytest.mark.parametrize("form", [list, dict])
+def test_the_digits_follow_both_forms_of_the_dict_and_the_rising_priority(form: type, digits: Any) -> None:
+    model, images, _ = digits
+    wide = qc.get_default_qconfig(activation_qkwargs={"dtype": "qint16"})
+    narrow = qc.get_default_qconfig(activation_qkwargs={"dtype": "qint4"})
+    model = DigitsNet()
+    model.load_state_dict(digits[0].state_dict())
+    model.block2.qconfig = wide
+    prepared = qc.prepare_qat_fx(
+        model.eval(),
+        {
+            "": qc.get_default_qconfig(),
+            "module_type": form([(nn.Linear, narrow), (nn.Conv2d, narrow)]),
+            "module_name": form([("block1", wide), ("block2", narrow), ("classifier", None)]),
+        },
+        example_inputs=(images[:2],),
+    )
+    dtypes = {name: module.dtype.name for name, module in qc.fake_quants(prepared).items()}
+
+    assert dtypes["cat_0.output"] == "qint8"  # global
+    assert dtypes["stem.2.output"] == "qint4"  # the type of the convolution in its chain
+    assert dtypes["block1.relu_0.output"] == "qint16"  # a name beats a type
+    assert dtypes["block2.relu_0.output"] == "qint16"  # the attribute beats the name
+    assert not any(name.startswith("classifier") for name in dtypes)  # None is float
+
+
+def test_states_and_ranges_move_from_calibration_to_training_on_the_digits(digits: Any) -> None:
+    model, images, labels = digits
+    calib = calibrated(digits, preset_qconfig("w8a8", "calib"))
+    qconfig = preset_qconfig("w8a8_fixed_act", "qat")
+    training = qc.prepare_qat_fx(model, {"": qconfig}, example_inputs=(images[:2],))
+
+    report = qc.load_observer_params(calib, training)
+    assert len(report.loaded) == len(qc.fake_quants(training))
+
+    qc.set_fake_quantize(calib, qc.FakeQuantState.VALIDATION)
+    qc.set_fake_quantize(training, qc.FakeQuantState.VALIDATION)
+    torch.testing.assert_close(training.eval()(images), calib(images), rtol=0, atol=0)
+    for state in qc.FakeQuantState:
+        qc.set_fake_quantize(training, state)
+        assert qc.state_of(training) is state
+        assert accuracy(training, images, labels) > 0.9
