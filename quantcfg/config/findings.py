@@ -98,9 +98,10 @@ def _effects(decisions: Iterable[Decision]) -> Mapping[int, _Effect]:
 
 
 def _report_count(rule: Rule, matched: Sequence[str], findings: Findings) -> None:
+    count = f"{len(matched)} name{'' if len(matched) == 1 else 's'}"
     findings.error(
         "QC202",
-        f"the rule `{shortened(rule.pattern)}` matches {len(matched)} names, {rule.expect} are expected",
+        f"the rule `{shortened(rule.pattern)}` matches {count}, expected {rule.expect}",
         rule.place,
         label=f"expect: {rule.expect}, found {len(matched)}",
         notes=(f"it matches {listing(matched)}",) if matched else (),

@@ -6,13 +6,13 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from quantcfg.render.text import safe_text
+from quantcfg.render.text import safe_text, wants_colour
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold", "hint": "bold cyan"}
 _PIPE_WIDTH = 1000  # columns: in a file or pipe a row of a table is one line
@@ -48,11 +48,6 @@ def say(kind: str, text: str) -> None:
     message_console().print(line, soft_wrap=True)
 
 
-def wants_colour(stream: IO[str]) -> bool:
-    """Whether escape codes belong on ``stream``: a terminal that can show them and a user who wants them."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
 def print_json(value: Any) -> None:
     """Print ``value`` to stdout as JSON, in ASCII, so that no name in it can steer a terminal."""
     print(json.dumps(value, indent=2))
@@ -64,6 +59,7 @@ def _console(*, stderr: bool) -> Console:
     return Console(
         file=stream,
         width=None if is_terminal else _PIPE_WIDTH,
+        color_system="auto" if wants_colour(stream) else None,
         highlight=False,
         markup=False,
         emoji=False,

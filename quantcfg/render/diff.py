@@ -19,6 +19,7 @@ from quantcfg.render.text import safe_text
 from quantcfg.stages.comparing import OpChange
 
 DIFF_VERSION = 1
+FLOAT = "float"
 
 
 def diff_dict(changes: Sequence[Change], ops: Sequence[OpChange] | None) -> dict[str, Any]:
@@ -56,22 +57,30 @@ def _changes(names: tuple[str, str], changes: Sequence[Change]) -> Table:
 def _ops(names: tuple[str, str], ops: Sequence[OpChange]) -> Table:
     groups: dict[tuple[str, str, str], list[str]] = {}
     for change in ops:
-        texts = (_treated(change.before, change.rule_before), _treated(change.after, change.rule_after))
-        groups.setdefault((change.stage, *texts), []).append(change.name)
+        groups.setdefault((change.stage, *_differing(change)), []).append(change.name)
     table = _table("ops", "n", *names, "stage")
     for (stage, before, after), members in groups.items():
         table.add_row(*map(_cell, (summarize(members), str(len(members)), before, after, stage)))
     return table
 
 
-def _treated(made: Treatment, rule: str) -> str:
-    parts = [made.role]
+def _differing(change: OpChange) -> tuple[str, str]:
+    """What each config does, as far as the other does not, and the rule behind it."""
+    old, new = _parts(change.before), _parts(change.after)
+    names = [name for name in dict.fromkeys((*old, *new)) if old.get(name) != new.get(name)]
+    before, after = (
+        "; ".join(f"{name} {parts.get(name, FLOAT)}".strip() for name in names) for parts in (old, new)
+    )
+    return f"{before} ({change.rule_before})", f"{after} ({change.rule_after})"
+
+
+def _parts(made: Treatment) -> dict[str, str]:
+    parts = {"": made.role}
     if made.output:
-        parts.append(f"output {slot_text(made.output)}")
+        parts["output"] = slot_text(made.output)
     if made.weight:
-        parts.append(f"weight {slot_text(made.weight)}")
-    parts += [f"input {slot_text(spec)}" for _, spec in made.inputs]
-    return f"{'; '.join(parts)} ({rule})"
+        parts["weight"] = slot_text(made.weight)
+    return parts | {f"input {name}": slot_text(spec) for name, spec in made.inputs}
 
 
 def _table(*columns: str) -> Table:

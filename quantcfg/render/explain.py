@@ -63,6 +63,7 @@ def _rules(op: OpExplanation) -> Table:
 
 def _fields(fields: tuple[FieldOrigin, ...]) -> Table:
     table = _table("field", "value", "from", "at")
+    table.columns[0].no_wrap = True
     for item in fields:
         table.add_row(*map(_cell, (item.field, value_text(item.value), item.origin, place_text(item.place))))
     return table
