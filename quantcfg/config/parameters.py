@@ -1,7 +1,5 @@
 """The parameters of every observer and fake quantize, typed per kind."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Annotated, Literal
 

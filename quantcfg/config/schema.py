@@ -1,8 +1,6 @@
 """The config file as frozen models; the text under a field is its documentation everywhere."""
 
-from __future__ import annotations
-
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
@@ -128,11 +126,11 @@ class CalibSection(Section):
     """How many samples, instead of `batches`; the last batch is cut."""
     nonfinite: Literal["error", "skip"] = "error"
     """What a NaN or infinity does: end the run naming op and batch, or be left out and counted."""
-    qconfig: Rules = Rules()
+    qconfig: Rules = Rules.model_construct()
     """Rules of this stage alone, merged over the shared ones."""
 
     @model_validator(mode="after")
-    def _one_length(self) -> CalibSection:
+    def _one_length(self) -> Self:
         if self.batches is not None and self.samples is not None:
             refuse("samples", "`batches` and `samples` both say how long to calibrate", "keep one of them")
         return self
@@ -145,13 +143,13 @@ class QatSection(Section):
     """Passes over `train_data`."""
     steps: Count | None = None
     """Optimizer steps, instead of `epochs`."""
-    optimizer: Optimizer = SGD(name="SGD", lr=1e-4, momentum=0.9)
+    optimizer: Optimizer = SGD.model_construct(name="SGD", lr=1e-4, momentum=0.9)
     """The optimizer, unless the model file brings one."""
     scheduler: Scheduler | None = None
     """How the learning rate moves; null: it stays."""
     bn: Literal["fold", "keep", "freeze"] = "fold"
     """Batch norms: folded into the convolution, kept and trained, or kept with frozen statistics."""
-    schedule: Schedule = Schedule()
+    schedule: Schedule = Schedule.model_construct()
     """When observers and batch norms freeze."""
     grad_clip: Positive | None = None
     """Largest norm of the gradient; null: not clipped."""
@@ -167,11 +165,11 @@ class QatSection(Section):
     """Optimizer steps between two evaluations, beside those at the end of each epoch."""
     best: Best | None = None
     """Keep the best model by a metric, and stop early; null: the last one is kept."""
-    qconfig: Rules = Rules()
+    qconfig: Rules = Rules.model_construct()
     """Rules of this stage alone, merged over the shared ones."""
 
     @model_validator(mode="after")
-    def _one_length(self) -> QatSection:
+    def _one_length(self) -> Self:
         if self.steps is not None and "epochs" in self.model_fields_set:
             refuse("steps", "`epochs` and `steps` both say how long to train", "keep one of them")
         return self
@@ -221,13 +219,13 @@ class File(Section):
     """Configs (or presets) that this one changes, one or several; later ones win."""
     qconfigs: dict[str, StagedValue] = Field(default_factory=dict)
     """Qconfigs by names of your own, to be used in rules."""
-    qconfig: Rules = Rules()
+    qconfig: Rules = Rules.model_construct()
     """The rules of both stages."""
-    calib: CalibSection = CalibSection()
+    calib: CalibSection = CalibSection.model_construct()
     """Calibration."""
-    qat: QatSection = QatSection()
+    qat: QatSection = QatSection.model_construct()
     """Quantization-aware training."""
-    export: ExportSection = ExportSection()
+    export: ExportSection = ExportSection.model_construct()
     """Export."""
-    guards: Guards = Guards()
+    guards: Guards = Guards.model_construct()
     """What has to hold, checked before and after a run."""

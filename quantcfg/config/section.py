@@ -1,6 +1,8 @@
-"""What every part of the file is built on: strict frozen models, and numbers with bounds."""
+"""What every part of the file is built on: strict frozen models, and numbers with bounds.
 
-from __future__ import annotations
+Nothing here and in the modules of the schema may slow down the start: annotations are no strings that pydantic
+would have to evaluate, defaults are not validated, and one validator is built, that of the whole file.
+"""
 
 from typing import Annotated
 
@@ -22,4 +24,5 @@ class Section(BaseModel):
         extra="forbid",
         strict=True,
         allow_inf_nan=False,
+        defer_build=True,
     )

@@ -1,8 +1,6 @@
 """What the `qat` section of the config file is made of: optimizers, schedulers, and when what happens."""
 
-from __future__ import annotations
-
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -38,7 +36,7 @@ class SGD(OptimizerSection):
     """Nesterov momentum."""
 
     @model_validator(mode="after")
-    def _nesterov_has_momentum(self) -> SGD:
+    def _nesterov_has_momentum(self) -> Self:
         if self.nesterov and (self.momentum <= 0 or self.dampening != 0):
             refuse("nesterov", "`nesterov` needs a momentum and no dampening", "set `momentum: 0.9`")
         return self
