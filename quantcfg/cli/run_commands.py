@@ -17,6 +17,10 @@ _From = Annotated[
     Path | None,
     typer.Option("--from", metavar="RUN", help="the calibration run to start from; default: run one"),
 ]
+_Statistics = Annotated[
+    Path | None,
+    typer.Option("--from", metavar="RUN", help="recalculate from what this calibration run counted"),
+]
 _Expand = Annotated[bool, typer.Option("--expand", help="one row per op instead of groups")]
 
 
@@ -51,6 +55,7 @@ def calib(
     model: options.Model,
     config: options.ConfigFile,
     *,
+    source: _Statistics = None,
     output: options.Output = None,
     overrides: options.Overrides = None,
     seed: options.Seed = 0,
@@ -62,17 +67,21 @@ def calib(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Calibrate, evaluate, write a run directory."""
+    """Calibrate, evaluate, write a run directory.
+
+    With --from it takes the statistics of another calibration run instead of data.
+    """
     del debug
     path = output or _default_output(config, "calib")
-    target = path.absolute()  # before code of the user runs, which may change the current directory
+    # before code of the user runs, which may change the current directory
+    target, start = path.absolute(), source.absolute() if source else None
     with session(quiet=quiet, verbose=verbose):
-        from quantcfg.runs.directory import open_run
+        from quantcfg.runs.directory import RunDirectory, open_run
         from quantcfg.stages.calib import run_calib
 
         job = make_job(model, config, overrides, seed=seed, device=device, quiet=quiet)
         with open_run(target, resume=resume, force=force) as run:
-            run_calib(job, run)
+            run_calib(job, run, RunDirectory(start) if start else None)
     _print_run(path, output_format)
 
 

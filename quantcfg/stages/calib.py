@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from quantcfg.errors import UsageError
 from quantcfg.prepare.state import FakeQuantState, calibrating, fake_quants, plan_of, set_fake_quantize
 from quantcfg.runs.directory import RunDirectory
-from quantcfg.runs.log import logging_to
+from quantcfg.runs.log import LOGGER, logging_to
 from quantcfg.stages import records
 from quantcfg.stages.batches import cut, num_samples
 from quantcfg.stages.clock import Clock, SaveTimer
@@ -18,6 +19,7 @@ from quantcfg.stages.data import DataSource, Numbered, length_of
 from quantcfg.stages.evaluate import evaluate
 from quantcfg.stages.guards import check_plan, guard_results
 from quantcfg.stages.job import Identity, Job
+from quantcfg.stages.recalculation import recalculate
 from quantcfg.stages.seeding import random_state, restorer
 from quantcfg.stages.signals import stop_request
 from quantcfg.stages.user_code import in_batch
@@ -46,22 +48,29 @@ class _Start:
     resting: tuple[str, ...] = ()
 
 
-def run_calib(job: Job, run: RunDirectory) -> None:
+def run_calib(job: Job, run: RunDirectory, statistics: RunDirectory | None = None) -> None:
     """Calibrate the model of ``job`` and leave a finished run in ``run``. A finished one stays as it is.
+
+    With the calibration run ``statistics`` no data is calibrated on: ranges are recalculated from what that
+    run counted.
 
     Raises:
         QuantcfgError: See the exit codes; nothing under a final name is half-written.
     """
     if records.is_finished(job, run):
         return
-    clock, source = Clock(), job.required_source("calib_data")
+    if statistics is not None:
+        records.require_calibration(statistics)
+    clock = Clock()
+    source = job.required_source("calib_data") if statistics is None else job.source("calib_data")
     float_model = job.build_model()
     model = job.prepare(float_model, "calib")
     check_plan(job.config, plan_of(model))
     identity = records.identity_of(job, float_model, "calib")
     stage = _Stage(float_model, model, source, identity, clock)
     with logging_to(run.log):
-        _run(job, run, stage, _start(job, run, stage))
+        start = _start(job, run, stage) if statistics is None else _recalculated(job, run, stage, statistics)
+        _run(job, run, stage, start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +80,17 @@ class _Stage:
     source: DataSource
     identity: Identity
     clock: Clock
+
+
+def _recalculated(job: Job, run: RunDirectory, stage: _Stage, statistics: RunDirectory) -> _Start:
+    if statistics.verify().facts["weights"] != stage.identity.weights:
+        raise UsageError(f"'{statistics.path}' was calibrated with other float weights")
+    rebuilt = records.rebuild(job, statistics)
+    recalculate(stage.model, rebuilt.model)
+    records.begin(job, run, plan_of(stage.model))
+    LOGGER.info("recalculated from the statistics of %s", statistics.path)
+    counted = rebuilt.result
+    return _Start(Position(counted["num_batches"], counted["num_samples"], is_solved=True))
 
 
 def _start(job: Job, run: RunDirectory, stage: _Stage) -> _Start:

@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import nn
 
-from quantcfg.errors import UsageError
 from quantcfg.prepare.state import (
     FakeQuantState,
     check_observers,
@@ -58,7 +57,7 @@ def run_qat(job: Job, run: RunDirectory, source: Path | None = None) -> None:
     if records.is_finished(job, run):
         return
     if source is not None:
-        _require_calibration(RunDirectory(source))
+        records.require_calibration(RunDirectory(source))
     clock, data = Clock(), job.required_source("train_data")
     float_model = job.build_model()
     model = job.prepare(float_model, "qat")
@@ -75,13 +74,6 @@ def run_qat(job: Job, run: RunDirectory, source: Path | None = None) -> None:
         if checkpoint is None:
             _load_ranges(job, calibrated, stage)
         _train(stage, data, checkpoint, _teacher(job, float_model))
-
-
-def _require_calibration(source: RunDirectory) -> None:
-    source.verify()
-    stage = source.read_result()["stage"]
-    if stage != "calib":
-        raise UsageError(f"'{source.path}' is a {stage} run; --from takes a calibration run")
 
 
 def _calibrate_first(job: Job, run: RunDirectory, clock: Clock) -> RunDirectory:

@@ -67,6 +67,19 @@ def is_finished(job: Job, run: RunDirectory) -> bool:
     return True
 
 
+def require_calibration(source: RunDirectory) -> None:
+    """Refuse to start from anything but a whole calibration run.
+
+    Raises:
+        UsageError: There is none.
+        RunError: It is damaged.
+    """
+    source.verify()
+    stage = source.read_result()["stage"]
+    if stage != "calib":
+        raise UsageError(f"'{source.path}' is a {stage} run; --from takes a calibration run")
+
+
 def newest(job: Job, run: RunDirectory, identity: Identity) -> Checkpoint | None:
     """The checkpoint to go on from, or None when there is none. Damaged ones are passed over aloud.
 

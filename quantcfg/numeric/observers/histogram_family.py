@@ -57,6 +57,20 @@ class HistogramObserver(Observer):
             self.max_val.copy_(high)
         self._is_stale = False
 
+    def solve_from(self, other: HistogramObserver) -> None:
+        """Take the range that this kind finds in the statistics of another one, whose own they stay.
+
+        Shapes:
+            both have the same channels, and ``other`` counted the whole stream.
+
+        Raises:
+            NumericError: the other one counted nothing.
+        """
+        if other.histogram is None or not other._num_counted():
+            raise other._never_observed()
+        low, high = self._solve(other.histogram, (other.low, other.high))
+        self.load_range(low, high)
+
     def reset_dtype(self, dtype: Any) -> None:
         """Change to the full grid of another dtype and solve again for it; the statistics stay."""
         super().reset_dtype(dtype)
