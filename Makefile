@@ -14,7 +14,7 @@ MODELS_READY := .venv-models/.ready
 # Print a command as a user would type it, then run it.
 show = printf '\n$$ %s\n' "$(1)" && PATH="$(BIN):$$PATH" $(1)
 
-.PHONY: help demo test test-slow test-faults mutation lint bench models schema setup clean
+.PHONY: help demo test test-slow test-faults mutation lint bench bench-overhead models schema setup clean
 
 help:
 	@echo "make demo    calibrate and train a model on real digits, from its config files"
@@ -24,6 +24,7 @@ help:
 	@echo "make mutation     how many edits of a config are reported, and where"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make bench   the measurements of benchmarks/"
+	@echo "make bench-overhead   what a step of training or calibration costs over float, compiled too"
 	@echo "make models  prepare the models of torchvision, timm and transformers, and their trainers"
 	@echo "make schema  write schemas/quantcfg.schema.json anew"
 	@echo "make clean   remove what the targets made, .venv too"
@@ -59,6 +60,9 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+bench-overhead: $(READY)
+	$(BIN)/python -m benchmarks.overhead --compiled
 
 # The architectures have an environment of their own beside .venv, whose packages they see: their own wish for
 # another torch is not heard (--no-deps).

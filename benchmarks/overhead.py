@@ -1,0 +1,263 @@
+"""What a training step and a calibration pass cost over the float model, side by side with torch.ao.
+
+    python -m benchmarks.overhead [--rounds N] [--threads N] [--compiled] [--only NAME] [--json FILE]
+
+Every round times each candidate once, in turn, so that a busy machine slows all of them alike. A figure is
+the median over rounds of a candidate's time by that of the float model in the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import json
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import quantcfg as qc
+
+Run = Callable[[], object]
+BUDGETS = {
+    ("resnet18", "qat", "eager"): 1.20, ("resnet18", "qat", "compiled"): 1.10,
+    ("encoder", "qat", "eager"): 1.08, ("encoder", "qat", "compiled"): 1.02,
+    ("resnet18", "min_max", "eager"): 1.03, ("encoder", "min_max", "eager"): 1.08,
+    **{("resnet18", observer, "eager"): 1.15 for observer in ("percentile", "mse", "kl")},
+    **{("encoder", observer, "eager"): 1.12 for observer in ("percentile", "mse", "kl")},
+}  # fmt: skip
+
+
+class BasicBlock(nn.Module):
+    def __init__(self, channels: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, out, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
+        self.bn1, self.bn2, self.relu = nn.BatchNorm2d(out), nn.BatchNorm2d(out), nn.ReLU(inplace=True)
+        self.shortcut = nn.Sequential()
+        if stride > 1:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return self.relu(y + self.shortcut(x))
+
+
+class ResNet18(nn.Module):
+    """He et al. 2015, arXiv 1512.03385, table 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU())
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        widths = (64, 64, 128, 256, 512)
+        self.layers = nn.Sequential(*(
+            nn.Sequential(BasicBlock(before, out, 1 if out == 64 else 2), BasicBlock(out, out, 1))
+            for before, out in itertools.pairwise(widths)
+        ))  # fmt: skip
+        self.average, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(512, 1000)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.average(self.layers(self.pool(self.stem(x)))).flatten(1))
+
+
+class Layer(nn.Module):
+    def __init__(self, width: int, heads: int, inner: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        shape = (batch, length, self.heads, width // self.heads)
+        q, k, v = (part(x).view(shape).transpose(1, 2) for part in (self.query, self.key, self.value))
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width)
+        x = self.norm1(x + self.out(y))
+        return self.norm2(x + self.down(F.gelu(self.up(x))))
+
+
+class MiniLM(nn.Module):
+    """The size of MiniLM-L6-H384 (Wang et al. 2020, arXiv 2002.10957), from embeddings on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(Layer(384, 12, 1536) for _ in range(6)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
+    "resnet18": lambda: (ResNet18(), torch.randn(16, 3, 128, 128)),
+    "encoder": lambda: (MiniLM(), torch.randn(16, 128, 384)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The ratio of one candidate's time to that of the float model: median, and best by best."""
+
+    model: str
+    work: str
+    mode: str
+    tool: str
+    ratio: float
+    best: float
+    float_ms: float
+    budget: float | None
+
+
+def measure(model: str, work: str, mode: str, runs: dict[str, Run], rounds: int) -> list[Result]:
+    """Time the candidates in turn; the first one is the float model."""
+    for run in runs.values():
+        run(), run()
+    seconds = [{tool: _seconds(run) for tool, run in runs.items()} for _ in range(rounds)]
+    floats = [row["float"] for row in seconds]
+    return [
+        Result(
+            model, work, mode, tool,
+            ratio=statistics.median(row[tool] / row["float"] for row in seconds),
+            best=min(row[tool] for row in seconds) / min(floats),
+            float_ms=statistics.median(floats) * 1e3,
+            budget=BUDGETS.get((model, work, mode)) if tool == "quantcfg" else None,
+        )
+        for tool in runs if tool != "float"
+    ]  # fmt: skip
+
+
+def _seconds(run: Run) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def training_step(model: nn.Module, x: Tensor, *, compiled: bool) -> Run:
+    optimizer = torch.optim.SGD(model.train().parameters(), lr=1e-4)
+    call = torch.compile(model) if compiled else model
+
+    def step() -> None:
+        optimizer.zero_grad()
+        call(x).square().mean().backward()
+        optimizer.step()
+
+    return step
+
+
+def qat_runs(make: Callable[[], tuple[nn.Module, Tensor]], *, compiled: bool) -> dict[str, Run]:
+    model, x = make()
+    prepared = qc.prepare(model, {"": qc.get_default_qconfig()}, example_inputs=(x,), stage="qat")
+    with qc.calibrating(prepared):
+        prepared(x)
+    models = {"float": copy.deepcopy(model), "quantcfg": prepared, "torch.ao": _torch_ao_qat(model, x)}
+    return {name: training_step(m, x, compiled=compiled) for name, m in models.items() if m is not None}
+
+
+def _torch_ao_qat(model: nn.Module, x: Tensor) -> nn.Module | None:
+    """The same with torch.ao's FX mode, where this torch still has it and it takes the model."""
+    try:
+        from torch.ao.quantization import get_default_qat_qconfig_mapping
+        from torch.ao.quantization.quantize_fx import prepare_qat_fx
+
+        mapping = get_default_qat_qconfig_mapping("x86")
+        return prepare_qat_fx(copy.deepcopy(model).train(), mapping, (x,))
+    except Exception as error:  # a peer that does not work is left out
+        print(f"torch.ao left out: {type(error).__name__}: {str(error).splitlines()[0][:90]}")
+        return None
+
+
+def calibration_runs(make: Callable[[], tuple[nn.Module, Tensor]], observer: str) -> dict[str, Run]:
+    model, x = make()
+    qconfig = qc.get_default_qconfig(activation_observer=observer, weight_observer="min_max")
+    prepared = qc.prepare(model.eval(), {"": qconfig}, example_inputs=(x,), stage="calib").eval()
+    models = {"float": model, "quantcfg": prepared}
+    peer = {"min_max": "MinMaxObserver", "mse": "HistogramObserver"}.get(observer)
+    if peer is not None:
+        models["torch.ao"] = _torch_ao_calibration(model, x, peer)
+    return {name: _forward(m, x) for name, m in models.items() if m is not None}
+
+
+def _torch_ao_calibration(model: nn.Module, x: Tensor, observer: str) -> Any:
+    try:
+        from torch.ao import quantization
+        from torch.ao.quantization.quantize_fx import prepare_fx
+
+        kinds = getattr(quantization, observer), quantization.default_weight_observer
+        mapping = quantization.QConfigMapping().set_global(quantization.QConfig(*kinds))
+        return prepare_fx(copy.deepcopy(model), mapping, (x,))
+    except Exception as error:  # a peer that does not work is left out
+        print(f"torch.ao left out: {type(error).__name__}: {str(error).splitlines()[0][:90]}")
+        return None
+
+
+def _forward(model: nn.Module, x: Tensor) -> Run:
+    @torch.no_grad()
+    def run() -> None:
+        model(x)
+
+    return run
+
+
+def benchmark(name: str, *, compiled: bool, rounds: int) -> list[Result]:
+    torch.manual_seed(0)
+    make = MODELS[name]
+    results = measure(name, "qat", "eager", qat_runs(make, compiled=False), rounds)
+    for observer in ("min_max", "percentile", "mse", "kl"):
+        results += measure(name, observer, "eager", calibration_runs(make, observer), rounds)
+    if compiled:
+        results += measure(name, "qat", "compiled", qat_runs(make, compiled=True), rounds)
+    return results
+
+
+def line(result: Result) -> str:
+    budget = "" if result.budget is None else f"{result.budget:.2f}"
+    missed = " missed" if result.budget is not None and result.ratio > result.budget else ""
+    return (
+        f"{result.model:<10} {result.work:<11} {result.mode:<9} {result.tool:<10} {result.ratio:6.2f} "
+        f"{result.best:6.2f} {budget:>7} {result.float_ms:9.1f}{missed}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--compiled", action="store_true", help="also with torch.compile, which takes minutes"
+    )
+    parser.add_argument("--only", choices=list(MODELS), help="one model")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    warnings.simplefilter("ignore")
+    print(
+        f"{'model':<10} {'work':<11} {'mode':<9} {'tool':<10} {'ratio':>6} {'best':>6} {'budget':>7} "
+        f"{'float ms':>9}"
+    )
+    results = []
+    for name in [options.only] if options.only else MODELS:
+        for result in benchmark(name, compiled=options.compiled, rounds=options.rounds):
+            results.append(result)
+            print(line(result), flush=True)
+    if options.json:
+        machine = {"torch": torch.__version__, "cpu": platform.machine(), "threads": options.threads}
+        record = {"machine": machine, "results": [asdict(result) for result in results]}
+        options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
