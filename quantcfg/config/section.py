@@ -1,6 +1,6 @@
 """What every part of the file is built on: strict frozen models, and numbers with bounds.
 
-Nothing here and in the modules of the schema may slow down the start: annotations are no strings that pydantic
+Nothing in the modules of the schema may slow down the start: annotations are no strings that pydantic
 would have to evaluate, defaults are not validated, and one validator is built, that of the whole file.
 """
 
