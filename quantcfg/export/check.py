@@ -12,7 +12,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from quantcfg.errors import RunError
+from quantcfg.errors import RunError, UserCodeError
 from quantcfg.export.difference import (
     SHARE_OF_ERROR,
     SHARE_OF_ERROR_OPTIMISED,
@@ -157,16 +157,26 @@ def _check(subject: Subject, found: dict[str, Difference], model: nn.Module | No
     bounds = {name: bound(error, _share(name)) for name in found}
     for name, part in found.items():
         _refuse_beyond_bound(name, part, bounds[name])
-    source, progress = subject.job.source("eval_data"), subject.job.progress
-    models = {"float": subject.float_model, "fake-quant": subject.model}
-    if model is not None:
-        models["exported"] = model
-    metrics = {
-        name: evaluate(one, source, progress, f"evaluating the {name} model") for name, one in models.items()
-    }
+    metrics = _metrics(subject, model)
     batches = subject.job.source(subject.data).num_batches()
     compared = MAX_BATCHES if batches is None else min(batches, MAX_BATCHES)
     return Check(metrics, found, error, bounds, compared)
+
+
+def _metrics(subject: Subject, model: nn.Module | None) -> dict[str, dict[str, float]]:
+    """Metrics of float, fake-quant and exported model; the last one only has a forward to be evaluated by."""
+    source, progress = subject.job.source("eval_data"), subject.job.progress
+    metrics = {
+        "float": evaluate(subject.float_model, source, progress, "evaluating the float model"),
+        "fake-quant": evaluate(subject.model, source, progress, "evaluating the fake-quant model"),
+    }
+    if model is None:
+        return metrics
+    try:
+        metrics["exported"] = evaluate(model, source, progress, "evaluating the exported file")
+    except UserCodeError as error:
+        progress.note(f"no metric of the exported file: {error.message}")
+    return metrics
 
 
 def _share(name: str) -> float:

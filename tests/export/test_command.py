@@ -197,3 +197,18 @@ def test_a_forward_of_the_users_own_with_names_and_a_dict(project):
     model = onnx.load(project.path / "run.onnx")
     assert [value.name for value in model.graph.input] == ["x"]
     assert [value.name for value in model.graph.output] == ["logits"]
+
+
+LOOKS_INSIDE = """
+def evaluate(model, data):
+    return {"bias": float(model.classifier.bias.sum())}
+"""
+
+
+def test_an_evaluation_that_looks_inside_the_model_is_noted(project):
+    project.model(LOOKS_INSIDE)
+    assert project.run("calib", "model.py", "config.yaml", "-o", "run", "-q").code == 0
+    done = project.run("export", "model.py", "run", "--json")
+    assert done.code == 0
+    assert list(json.loads(done.out)["check"]["metrics"]) == ["float", "fake-quant"]
+    assert "note: no metric of the exported file: evaluate() raised AttributeError" in done.err
