@@ -178,8 +178,8 @@ class QatSection(Section):
 class ExportSection(Section):
     """The deployable file."""
 
-    format: Literal["onnx", "pt2"] = "onnx"
-    """ONNX with QuantizeLinear and DequantizeLinear, or torch.export's own."""
+    format: Literal["onnx", "pt2", "safetensors"] = "onnx"
+    """ONNX with QuantizeLinear and DequantizeLinear, torch.export's own, or tensors and a table."""
 
 
 class OpGuard(Section):
