@@ -46,14 +46,30 @@ class BatchRecords(ExactModule):
 
     def push(self, index: Tensor | int, batch: Range, finite: Tensor, step: Step) -> None:
         """Remember one more batch if it is ``finite``; without room the oldest moves into the base."""
-        oldest = (self.ranges[0, 0], self.ranges[0, 1])
+        if self.index.is_cpu and not torch.compiler.is_compiling():
+            if finite:  # asking costs nothing here, and most of the work falls away
+                self._push_finite(index, batch, step)
+            return
         leaves = finite & (self.index[0] >= 0)
-        self.base.copy_(torch.where(leaves, torch.stack(step(self._base_range(), oldest)), self.base))
+        folded = torch.stack(step(self._base_range(), self._oldest()))
+        self.base.copy_(torch.where(leaves, folded, self.base))
         self.base_end.copy_(torch.where(leaves, self.index[:1], self.base_end))
         newest = torch.as_tensor(index, device=self.index.device).reshape(1)
         self.index.copy_(torch.where(finite, torch.cat((self.index[1:], newest)), self.index))
         ranges = torch.cat((self.ranges[1:], torch.stack(batch)[None]))
         self.ranges.copy_(torch.where(finite, ranges, self.ranges))
+
+    def _push_finite(self, index: Tensor | int, batch: Range, step: Step) -> None:
+        if int(self.index[0]) >= 0:
+            self.base.copy_(torch.stack(step(self._base_range(), self._oldest())))
+            self.base_end.copy_(self.index[:1])
+        self.index.copy_(self.index.roll(-1))
+        self.index[-1] = index
+        self.ranges.copy_(self.ranges.roll(-1, 0))
+        self.ranges[-1, 0], self.ranges[-1, 1] = batch
+
+    def _oldest(self) -> Range:
+        return self.ranges[0, 0], self.ranges[0, 1]
 
     def restart(self, low: Tensor, high: Tensor) -> None:
         """Forget the batches and start from a known range."""
