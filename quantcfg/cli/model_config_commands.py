@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quantcfg.cli import options
-from quantcfg.cli.session import job_with, session
+from quantcfg.cli.session import config_of, job_with, session
 from quantcfg.errors import ConfigError, Diagnostic, UsageError
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def diff(
     del debug
     from quantcfg.config.compare import compare_rules, compare_settings
 
-    a, b = _config_of(before), _config_of(after)
+    a, b = config_of(before), config_of(after)
     changes, ops = compare_settings(a, b), None
     if model is None:
         changes = [*compare_rules(a, b), *changes]
@@ -147,18 +147,6 @@ def diff(
     else:
         print_diff(result_console(), (str(before), str(after)), changes, ops or ())
     raise typer.Exit(DIFFERENT_EXIT if changes or ops else 0)
-
-
-def _config_of(path: Path) -> Config:
-    from quantcfg.config.load import load_config
-    from quantcfg.runs.directory import RunDirectory
-
-    if not path.is_dir():
-        return load_config(path)
-    resolved = RunDirectory(path).resolved_config
-    if not resolved.is_file():
-        raise UsageError(f"'{path}' is no run directory", hint="name a config, or a directory of a run")
-    return load_config(resolved)
 
 
 def init(

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quantcfg.cli import options
-from quantcfg.cli.session import make_job, session
+from quantcfg.cli.session import config_of, make_job, session
 
 if TYPE_CHECKING:
     from quantcfg.prepare.plan import Plan
+    from quantcfg.stages.comparing import OpChange
 
 _From = Annotated[
     Path | None,
@@ -20,6 +21,14 @@ _From = Annotated[
 _Statistics = Annotated[
     Path | None,
     typer.Option("--from", metavar="RUN", help="recalculate from what this calibration run counted"),
+]
+_Only = Annotated[
+    str | None,
+    typer.Option("--only", metavar="NAME", help="only a name or pattern with all inside, or a role"),
+]
+_Against = Annotated[
+    Path | None,
+    typer.Option("--against", metavar="CONFIG|RUN", help="also the ops that another config treats otherwise"),
 ]
 _Expand = Annotated[bool, typer.Option("--expand", help="one row per op instead of groups")]
 
@@ -30,6 +39,8 @@ def plan(
     *,
     stage: Annotated[options.Stage, typer.Option("--stage", help="the stage to plan")] = options.Stage.calib,
     expand: _Expand = False,
+    only: _Only = None,
+    against: _Against = None,
     overrides: options.Overrides = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -43,12 +54,15 @@ def plan(
     Writes nothing. Ops that are treated alike share a row; --expand gives each its own.
     """
     del debug
+    other = config_of(against) if against else None
     with session(quiet=quiet, verbose=verbose):
-        from quantcfg.stages.planning import make_plan
+        from quantcfg.stages.planning import changes_against, make_plan, only_rows
 
         job = make_job(model, config, overrides, seed=seed, device=device, quiet=quiet)
         planned = make_plan(job, stage.value)
-    _print_plan(planned, output_format, expand=expand)
+        shown = only_rows(planned, only) if only else planned
+        changes = changes_against(job, other, stage.value) if other else None
+    _print_plan(shown, output_format, expand=expand, names=(str(against), str(config)), changes=changes)
 
 
 def calib(
@@ -170,11 +184,23 @@ def _print_report(
     raise_unless_held(read_results(result.get("guards", ())))
 
 
-def _print_plan(planned: Plan, output_format: options.Format, *, expand: bool) -> None:
+def _print_plan(
+    planned: Plan,
+    output_format: options.Format,
+    *,
+    expand: bool,
+    names: tuple[str, str],
+    changes: list[OpChange] | None,
+) -> None:
     from quantcfg.render.console import print_json, result_console
+    from quantcfg.render.diff import diff_dict, print_diff
     from quantcfg.render.plan import print_plan
 
     if output_format is options.Format.json:
-        print_json(planned.to_dict())
-    else:
-        print_plan(result_console(), planned, expand=expand)
+        more = {} if changes is None else {"against": diff_dict([], changes)["ops"]}
+        print_json(planned.to_dict() | more)
+        return
+    print_plan(result_console(), planned, expand=expand)
+    if changes is not None:
+        print()
+        print_diff(result_console(), names, [], changes)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantcfg.cli import options
-from quantcfg.errors import Interrupted, QuantcfgWarning
+from quantcfg.errors import Interrupted, QuantcfgWarning, UsageError
 
 if TYPE_CHECKING:
     from quantcfg.config.load import Config
@@ -82,3 +82,20 @@ def job_with(model: str, config: Config, *, seed: int, device: str, quiet: bool)
         progress=progress_on_stderr(quiet=quiet),
         command=("quantcfg", *options.COMMAND_LINE.get()),
     )
+
+
+def config_of(path: Path) -> Config:
+    """The config at a path, or the one that the run there used.
+
+    Raises:
+        UsageError: It is a directory, and no run is in it.
+    """
+    from quantcfg.config.load import load_config
+    from quantcfg.runs.directory import RunDirectory
+
+    if not path.is_dir():
+        return load_config(path)
+    resolved = RunDirectory(path).resolved_config
+    if not resolved.is_file():
+        raise UsageError(f"'{path}' is no run directory", hint="name a config, or a directory of a run")
+    return load_config(resolved)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, TypeVar
 
 from quantcfg.config.patterns import REGEX_PREFIX, Segment, is_exact, parse_pattern, parse_regex
@@ -119,3 +119,14 @@ def first_dead_segment(pattern: str, paths: Iterable[str]) -> tuple[int, list[st
             return index, reached
         reached = following
     return len(segments), reached
+
+
+def covers(pattern: str) -> Callable[[str], bool]:
+    """Whether an op lies at or inside of what a name or pattern matches, by the name of the op."""
+    index: NameIndex[bool] = NameIndex([(pattern, True)])
+
+    def inside(name: str) -> bool:
+        parts = name.split(".")
+        return any(index.matches(".".join(parts[:count])) for count in range(1, len(parts) + 1))
+
+    return inside

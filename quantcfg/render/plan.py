@@ -16,6 +16,9 @@ from quantcfg.render.names import summarize
 from quantcfg.render.text import safe_text
 
 _KIB = 1024
+_WIDE = 110  # columns from which on the reasons stand in the table
+_Notes = dict[str, int]
+"""Reasons and their numbers."""
 _MOST = 5  # pairs that are printed
 
 
@@ -33,27 +36,32 @@ class _Kind:
 def print_plan(console: Console, plan: Plan, *, expand: bool) -> None:
     """Print the ops of ``plan``, its coverage and what was never run."""
     console.print(Text(f"{safe_text(plan.model_class)}, stage {plan.stage}, {len(plan.rows)} ops\n"))
-    print_table(console, _expanded(plan.rows) if expand else _grouped(plan.rows))
+    notes: _Notes | None = {} if console.width < _WIDE else None
+    print_table(console, _expanded(plan.rows, notes) if expand else _grouped(plan.rows, notes))
     console.print()
+    for text, number in (notes or {}).items():
+        console.print(Text(f"{number:>2}  {safe_text(text)}"), soft_wrap=True)
+    if notes:
+        console.print()
     for name, text in _summary(plan):
         console.print(Text(f"{name:<10} {safe_text(text)}"), soft_wrap=True)
 
 
-def _grouped(rows: Sequence[OpRow]) -> Table:
+def _grouped(rows: Sequence[OpRow], notes: _Notes | None) -> Table:
     groups: dict[_Kind, list[OpRow]] = {}
     for row in rows:
         groups.setdefault(_kind(row, expand=False), []).append(row)
     table = _table("ops", "n", "params")
     for kind, members in groups.items():
         names, params = summarize([row.name for row in members]), sum(row.params for row in members)
-        _add(table, kind, names, str(len(members)), f"{params:,}" if params else "")
+        _add(table, notes, kind, names, str(len(members)), f"{params:,}" if params else "")
     return table
 
 
-def _expanded(rows: Sequence[OpRow]) -> Table:
+def _expanded(rows: Sequence[OpRow], notes: _Notes | None) -> Table:
     table = _table("op", "params")
     for row in rows:
-        _add(table, _kind(row, expand=True), row.name, f"{row.params:,}" if row.params else "")
+        _add(table, notes, _kind(row, expand=True), row.name, f"{row.params:,}" if row.params else "")
     return table
 
 
@@ -70,8 +78,12 @@ def _table(name: str, *numbers: str) -> Table:
     return table
 
 
-def _add(table: Table, kind: _Kind, *middle: str) -> None:
-    cells = (kind.role, kind.qconfig, *middle, kind.activation, kind.weight, kind.because)
+def _add(table: Table, notes: _Notes | None, kind: _Kind, *middle: str) -> None:
+    """Add a row; on a narrow terminal its reason is a number, which is explained beneath the table."""
+    because = kind.because
+    if notes is not None and because:
+        because = str(notes.setdefault(because, len(notes) + 1))
+    cells = (kind.role, kind.qconfig, *middle, kind.activation, kind.weight, because)
     table.add_row(*(Text(safe_text(cell)) for cell in cells))
 
 

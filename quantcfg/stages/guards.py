@@ -8,7 +8,7 @@ from typing import Any
 
 from quantcfg.config.conditions import parse_condition, parse_size
 from quantcfg.config.load import Config
-from quantcfg.config.matching import NameIndex
+from quantcfg.config.matching import covers
 from quantcfg.config.schema import OpGuard
 from quantcfg.config.suggest import listing
 from quantcfg.errors import GuardError
@@ -101,20 +101,14 @@ def _size(condition: str, size_bytes: int) -> GuardResult:
 
 
 def _ops(pattern: str, guard: OpGuard, rows: Sequence[OpRow]) -> Iterator[GuardResult]:
-    index = NameIndex([(pattern, True)])
-    inside = [row for row in rows if any(index.matches(name) for name in _around(row.name))]
+    covered = covers(pattern)
+    inside = [row for row in rows if covered(row.name)]
     if guard.activation is not None:
         outputs = {row.name: _dtype(row.activation) for row in inside if _has_output(row)}
         yield _alike(f"ops.{pattern}.activation", guard.activation, outputs)
     if guard.weight is not None:
         weights = {row.name: _dtype(row.weight) for row in inside if row.params}
         yield _alike(f"ops.{pattern}.weight", guard.weight, weights)
-
-
-def _around(name: str) -> Iterator[str]:
-    """The names of the op and of every module around it."""
-    parts = name.split(".")
-    return (".".join(parts[:count]) for count in range(1, len(parts) + 1))
 
 
 def _has_output(row: OpRow) -> bool:

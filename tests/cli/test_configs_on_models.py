@@ -206,3 +206,24 @@ def test_a_run_is_compared_by_the_config_that_it_used(files):
     ]
     assert files.run("diff", "run", "run", "--model", "model.py").code == 0
     assert files.run("diff", ".", "config.yaml").code == 2
+
+
+def test_plan_of_a_part_keeps_the_coverage_of_the_whole(files):
+    whole = json.loads(files.run("plan", "model.py", "rules.yaml", "--format", "json").out)
+    for only in ("class*", "classifier", "passed through"):
+        part = json.loads(files.run("plan", "model.py", "rules.yaml", "--format", "json", "--only", only).out)
+        assert 0 < len(part["ops"]) < len(whole["ops"])
+        assert all(op in whole["ops"] for op in part["ops"])
+        assert part["coverage"] == whole["coverage"]
+    assert files.run("plan", "model.py", "rules.yaml", "--only", "nothing").code == 2
+    assert files.run("plan", "model.py", "rules.yaml", "--only", "{a").code == 2
+
+
+def test_plan_against_another_config_lists_what_it_would_change(files):
+    done = files.run("plan", "model.py", "rules.yaml", "--against", "config.yaml", "--format", "json")
+    both = files.run("diff", "config.yaml", "rules.yaml", "--model", "model.py", "--format", "json")
+    diff = json.loads(both.out)
+
+    assert done.code == 0
+    assert json.loads(done.out)["against"] == [op for op in diff["ops"] if op["stage"] == "calib"]
+    assert "against" not in json.loads(files.run("plan", "model.py", "rules.yaml", "--format", "json").out)

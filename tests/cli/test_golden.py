@@ -35,6 +35,8 @@ qconfig:
     'r*': {use: w8a8, expect: 3}
 """
 COMMANDS = {
+    "plan": ["plan", "model.py", "rules.yaml", "--against", "config.yaml"],
+    "plan-expand": ["plan", "model.py", "rules.yaml", "--expand", "--only", "c*"],
     "explain-op": ["explain", "model.py", "rules.yaml", "classifier"],
     "explain-rule": ["explain", "model.py", "rules.yaml", "rule:global"],
     "explain-code": ["explain", "QC201"],
@@ -93,7 +95,7 @@ def test_escape_codes_are_only_where_colour_is_wanted(name):
     assert "<ESC>" not in "".join(others)
 
 
-@pytest.mark.parametrize("name", ["explain-op", "diff-model"])
+@pytest.mark.parametrize("name", ["plan", "explain-op", "diff-model"])
 @pytest.mark.parametrize("columns", [80, 120])
 def test_a_table_fits_the_terminal(name, columns):
     part = (GOLDEN / f"{name}.txt").read_text().partition(f"{columns} columns, NO_COLOR =====\n")[2]

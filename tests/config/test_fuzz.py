@@ -63,6 +63,14 @@ def test_mutated_files_give_a_config_or_a_place(part, tmp_path):
         check(mutated(seed.read_bytes(), rng), f"c{seed.suffix}", tmp_path)
 
 
+@pytest.mark.slow
+def test_ten_thousand_mutated_files_give_a_config_or_a_place(tmp_path):
+    rng = random.Random("slow")
+    for _ in range(10_000):
+        seed = rng.choice(SEEDS)
+        check(mutated(seed.read_bytes(), rng), f"c{seed.suffix}", tmp_path)
+
+
 KEYS = st.one_of(
     st.sampled_from([
         "version", "extends", "qconfigs", "qconfig", "global", "module_type", "module_name", "templates", "calib",
@@ -84,7 +92,7 @@ TREES = st.recursive(
 )
 
 
-@settings(max_examples=max(NUM_FILES // 4, 100), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=max(NUM_FILES // 8, 100), deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.dictionaries(KEYS, TREES, max_size=6))
 def test_any_tree_gives_a_config_or_a_place(tree):
     import yaml
