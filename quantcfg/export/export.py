@@ -199,6 +199,7 @@ def _make_pt2(work: _Work) -> _Made:
     program = work.export(frozen.model)
     for node in program.exported.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
+    program.exported.example_inputs = None  # the user's data
     stream = io.BytesIO()
     with quiet():
         torch.export.save(program.exported, stream, extra_files=dict(work.metadata))

@@ -67,6 +67,7 @@ def test_a_loaded_program_needs_nothing_of_ours(calibrated_project):
     calibrated_project.run(*EXPORT, "--format", "pt2")
     program = torch.export.load(calibrated_project.path / "run.pt2")
     assert not [n for n in program.graph.nodes if "quantcfg" in str(n.target)]
+    assert program.example_inputs is None
     assert program.module()(torch.rand(3, 1, 4, 4)).shape == (3, 3)
 
 
