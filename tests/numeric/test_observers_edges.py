@@ -355,3 +355,22 @@ def test_a_gpu_gives_the_qparams_of_the_cpu(kind, qscheme, constant):
         a, b = host.qparams(), device.qparams()
         torch.testing.assert_close(a.scale, b.scale.cpu(), rtol=1e-5, atol=0)
         assert torch.equal(a.zero_point, b.zero_point.cpu())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor imports parts of torch that warn
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_compiled_observer_leaves_out_what_is_not_finite(bad: float) -> None:
+    """Compiled C++ may reorder arithmetic: what tells NaN apart must not be a sum or a product of it."""
+    observer = OBSERVERS["min_max"](dtype="qint8")
+    observer.fold_batches = True
+    compiled = torch.compile(observer)
+    compiled(torch.linspace(-1, 1, 8))
+    before = observer.max_val.clone()
+
+    x = torch.linspace(-2, 2, 8)
+    x[3] = bad
+    compiled(x)
+
+    assert torch.equal(observer.max_val, before)
+    assert (int(observer.skipped), int(observer.num_batches)) == (1, 2)
