@@ -108,7 +108,10 @@ class _Scanner:
         self._expect("[")
         index = 0
         while self._more("]"):
+            before = self.at
             self._value((*loc, index))
+            if self.at == before and not self.text.startswith(",", self.at):
+                raise _Lost  # what stands here is no value, and would stand here forever
             index += 1
             self._skip(_GAP)
             if self.text.startswith(",", self.at):

@@ -223,3 +223,7 @@ def test_numbers_as_people_write_them(load):
 def test_keys_are_texts_as_they_stand(load):
     config = load(V + "qconfig: {module_name: {0: w8a8, 012: w8a8, on: w8a8, null: w8a8, 1.5: w8a8}}")
     assert [rule.pattern for rule in config.rules("calib").rules] == ["0", "012", "on", "null", "1.5"]
+
+
+def test_an_array_that_is_never_closed_ends(brief):
+    assert [line[:5] for line in brief("version = [ 1\n}\n", name="c.toml")] == ["QC001"]
