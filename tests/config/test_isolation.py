@@ -26,6 +26,7 @@ def watch(event, args):
         seen.append((event, str(args[0])[:80]))
 
 
+stack.load_config(sys.argv[-1])  # pydantic loads its own parts at its first use, whatever the file says
 sys.addaudithook(watch)
 for path in sys.argv[1:]:
     try:

@@ -52,9 +52,10 @@ def test_a_model_is_built_by_default_or_by_the_named_attribute(write):
     assert isinstance(load_model_file(f"{reference}:ready").build_model(), nn.ReLU)
 
 
-def test_a_module_is_named_with_dots(write):
-    write("from torch import nn\ndef build_model():\n    return nn.ReLU()\n")
-    assert isinstance(load_model_file("model").build_model(), nn.ReLU)
+def test_a_module_is_named_with_dots(write, tmp_path):
+    source = write("from torch import nn\ndef build_model():\n    return nn.ReLU()\n")
+    (tmp_path / source).rename(tmp_path / "named_with_dots.py")  # `model` may be another test's by now
+    assert isinstance(load_model_file("named_with_dots").build_model(), nn.ReLU)
     assert isinstance(load_model_file("torch.nn:Identity").build_model(), nn.Identity)
 
 
