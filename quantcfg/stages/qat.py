@@ -201,6 +201,7 @@ def _evaluate(stage: _Stage, trainer: Trainer) -> None:
     with stage.clock.phase("evaluation"), trainer.result():
         metrics = evaluate(stage.model, stage.job.source("eval_data"), stage.job.progress, title)
     selection.add(metrics, position.step)
+    trainer.newest_metrics = metrics
     epoch = position.epoch + (position.batch > 0)
     stage.run.metrics.append(step=position.step, epoch=epoch, evaluation=metrics)
     trainer.is_stopped = selection.is_exhausted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -81,6 +81,7 @@ class Trainer:
     teacher: Teacher | None = None
     average: WeightAverage | None = None
     is_stopped: bool = False
+    newest_metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_over(self) -> bool:
@@ -186,7 +187,7 @@ class Trainer:
             nn.utils.clip_grads_with_norm_(trained, limit, norm)
 
     def _report(self, task: Task, **values: float) -> None:
-        task.advance(**values)
+        task.advance(**values, **{f"eval_{name}": value for name, value in self.newest_metrics.items()})
         if self.position.step % LOG_INTERVAL == 0 or self.position.step == 1:
             check_observers(self.model)
             self.log.append(step=self.position.step, epoch=self.position.epoch + 1, **values)

@@ -1,6 +1,7 @@
 """What the qat section of a config does to a training, and that all of it survives a stop."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -251,3 +252,11 @@ def test_a_nan_that_the_loss_does_not_show_is_named_at_the_next_line_of_metrics(
     assert done.code == 6
     assert done.err.startswith("error: add_0.output: "), done.err
     assert "result.json" not in project.names("run")
+
+
+def test_progress_shows_loss_rate_and_the_newest_metric(project):
+    outcome = project.run("qat", "model.py", "config.yaml", "-o", "run")
+
+    assert outcome.code == 0, outcome.err
+    last = next(line for line in reversed(outcome.err.splitlines()) if line.startswith("training: "))
+    assert re.search(r", loss [\d.]+, lr [\d.e-]+, eval_accuracy [\d.]+, ", last)
