@@ -24,7 +24,7 @@ def exit_code_of(run: Callable[[], object], *, debug: bool) -> int:
     except QuantcfgError as error:
         _report(error, debug=debug)
         return error.exit_code
-    except Exception as error:
+    except Exception as error:  # the edge: whatever is not deliberate is a bug of ours, and says so
         _report_bug(error, debug=debug)
         return BUG
     return 0

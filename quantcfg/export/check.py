@@ -205,11 +205,13 @@ def _reference_evaluator(subject: Subject, proto: onnx.ModelProto) -> dict[str, 
     try:
         evaluator = ReferenceEvaluator(proto)
         file = FileModel(subject.exported, input_names(proto), lambda feeds: _arrays(evaluator, feeds))
-        with torch.no_grad(), np.errstate(all="ignore"):
-            return {"ONNX reference": difference(forward(file, batch), forward(subject.model, batch))}
-    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        with np.errstate(all="ignore"):
+            exported = forward(file, batch)
+    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:  # how it says what it lacks
         subject.job.progress.note(f"ONNX's reference evaluator was not run: {first_line(error)}")
         return {}
+    with torch.no_grad():  # outside of the try: outputs that do not even compare are no reason to go on
+        return {"ONNX reference": difference(exported, forward(subject.model, batch))}
 
 
 def _arrays(evaluator: Any, feeds: Feeds) -> list[np.ndarray]:

@@ -110,7 +110,7 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch has no error of its own here
         raise UsageError(f"there is no device '{name}' here", hint="auto, cpu, cuda or cuda:N") from error
     return device
 
