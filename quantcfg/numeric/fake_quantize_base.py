@@ -237,6 +237,22 @@ class FakeQuantizeBase(ExactModule, ABC):
         self._ready()  # now: a learned scale would otherwise show its observer one batch more
 
 
+class LearnedFakeQuantize(FakeQuantizeBase):
+    """What is learned by gradient descent: started once from statistics, then left to the optimizer."""
+
+    @torch.no_grad()
+    def _observe(self, x: Tensor) -> None:
+        if self.quantizing and self._is_ready:
+            return
+        self.observer(x)
+        if self.quantizing:
+            self._start_at(self.observer.qparams(), where=self._seen_first_batch())
+
+    @abstractmethod
+    def _start_at(self, qparams: QParams, *, where: Tensor) -> None:
+        """Start from ``qparams`` where the first batch has just been seen."""
+
+
 def _is_recomputing() -> bool:
     """Whether activation checkpointing runs this forward again, inside backward: it was observed already."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

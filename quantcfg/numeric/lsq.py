@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
+from quantcfg.numeric.fake_quantize_base import LearnedFakeQuantize
 from quantcfg.numeric.observers.base import Observer
 from quantcfg.numeric.observers.fixed_scale import FixedScaleObserver
 from quantcfg.numeric.ops import effective_scale, lsq_fake_quantize
 from quantcfg.numeric.qparams import QParams, is_symmetric, symmetric_range
 
 
-class LearnableFakeQuantize(FakeQuantizeBase):
+class LearnableFakeQuantize(LearnedFakeQuantize):
     """Learns its scale by gradient descent, from the observed or loaded one.
 
     The scale that quantizes is ``max(|scale|, eps)``: positive whatever an optimizer does. Without a
@@ -59,14 +59,6 @@ class LearnableFakeQuantize(FakeQuantizeBase):
             grad_scaling=self.use_grad_scaling,
             ch_axis=self.ch_axis,
         )
-
-    @torch.no_grad()
-    def _observe(self, x: Tensor) -> None:
-        if not self.quantizing:
-            self.observer(x)
-        elif not self._is_ready:
-            self.observer(x)
-            self._start_at(self.observer.qparams(), where=self._seen_first_batch())
 
     def _start_at(self, qparams: QParams, *, where: Tensor) -> None:
         self.scale.copy_(qparams.scale.where(where, self.scale))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
+from quantcfg.numeric.fake_quantize_base import LearnedFakeQuantize
 from quantcfg.numeric.observers.base import Observer
 from quantcfg.numeric.observers.fixed_scale import FixedScaleObserver
 from quantcfg.numeric.ops import effective_alpha, pact_fake_quantize
 from quantcfg.numeric.qparams import QParams, is_symmetric, symmetric_range
 
 
-class PACTFakeQuantize(FakeQuantizeBase):
+class PACTFakeQuantize(LearnedFakeQuantize):
     """Learns the range [-alpha, alpha] of its symmetric grid by gradient descent.
 
     Alpha starts from the observed or loaded range; without calibration the first batch seen in training sets
@@ -61,14 +61,6 @@ class PACTFakeQuantize(FakeQuantizeBase):
         return pact_fake_quantize(
             x, self.alpha, quant_min=self.quant_min, quant_max=self.quant_max, ch_axis=self.ch_axis
         )
-
-    @torch.no_grad()
-    def _observe(self, x: Tensor) -> None:
-        if not self.quantizing:
-            self.observer(x)
-        elif not self._is_ready:
-            self.observer(x)
-            self._start_at(self.observer.qparams(), where=self._seen_first_batch())
 
     def _start_at(self, qparams: QParams, *, where: Tensor) -> None:
         self.alpha.copy_(self._alpha_of(qparams.scale).where(where, self.alpha))
