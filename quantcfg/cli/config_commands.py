@@ -4,30 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from enum import StrEnum
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quantcfg.cli.options import Format, Overrides, ReportFormat
-from quantcfg.errors import ConfigError, Diagnostic, UsageError
+from quantcfg.cli.validation import FindingsFormat, Request, report, run_validation
+from quantcfg.errors import UsageError
 
 if TYPE_CHECKING:
     from quantcfg.config.catalogue import CatalogueEntry
-
-STRICT_EXIT = 3
-
-
-class FindingsFormat(StrEnum):
-    """How the findings of `validate` are written."""
-
-    text = "text"
-    json = "json"
-    github = "github"
-    sarif = "sarif"
-
 
 ConfigFiles = Annotated[
     list[Path], typer.Argument(metavar="CONFIG...", help="the configs, YAML or TOML", show_default=False)
@@ -51,52 +39,14 @@ def validate(
     fmt: Findings = FindingsFormat.text,
 ) -> None:
     """Check config files. Without --model it runs nothing of yours and does not import torch."""
+    request = Request(tuple(configs), tuple(overrides or ()), strict, fmt)
     if model is None:
-        findings = check_configs(configs, overrides or ())
+        code = run_validation(request)
     else:
         from quantcfg.cli.model_config_commands import check_on
 
-        findings = check_on(model, configs, overrides or ())
-    write_findings(configs, findings, fmt)
-    raise typer.Exit(exit_code(findings, strict=strict))
-
-
-def check_configs(configs: Sequence[Path], overrides: Sequence[str]) -> list[Diagnostic]:
-    """Everything there is to say about some configs, each checked on its own.
-
-    Raises:
-        UsageError: a file cannot be read.
-    """
-    from quantcfg.config.load import load_config
-
-    findings: list[Diagnostic] = []
-    for path in configs:
-        try:
-            findings += load_config(path, overrides=overrides).warnings
-        except ConfigError as error:
-            findings += error.diagnostics
-    return findings
-
-
-def write_findings(configs: Sequence[Path], findings: Sequence[Diagnostic], fmt: FindingsFormat) -> None:
-    """Findings for people go to stderr and what is fine to stdout; for machines all goes to stdout."""
-    from quantcfg.render.diagnostics import print_diagnostics, render_report
-    from quantcfg.render.text import safe_text
-
-    if fmt is not FindingsFormat.text:
-        typer.echo(render_report(findings, fmt.value))
-        return
-    print_diagnostics(findings)
-    if not any(item.severity == "error" for item in findings):
-        for path in configs:
-            typer.echo(f"{safe_text(str(path))}: ok")
-
-
-def exit_code(findings: Sequence[Diagnostic], *, strict: bool) -> int:
-    """1 when something is wrong, 3 when only warnings are left under ``strict``, else 0."""
-    if any(item.severity == "error" for item in findings):
-        return ConfigError.exit_code
-    return STRICT_EXIT if strict and findings else 0
+        code = report(request, check_on(model, request.configs, request.overrides))
+    raise typer.Exit(code)
 
 
 def schema(model: SchemaModel = None) -> None:

@@ -1,78 +1,24 @@
-"""The program ``quantcfg``: its commands in reading order, and the way in."""
+"""The way into the program ``quantcfg``."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib import import_module
-from typing import Annotated
-
-import typer
 
 from quantcfg.cli.boundary import exit_code_of
-from quantcfg.cli.options import COMMAND_LINE
-
-app = typer.Typer(
-    name="quantcfg",
-    help="Declarative quantization of PyTorch models: a config file says how, one command does it.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-COMMANDS = {
-    "validate": "config_commands:validate",
-    "plan": "run_commands:plan",
-    "calib": "run_commands:calib",
-    "qat": "run_commands:qat",
-    "eval": "run_commands:evaluate",
-    "export": "export_commands:export",
-    "presets": "config_commands:presets",
-    "observers": "config_commands:observers",
-    "fake-quants": "config_commands:fake_quants",
-    "explain": "model_config_commands:explain",
-    "diff": "model_config_commands:diff",
-    "init": "model_config_commands:init",
-    "schema": "config_commands:schema",
-}
-"""Each command with the module and function behind it, imported when it is called for."""
-
-
-def register(arguments: Sequence[str]) -> None:
-    """Add the command that the arguments name, or all when they name none: for help, completion, a typo."""
-    first = arguments[0] if arguments else ""
-    for name in [first] if first in COMMANDS else COMMANDS:
-        module, _, function = COMMANDS[name].partition(":")
-        app.command(name)(getattr(import_module(f"quantcfg.cli.{module}"), function))
-
-
-@app.callback(invoke_without_command=True)
-def options(
-    context: typer.Context,
-    *,
-    version: Annotated[bool, typer.Option("--version", help="show the version and exit")] = False,
-) -> None:
-    """Declarative quantization of PyTorch models: a config file says how, one command does it."""
-    if version:
-        typer.echo(f"quantcfg {_version()}")
-        raise typer.Exit
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version as version_of
-
-    try:
-        return version_of("quantcfg")
-    except PackageNotFoundError:
-        return "(not installed)"
+from quantcfg.cli.validation import plain_request, run_validation
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code of design section 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    COMMAND_LINE.set(tuple(given))
-    app.registered_commands.clear()
-    register(given)
-    return exit_code_of(lambda: app(given, prog_name="quantcfg"), debug="--debug" in given)
+    return exit_code_of(lambda: _run(given), debug="--debug" in given)
+
+
+def _run(arguments: list[str]) -> None:
+    request = plain_request(arguments)
+    if request is not None:
+        raise SystemExit(run_validation(request))
+    from quantcfg.cli.app import run
+
+    run(arguments)
