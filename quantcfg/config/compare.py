@@ -96,7 +96,7 @@ def _one_rule(what: str, before: Rule | None, after: Rule | None) -> Iterator[Ch
     else:
         for name, (old, new) in spec_changes(before.spec, after.spec).items():
             yield Change(f"{what}: {name}", old, new)
-    for name in ("optional", "expect"):
+    for name in ("optional", "expect", "subclasses"):
         if (was := getattr(before, name)) != (now := getattr(after, name)):
             yield Change(f"{what}: {name}", value_text(was), value_text(now))
 

@@ -60,8 +60,8 @@ def contest(decision: Decision, target: Target) -> list[Contender]:
 def matched_at(rule: Rule, target: Target) -> str:
     """The nearest module around an op, or the op itself, that a rule names; empty for the root."""
     if rule.kind == "module_type":
-        found = [path for path, names in target.chain if rule.pattern in names]
-    elif rule.kind in ("module_name", "attribute"):
+        found = [path for path, classes in target.modules() if rule.type_distance(classes) is not None]
+    elif rule.kind in ("module_name", "attribute", "template"):
         index = NameIndex([(rule.pattern, True)])
         found = [path for path, _ in target.chain if index.matches(path)]
     else:
@@ -75,14 +75,25 @@ def _why(winner: Rule, loser: Rule, target: Target) -> str:
     here, there = matched_at(winner, target), matched_at(loser, target)
     if here != there:
         return f"{here} is nearer than {there or 'the model'}"
+    if winner.kind == "module_type" and _above(winner, here, target) != _above(loser, here, target):
+        return f"{winner.pattern} is the nearer class"
     return "later in the file"
+
+
+def _above(rule: Rule, path: str, target: Target) -> int | None:
+    """How far above the class of the module at ``path`` the one that a rule names is."""
+    return rule.type_distance(dict(target.modules())[path])
 
 
 def _why_not(loser: Rule, winner: Rule, target: Target) -> str:
     if winner.tier != loser.tier:
         return f"{KINDS[loser.tier]} is beaten by {KINDS[winner.tier]}"
     here, there = matched_at(winner, target), matched_at(loser, target)
-    return f"{there or 'the model'} is farther than {here}" if here != there else "earlier in the file"
+    if here != there:
+        return f"{there or 'the model'} is farther than {here}"
+    if winner.kind == "module_type" and _above(winner, here, target) != _above(loser, here, target):
+        return f"{loser.pattern} is a class farther up"
+    return "earlier in the file"
 
 
 def field_origins(decision: Decision) -> list[FieldOrigin]:

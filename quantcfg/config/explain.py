@@ -69,6 +69,6 @@ def _models(annotation: Any) -> Iterable[type[BaseModel]]:
         return [annotation]
     if hasattr(annotation, "__metadata__"):
         return _models(annotation.__origin__)
-    if get_origin(annotation) in (Union, types.UnionType):
+    if get_origin(annotation) in (Union, types.UnionType, tuple):
         return [model for part in get_args(annotation) for model in _models(part)]
     return []

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from quantcfg.config.collect import Findings
 from quantcfg.config.matching import NameIndex, first_dead_segment
 from quantcfg.config.nodes import shortened
 from quantcfg.config.patterns import REGEX_PREFIX, is_exact, parse_pattern
-from quantcfg.config.rules import Decision, Rule, RuleSet, Target, resolve_stack
+from quantcfg.config.rules import Classes, Decision, Rule, RuleSet, Target, resolve_stack
 from quantcfg.config.suggest import listing, nearest
 from quantcfg.errors import Diagnostic
 
@@ -22,7 +22,7 @@ def check_rules(
     ruleset: RuleSet,
     targets: Sequence[Target],
     decisions: Sequence[Decision],
-    idle: Mapping[str, tuple[str, ...]] | None = None,
+    idle: Mapping[str, Classes] | None = None,
 ) -> list[Diagnostic]:
     """What is wrong with rules on this model, sorted by place.
 
@@ -34,7 +34,7 @@ def check_rules(
     tree, asleep = _Tree(targets), _Tree((), idle or {})
     effects = _effects(decisions)
     for rule in ruleset.rules:
-        if rule.kind not in CHECKED:
+        if rule.kind not in (*CHECKED, "template"):
             continue
         matched = tree.matched_by(rule)
         if rule.expect is not None and len(matched) != rule.expect:
@@ -43,7 +43,7 @@ def check_rules(
             _report_idle(rule, sleeping, findings)
         elif not matched:
             _report_unmatched(rule, tree, findings)
-        else:
+        elif rule.kind in CHECKED:
             _report_effect(rule, effects[id(rule)], findings)
     _report_ties(decisions, findings)
     return [*findings.errors, *sorted(findings.warnings, key=lambda item: (item.place is None, item.place))]
@@ -52,16 +52,16 @@ def check_rules(
 class _Tree:
     """The names and classes that rules can match."""
 
-    def __init__(self, targets: Iterable[Target], types: Mapping[str, tuple[str, ...]] | None = None) -> None:
-        self.types: dict[str, tuple[str, ...]] = dict(types or {})
+    def __init__(self, targets: Iterable[Target], types: Mapping[str, Classes] | None = None) -> None:
+        self.types: dict[str, Classes] = dict(types or {})
         for target in targets:
-            self.types |= {path: names for path, names in target.chain if path not in self.types}
+            self.types |= {path: classes for path, classes in target.modules() if path not in self.types}
         self.paths = [path for path in self.types if path]
 
     def matched_by(self, rule: Rule) -> list[str]:
         """The names of the modules and ops that a rule names itself, not those inside of them."""
         if rule.kind == "module_type":
-            return [path for path, names in self.types.items() if rule.pattern in names]
+            return [path for path, names in self.types.items() if rule.type_distance(names) is not None]
         if is_exact(rule.pattern):
             return [rule.pattern] if rule.pattern in self.types else []
         index = NameIndex([(rule.pattern, True)])
@@ -114,7 +114,7 @@ def _report_unmatched(rule: Rule, tree: _Tree, findings: Findings) -> None:
         return
     what = "class" if rule.kind == "module_type" else "name"
     hint, notes = _type_hint(rule, tree) if rule.kind == "module_type" else _name_hint(rule, tree)
-    advice = f"write `{hint}`" if hint else "remove the rule, or write `{use: ..., optional: true}`"
+    advice = f"write `{hint}`" if hint else _advice(rule, tree)
     findings.error(
         "QC201",
         f"the rule `{shortened(rule.pattern)}` matches nothing",
@@ -123,6 +123,15 @@ def _report_unmatched(rule: Rule, tree: _Tree, findings: Findings) -> None:
         notes=notes,
         help=advice,
     )
+
+
+def _advice(rule: Rule, tree: _Tree) -> str:
+    if rule.kind == "template":
+        return "make the table anew, from this model"
+    if rule.kind == "module_type" and (derived := tree.matched_by(replace(rule, subclasses=True))):
+        count = f"{len(derived)} module{'' if len(derived) == 1 else 's'}"
+        return f"{count} derive from it: write `{{use: ..., subclasses: true}}`"
+    return "remove the rule, or write `{use: ..., optional: true}`"
 
 
 def _report_idle(rule: Rule, names: Sequence[str], findings: Findings) -> None:
@@ -138,8 +147,9 @@ def _report_idle(rule: Rule, names: Sequence[str], findings: Findings) -> None:
 
 
 def _type_hint(rule: Rule, tree: _Tree) -> tuple[str | None, tuple[str, ...]]:
-    names = list(dict.fromkeys(name for spellings in tree.types.values() for name in spellings))
-    short = list(dict.fromkeys(spellings[-1] for spellings in tree.types.values() if spellings))
+    own = [classes[0] for classes in tree.types.values()]
+    names = list(dict.fromkeys(name for spellings in own for name in spellings))
+    short = list(dict.fromkeys(spellings[-1] for spellings in own if spellings))
     if "." not in rule.pattern:
         names = short + names
     return nearest(rule.pattern, names), (f"classes of this model: {listing(short, 16)}",)

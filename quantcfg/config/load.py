@@ -18,6 +18,7 @@ from quantcfg.config.qconfigs import QConfigReader
 from quantcfg.config.rulebook import build_rules, check_pattern, stage_templates
 from quantcfg.config.rules import Rule, RuleSet
 from quantcfg.config.schema import CalibSection, ExportSection, File, Guards, QatSection
+from quantcfg.config.sensitivity import with_tables
 from quantcfg.config.slot_checks import SlotChecker
 from quantcfg.config.translate import Translator
 from quantcfg.errors import Diagnostic, Place, UsageError
@@ -98,6 +99,7 @@ def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
     if loader.unread:  # what is missing would make good names look unknown
         findings.raise_if_errors()
     tree = apply_overrides(loader.merged(), overrides, findings)
+    tree, tables = with_tables(tree, findings)
     file, tree, broken = _validated(tree, findings)
     stages = _stages(tree, broken, findings)
     _check_guards(tree, findings)
@@ -107,7 +109,7 @@ def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
     return Config(
         path=Path(paths[0]),
         file=file,
-        files=tuple(loader.files),
+        files=(*loader.files, *tables),
         sources=findings.sources,
         overrides=tuple(overrides),
         warnings=findings.warnings,

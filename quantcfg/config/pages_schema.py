@@ -59,7 +59,7 @@ SCHEMA_PAGES = (
     ),
     Page(
         "QC108",
-        "`extends` names nothing that can be read",
+        "`extends` or `table` names nothing that can be read",
         "A name that ends in .yaml, .yml or .toml is a file, found from the folder of the file that "
         "names it; any other name is a preset.",
         "version: 1\nextends: w8a\n",

@@ -35,6 +35,11 @@ class Draft:
         """The finished qconfig."""
         return make_spec(self.fields, name=self.label)
 
+    @property
+    def inherited(self) -> tuple[tuple[str, Field], ...] | None:
+        """The changes that it makes to the next rule's qconfig; None where it stands alone."""
+        return tuple(self.fields.items()) if self.inherits else None
+
 
 @dataclass(slots=True)
 class QConfigReader:

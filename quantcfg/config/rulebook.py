@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from quantcfg.config.collect import Findings
 from quantcfg.config.layers import merge
 from quantcfg.config.nodes import Entry, Items, Leaf, Node, Table, shortened
 from quantcfg.config.patterns import REGEX_PREFIX, PatternError, is_exact, parse_pattern, parse_regex
-from quantcfg.config.qconfigs import Broken, Draft, QConfigReader
+from quantcfg.config.qconfigs import Broken, QConfigReader
 from quantcfg.config.rules import Rule, in_order
-from quantcfg.config.spec import Field
+from quantcfg.config.sensitivity import sensitive_rules
 from quantcfg.errors import Place
 
-RULE_KEYS = frozenset(("use", "optional", "expect"))
+RULE_KEYS = frozenset(("use", "optional", "expect", "subclasses"))
 _TYPE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z][A-Za-z0-9_]*)*")
 MAX_TYPE_NAME = 200
 
@@ -27,7 +28,7 @@ def stage_rules(tree: Table, stage: str) -> Table:
 
 
 def stage_templates(tree: Table, stage: str) -> tuple[str, ...]:
-    """The templates of a stage, in the order of the file."""
+    """The templates of a stage that look at the graph, in the order of the file."""
     node = stage_rules(tree, stage).get("templates")
     items = node.items if isinstance(node, Items) else ()
     return tuple(str(item.value) for item in items if isinstance(item, Leaf))
@@ -44,6 +45,7 @@ def build_rules(tree: Table, reader: QConfigReader, findings: Findings) -> tuple
             rules.append(_rule(kind, pattern, entry, reader, findings))
         except Broken:
             continue
+    rules += sensitive_rules(stage_rules(tree, reader.stage).get("templates"), reader)
     return in_order(rules)
 
 
@@ -61,11 +63,19 @@ def _rule_entries(table: Table) -> Iterator[tuple[str, str, Entry]]:
 
 
 def _rule(kind: str, pattern: str, entry: Entry, reader: QConfigReader, findings: Findings) -> Rule:
-    node, optional, expect = _options(entry.node)
-    draft = reader.read(node)
+    options = _options(entry.node)
+    if options.subclasses and kind != "module_type":
+        findings.error(
+            "QC107",
+            "`subclasses` is for rules of `module_type`",
+            options.subclasses,
+            label="names have no subclasses",
+            help="remove it",
+        )
+    draft = reader.read(options.use)
     if draft and draft.inherits and kind == "global":
         findings.error(
-            "QC126", "`global` has nothing to inherit from", node.place, help="start from a preset"
+            "QC126", "`global` has nothing to inherit from", entry.node.place, help="start from a preset"
         )
         raise Broken
     return Rule(
@@ -73,27 +83,41 @@ def _rule(kind: str, pattern: str, entry: Entry, reader: QConfigReader, findings
         pattern=pattern,
         spec=draft.spec if draft and not draft.inherits else None,
         place=entry.key_place,
-        optional=optional,
-        expect=expect,
-        inherit=_inherited(draft),
+        optional=options.optional,
+        expect=options.expect,
+        inherit=draft.inherited if draft else None,
+        subclasses=options.subclasses is not None,
     )
 
 
-def _inherited(draft: Draft | None) -> tuple[tuple[str, Field], ...] | None:
-    return tuple(draft.fields.items()) if draft and draft.inherits else None
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """What a rule says beside its qconfig. ``subclasses`` is where it is asked for; None where it is not."""
+
+    use: Node
+    optional: bool = False
+    expect: int | None = None
+    subclasses: Place | None = None
 
 
-def _options(node: Node) -> tuple[Node, bool, int | None]:
+def _options(node: Node) -> _Options:
     if not isinstance(node, Table) or RULE_KEYS.isdisjoint(node.entries):
-        return node, False, None
-    use, optional, expect = node.get("use"), node.get("optional"), node.get("expect")
+        return _Options(node)
+    use, expect = node.get("use"), node.get("expect")
     if use is None:
         raise Broken
-    return (
+    return _Options(
         use,
-        isinstance(optional, Leaf) and optional.value is True,
-        expect.value if isinstance(expect, Leaf) and isinstance(expect.value, int) else None,
+        optional=_switched_on(node, "optional") is not None,
+        expect=expect.value if isinstance(expect, Leaf) and isinstance(expect.value, int) else None,
+        subclasses=_switched_on(node, "subclasses"),
     )
+
+
+def _switched_on(node: Table, key: str) -> Place | None:
+    entry = node.entries.get(key)
+    on = entry is not None and isinstance(entry.node, Leaf) and entry.node.value is True
+    return entry.key_place if entry is not None and on else None
 
 
 def check_pattern(kind: str, pattern: str, place: Place, findings: Findings) -> None:

@@ -13,8 +13,13 @@ from quantcfg.config.patterns import is_exact
 from quantcfg.config.spec import SLOTS, Field, Fields, QConfigSpec, make_spec, slot_kwargs
 from quantcfg.errors import ConfigError, Diagnostic, Place
 
-TIERS = {"global": 0, "template": 1, "module_type": 2, "module_name": 3, "attribute": 5}
+TIERS = {"global": 0, "module_type": 1, "template": 2, "module_name": 3, "attribute": 5}
 EXACT_NAME_TIER = 4
+
+
+Spellings = tuple[str, ...]
+"""Every name that a class goes by."""
+Classes = tuple[Spellings, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +28,8 @@ class Rule:
 
     ``spec`` None leaves in float. ``inherit`` holds the changed fields of a rule that starts from what would
     have won without it, and then ``spec`` is not looked at. ``order`` is the position in the file, after
-    `extends`; ``expect`` pins how many names the rule matches.
+    `extends`; ``expect`` pins how many names the rule matches. ``subclasses`` lets a type match the classes
+    derived from it. A ``template`` rule is a row of a sensitivity table; its pattern is the name of an op.
     """
 
     kind: str
@@ -34,11 +40,24 @@ class Rule:
     expect: int | None = None
     order: int = 0
     inherit: tuple[tuple[str, Field], ...] | None = None
+    subclasses: bool = False
 
     @property
     def exact(self) -> bool:
         """Whether the pattern is one whole name."""
-        return self.kind == "attribute" or (self.kind == "module_name" and is_exact(self.pattern))
+        named = self.kind == "module_name" and is_exact(self.pattern)
+        return named or self.kind in ("attribute", "template")
+
+    def type_distance(self, classes: Classes) -> int | None:
+        """How far above a class is the one that this rule names: 0 for the class itself, None for no match.
+
+        Args:
+            classes: the spellings of the class and of those that it derives from, nearest first.
+        """
+        for distance, names in enumerate(classes if self.subclasses else classes[:1]):
+            if self.pattern in names:
+                return distance
+        return None
 
     @property
     def tier(self) -> int:
@@ -55,10 +74,18 @@ class Target:
     """An op and the modules around it, the root first and the op itself last.
 
     ``chain`` pairs each path with every accepted spelling of the class there; a functional op has none.
+    ``bases`` goes along with it: the spellings of each class that the class there derives from.
     """
 
     name: str
-    chain: tuple[tuple[str, tuple[str, ...]], ...]
+    chain: tuple[tuple[str, Spellings], ...]
+    bases: tuple[Classes, ...] = ()
+
+    def modules(self) -> Iterator[tuple[str, Classes]]:
+        """Each path with the spellings of its class and of the classes above it."""
+        bases = self.bases or ((),) * len(self.chain)
+        for (path, names), above in zip(self.chain, bases, strict=True):
+            yield path, (names, *above)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +112,9 @@ class Decision:
         return Decision(self.target, resolve_stack(stack), stack[0] if stack else None, stack[1:])
 
 
-Ranked = tuple[tuple[int, int, int], Rule]
-"""A matching rule with its (tier, depth of the matched module, order)."""
+Rank = tuple[int, int, int, int]
+Ranked = tuple[Rank, Rule]
+"""A matching rule with its (tier, depth of the matched module, nearness of the class, order)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,42 +180,43 @@ class _Resolver:
     """Caches matches by path, so that a module is looked at once."""
 
     def __init__(self, rules: Sequence[Rule]) -> None:
-        everywhere = [rule for rule in rules if rule.kind in ("global", "template")]
+        everywhere = [rule for rule in rules if rule.kind == "global"]
         self._names = NameIndex([(rule.pattern, rule) for rule in rules if _is_name(rule)])
         self._types: dict[str, list[Rule]] = {}
         for rule in rules:
             if rule.kind == "module_type":
                 self._types.setdefault(rule.pattern, []).append(rule)
-        self._root = _matched([((rule.tier, 0, rule.order), rule) for rule in everywhere])
-        self._cache: dict[tuple[int, str, tuple[str, ...]], _Matched] = {}
+        self._root = _matched([((rule.tier, 0, 0, rule.order), rule) for rule in everywhere])
+        self._cache: dict[tuple[int, str, Classes], _Matched] = {}
 
     def decide(self, target: Target) -> Decision:
         matched = self._root
-        for depth, (path, type_names) in enumerate(target.chain):
-            matched = self._step(matched, path, type_names, depth)
+        for depth, (path, classes) in enumerate(target.modules()):
+            matched = self._step(matched, path, classes, depth)
         winner = matched.rules[0] if matched.rules else None
         return Decision(target.name, matched.spec, winner, matched.rules[1:])
 
-    def _step(self, above: _Matched, path: str, type_names: tuple[str, ...], depth: int) -> _Matched:
-        key = (id(above), path, type_names)
+    def _step(self, above: _Matched, path: str, classes: Classes, depth: int) -> _Matched:
+        key = (id(above), path, classes)
         found = self._cache.get(key)
         if found is None:
-            own = [((rule.tier, depth, rule.order), rule) for rule in self._own(path, type_names)]
+            own = list(self._own(path, classes, depth))
             found = self._cache[key] = _matched([*own, *above.ranked]) if own else above
         return found
 
-    def _own(self, path: str, type_names: tuple[str, ...]) -> Iterator[Rule]:
-        yield from self._names.matches(path)
-        seen: set[int] = set()
-        for name in type_names:
-            for rule in self._types.get(name, ()):
-                if id(rule) not in seen:
-                    seen.add(id(rule))
-                    yield rule
+    def _own(self, path: str, classes: Classes, depth: int) -> Iterator[Ranked]:
+        for rule in self._names.matches(path):
+            yield (rule.tier, depth, 0, rule.order), rule
+        if self._types:
+            candidates = (rule for names in classes for name in names for rule in self._types.get(name, ()))
+            for rule in {id(rule): rule for rule in candidates}.values():
+                distance = rule.type_distance(classes)
+                if distance is not None:
+                    yield (rule.tier, depth, -distance, rule.order), rule
 
 
 def _is_name(rule: Rule) -> bool:
-    return rule.kind in ("module_name", "attribute")
+    return rule.kind in ("module_name", "attribute", "template")
 
 
 def _matched(ranked: list[Ranked]) -> _Matched:
@@ -199,7 +228,7 @@ def _matched(ranked: list[Ranked]) -> _Matched:
     return _Matched(tuple(unique.values()), rules, resolve_stack(rules))
 
 
-def _rank(item: Ranked) -> tuple[int, int, int]:
+def _rank(item: Ranked) -> Rank:
     return item[0]
 
 

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
+from quantcfg.config.calibration import Candidates, CompareBy
 from quantcfg.config.conditions import CONDITION_PATTERN, SIZE_PATTERN
 from quantcfg.config.parameters import DType
 from quantcfg.config.refusals import refuse
@@ -76,6 +77,14 @@ StagedValue = Annotated[
 ]
 
 
+def _kind_of_template(value: Any) -> str:
+    return "sensitive" if isinstance(value, dict | SensitiveOps) or value == "sensitive_ops" else "name"
+
+
+def _kind_of_table(value: Any) -> str:
+    return "file" if isinstance(value, str) else "rows"
+
+
 class RuleOptions(Section):
     """A qconfig for a type or a name, with what is expected of the rule."""
 
@@ -85,6 +94,8 @@ class RuleOptions(Section):
     """The rule may match nothing."""
     expect: Annotated[int, Field(ge=0)] | None = None
     """How many modules and ops of the model the rule must match."""
+    subclasses: bool = False
+    """Under `module_type`: match the classes derived from this one, too; the nearest class wins."""
 
 
 def _kind_of_rule(value: Any) -> str | None:
@@ -93,7 +104,7 @@ def _kind_of_rule(value: Any) -> str | None:
     return _kind_of_staged(value)
 
 
-RULE_KEYS = frozenset(("use", "optional", "expect"))
+RULE_KEYS = frozenset(("use", "optional", "expect", "subclasses"))
 RuleValue = Annotated[
     Annotated[str, Tag("name")]
     | Annotated[None, Tag("float")]
@@ -101,6 +112,42 @@ RuleValue = Annotated[
     | Annotated[StageValues, Tag("stages")]
     | Annotated[RuleOptions, Tag("rule")],
     Discriminator(_kind_of_rule),
+]
+
+
+class SensitiveOps(Section):
+    """The most sensitive ops of a table get a qconfig of their own, unless a rule names them."""
+
+    name: Literal["sensitive_ops"]
+    """Which template this is."""
+    table: Annotated[
+        Annotated[str, Tag("file")] | Annotated[list[list[Any]], Tag("rows")], Discriminator(_kind_of_table)
+    ]
+    """A .json, .yaml or .yml file beside this one, or its rows, the worst first:
+    `[op, activation or weight, type, metric, dtype]`; what follows the first two may be left out."""
+    use: StagedValue
+    """The qconfig of the chosen ops; `{preset: inherit, ...}` changes only some fields of what they have."""
+    topk: Count | None = None
+    """How many ops."""
+    ratio: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Instead of `topk`: which share of the rows of this type and dtype, rounded up."""
+    sensitive_type: Literal["activation", "weight"] = "activation"
+    """Only rows about activations, or only those about weights."""
+    origin_dtype: DType | None = None
+    """Only rows of this dtype; null: of any."""
+
+    @model_validator(mode="after")
+    def _one_number(self) -> Self:
+        if self.topk is None and self.ratio is None:
+            refuse("topk", "`sensitive_ops` needs `topk` or `ratio`", "say how many ops it takes: `topk: 10`")
+        if self.topk is not None and self.ratio is not None:
+            refuse("ratio", "`topk` and `ratio` both say how many ops to take", "keep one of them")
+        return self
+
+
+TemplateValue = Annotated[
+    Annotated[TemplateName, Tag("name")] | Annotated[SensitiveOps, Tag("sensitive")],
+    Discriminator(_kind_of_template),
 ]
 
 
@@ -113,8 +160,8 @@ class Rules(Section):
     """By class: `torch.nn.Linear`, `Linear` or one of your own. Holds for everything inside."""
     module_name: dict[str, RuleValue] = Field(default_factory=dict)
     """By name or pattern (`*`, `**`, `?`, `{a,b}`, `{2..9}`, `re:`), later wins. Holds for all inside."""
-    templates: Annotated[tuple[TemplateName, ...], LIST] = ()
-    """Refinements that look at the graph of the model."""
+    templates: Annotated[tuple[TemplateValue, ...], LIST] = ()
+    """Refinements that look at the graph of the model, or at a table of sensitive ops."""
 
 
 class CalibSection(Section):
@@ -126,6 +173,12 @@ class CalibSection(Section):
     """How many samples, instead of `batches`; the last batch is cut."""
     nonfinite: Literal["error", "skip"] = "error"
     """What a NaN or infinity does: end the run naming op and batch, or be left out and counted."""
+    compare: Candidates | None = None
+    """Observers to compare in one pass; the best replace those of the rules. Null: the rules decide."""
+    compare_by: CompareBy | None = None
+    """Compare by a metric on `eval_data`; null: by the quantization error of the calibration data."""
+    compare_per: Literal["op", "model"] = "op"
+    """Whether each op gets the observers that are best for it, or all get the same."""
     qconfig: Rules = Rules.model_construct()
     """Rules of this stage alone, merged over the shared ones."""
 
@@ -133,6 +186,15 @@ class CalibSection(Section):
     def _one_length(self) -> Self:
         if self.batches is not None and self.samples is not None:
             refuse("samples", "`batches` and `samples` both say how long to calibrate", "keep one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _compares_something(self) -> Self:
+        if self.compare is not None and len(set(self.compare)) < len(self.compare):
+            refuse("compare", "`compare` names an observer twice", "name each once")
+        for name in ("compare_by", "compare_per"):
+            if self.compare is None and name in self.model_fields_set:
+                refuse(name, f"`{name}` has no meaning without `compare`", "add `compare: [min_max, mse]`")
         return self
 
 

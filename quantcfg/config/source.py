@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from quantcfg.config.collect import Findings
@@ -32,23 +33,38 @@ def read_bytes(path: Path) -> bytes:
         UsageError: there is no such file, it is not a regular file, it cannot be read, or its name does not
             end in ``.yaml``, ``.yml`` or ``.toml``.
     """
-    if path.suffix not in SUFFIXES:
-        raise UsageError(f"{path}: a config is a .yaml, .yml or .toml file", hint=_similar_file(path))
+    return read_file(path, SUFFIXES, "a config")
+
+
+def read_file(path: Path, suffixes: Sequence[str], what: str) -> bytes:
+    """The bytes of a text file of a known kind, at most one more than the budget.
+
+    Args:
+        path: where it is.
+        suffixes: what its name may end in.
+        what: how messages call it, such as ``"a config"``.
+
+    Raises:
+        UsageError: as `read_bytes` does.
+    """
+    if path.suffix not in suffixes:
+        kinds = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
+        raise UsageError(f"{path}: {what} is a {kinds} file", hint=_similar_file(path, suffixes))
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise UsageError(f"{path}: not a regular file")
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such file", hint=_similar_file(path)) from None
+        raise UsageError(f"{path}: no such file", hint=_similar_file(path, suffixes)) from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(f"{path}: cannot be read: {reason}") from None
 
 
-def _similar_file(path: Path) -> str:
+def _similar_file(path: Path, suffixes: Sequence[str]) -> str:
     try:
-        names = sorted(item.name for item in path.parent.iterdir() if item.suffix in SUFFIXES)
+        names = sorted(item.name for item in path.parent.iterdir() if item.suffix in suffixes)
     except OSError:
         return ""
     near = nearest(path.name, names)

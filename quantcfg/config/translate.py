@@ -58,6 +58,7 @@ KINDS = {
 }
 CONDITION_ADVICE = 'write a comparison with a number, such as ">= 0.95"'
 SIZE_ADVICE = 'write a comparison with a size, such as "<= 24 MiB"'
+TABLE_ADVICE = "write {name: sensitive_ops, table: FILE, topk: 10, use: w8a16}"
 QCONFIG_FORMS = "a qconfig: the name of a preset, a name under `qconfigs`, null, or a mapping"
 
 
@@ -150,6 +151,8 @@ def _wrong_type(t: Translator, error: Error, loc: Loc, node: Node, place: Place)
     advice = type_advice(expected, node)
     if expected == "a text" and loc[0] == "guards":
         advice = _condition_advice(loc)
+    if "templates" in loc and expected == "a mapping":
+        advice = TABLE_ADVICE
     t.findings.error(
         "QC103",
         f"`{key_path(loc)}`: expected {expected}, got {describe(node)}",
@@ -323,6 +326,8 @@ def _step(annotation: Any, key: str | int) -> Any:
         return None
     if get_origin(annotation) is dict:
         return _unwrapped(get_args(annotation)[1])
+    if get_origin(annotation) is tuple and isinstance(key, int):
+        return _unwrapped(get_args(annotation)[0])
     if _is_union(annotation):
         return next((item for item in map(_unwrapped, get_args(annotation)) if _has_tag(item, key)), None)
     return None
@@ -347,7 +352,9 @@ def _is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-MODEL_TAGS = {"QConfigFields": "fields", "StageValues": "stages", "RuleOptions": "rule"}
+MODEL_TAGS = {
+    "QConfigFields": "fields", "StageValues": "stages", "RuleOptions": "rule", "SensitiveOps": "sensitive"
+}  # fmt: skip
 
 
 def _has_tag(annotation: Any, key: str | int) -> bool:

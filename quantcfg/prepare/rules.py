@@ -8,10 +8,10 @@ from typing import Any
 from torch import nn
 
 from quantcfg.config.findings import check_rules
-from quantcfg.config.rules import Decision, Rule, RuleSet, Target, in_order
+from quantcfg.config.rules import Classes, Decision, Rule, RuleSet, Target, in_order
 from quantcfg.config.spec import FakeQuantSpec, QConfigSpec
 from quantcfg.errors import ConfigError, Diagnostic, PrepareError
-from quantcfg.prepare.targets import type_names
+from quantcfg.prepare.targets import classes_of, type_names
 from quantcfg.qconfig import QConfig, spec_from_qconfig
 
 _KEYS = ("", "module_type", "module_name")
@@ -75,7 +75,7 @@ def check(
     return tuple(findings)
 
 
-def idle_modules(model: nn.Module, targets: Sequence[Target]) -> dict[str, tuple[str, ...]]:
+def idle_modules(model: nn.Module, targets: Sequence[Target]) -> dict[str, Classes]:
     """The modules inside of which nothing ran, with every spelling of their classes."""
     ran = {path for target in targets for path, _ in target.chain}
-    return {path: type_names(type(module)) for path, module in model.named_modules() if path not in ran}
+    return {path: classes for path, classes in classes_of(model).items() if path not in ran}

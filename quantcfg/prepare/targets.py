@@ -7,27 +7,41 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from quantcfg.config.rules import Rule, RuleSet, Target
+from quantcfg.config.rules import Classes, Rule, RuleSet, Target
 from quantcfg.prepare.record import Recording, Site
 from quantcfg.qconfig import QConfig, spec_from_qconfig
 
 
 def targets_of(model: nn.Module, recording: Recording) -> list[Target]:
     """One target per site, with the chain of its modules from the root to the op itself."""
-    names = {path: type_names(type(module)) for path, module in model.named_modules()}
-    chains = {path: _chain(path, names) for path in {site.path for site in recording.sites}}
-    return [_target(site, chains[site.path]) for site in recording.sites]
+    classes = classes_of(model)
+    scopes = {path: _scope(path, classes) for path in {site.path for site in recording.sites}}
+    return [_target(site, scopes[site.path]) for site in recording.sites]
 
 
-def _chain(path: str, names: dict[str, tuple[str, ...]]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+def _scope(path: str, classes: dict[str, Classes]) -> Target:
+    """The module at ``path`` with those around it, as a target."""
     parts = path.split(".") if path else []
     paths = ["", *(".".join(parts[: count + 1]) for count in range(len(parts)))]
-    return tuple((prefix, names[prefix]) for prefix in paths)
+    chain = tuple((prefix, classes[prefix][0]) for prefix in paths)
+    return Target(path, chain, tuple(classes[prefix][1:] for prefix in paths))
 
 
-def _target(site: Site, chain: tuple[tuple[str, tuple[str, ...]], ...]) -> Target:
-    own = () if site.name == site.path else ((site.name, ()),)
-    return Target(site.name, (*chain, *own))
+def _target(site: Site, scope: Target) -> Target:
+    if site.name == site.path:
+        return scope
+    return Target(site.name, (*scope.chain, (site.name, ())), (*scope.bases, ()))
+
+
+def classes_of(model: nn.Module) -> dict[str, Classes]:
+    """By path, the spellings of a module's class and of those that it derives from, nearest first."""
+    types = {path: type(module) for path, module in model.named_modules()}
+    names = {cls: _class_names(cls) for cls in set(types.values())}
+    return {path: names[cls] for path, cls in types.items()}
+
+
+def _class_names(cls: type) -> Classes:
+    return tuple(type_names(above) for above in cls.__mro__ if above is not object)
 
 
 def type_names(cls: type) -> tuple[str, ...]:

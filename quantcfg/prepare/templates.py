@@ -1,6 +1,7 @@
 """Templates: refinements of the rules that look at the graph, for the ops that lose most in 8 bits.
 
 A template changes only ops that a type rule or the global rule decided: what the user names, the user gets.
+The template `sensitive_ops` is not here: the rows of its table are rules (`quantcfg.config.sensitivity`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,13 @@ def with_templates(
     changed: set[int] = set()
     for name in names:
         if name not in TEMPLATES:
-            raise PrepareError(f"unknown template '{name}'; known: {', '.join(TEMPLATES)}")
+            raise PrepareError(
+                f"unknown template '{name}'; known: {', '.join(TEMPLATES)}",
+                hint="sensitive_ops needs its table: write it in a config, or pass "
+                "get_sensitive_op_qconfig_setter(...) as qconfig_setter"
+                if name == "sensitive_ops"
+                else "",
+            )
         find, change = TEMPLATES[name]
         for index in find(recording):
             decision = result[index]

@@ -59,17 +59,22 @@ def slow_winner(rules, target):
     """The winner by the documented order, and the runner-up list, with no cleverness at all."""
     found = []
     for rule in rules:
-        for depth, (path, types) in enumerate(target.chain):
+        for depth, ((path, types), above) in enumerate(zip(target.chain, target.bases, strict=True)):
             if rule.kind == "global":
-                found.append(((0, 0, rule.order), rule))
+                found.append(((0, 0, 0, rule.order), rule))
             elif rule.kind == "module_type" and rule.pattern in types:
-                found.append(((1, depth, rule.order), rule))
-            elif rule.kind == "module_name" and is_exact(rule.pattern) and rule.pattern == path:
-                found.append(((3, depth, rule.order), rule))
+                found.append(((1, depth, 0, rule.order), rule))
+            elif rule.kind == "module_type" and rule.subclasses and any(rule.pattern in a for a in above):
+                steps = [rule.pattern in names for names in above].index(True) + 1
+                found.append(((1, depth, -steps, rule.order), rule))
+            elif rule.kind == "template" and rule.pattern == path:
+                found.append(((2, depth, 0, rule.order), rule))
             elif rule.kind == "module_name" and not is_exact(rule.pattern) and matches(rule.pattern, path):
-                found.append(((2, depth, rule.order), rule))
+                found.append(((3, depth, 0, rule.order), rule))
+            elif rule.kind == "module_name" and is_exact(rule.pattern) and rule.pattern == path:
+                found.append(((4, depth, 0, rule.order), rule))
             elif rule.kind == "attribute" and rule.pattern == path:
-                found.append(((4, depth, rule.order), rule))
+                found.append(((5, depth, 0, rule.order), rule))
     found.sort(key=lambda item: item[0], reverse=True)
     ranked = list(dict.fromkeys(id(rule) for _, rule in found))
     by_id = {id(rule): rule for rule in rules}
@@ -77,7 +82,13 @@ def slow_winner(rules, target):
 
 
 NAMES = st.sampled_from(["a", "b", "a1", "a2", "a10", "conv", "add_0"])
-TYPES = ("T", "U", "pkg.T")
+TYPES = ("T", "U", "pkg.T", "Base", "pkg.Root", "Root")
+CLASSES = [  # what each class is called, and what those are called that it derives from
+    (("T",), (("Base",), ("pkg.Root", "Root"))),
+    (("pkg.T", "T"), (("U",), ("T",), ("Root",))),
+    (("U",), ()),
+    ((), ()),
+]
 SEGMENTS = st.one_of(
     NAMES, st.sampled_from(["*", "**", "a*", "?", "a?", "{a,b}", "a{1..2}", "{a,conv}*", "*{1..10}", "c*v"])
 )
@@ -91,14 +102,17 @@ PATTERNS = st.one_of(
 def rules(draw):
     made = []
     for _ in range(draw(st.integers(0, 8))):
-        kind = draw(st.sampled_from(["global", "module_type", "module_name", "module_name", "attribute"]))
+        kinds = ["global", "module_type", "module_name", "module_name", "attribute", "template"]
+        kind = draw(st.sampled_from(kinds))
         pattern = {
             "global": st.just(""),
             "module_type": st.sampled_from(TYPES),
             "module_name": PATTERNS,
             "attribute": st.lists(NAMES, min_size=1, max_size=2).map(".".join),
+            "template": st.lists(NAMES, min_size=1, max_size=3).map(".".join),
         }[kind]
-        made.append(Rule(kind, draw(pattern), draw(st.sampled_from(SPECS))))
+        subclasses = kind == "module_type" and draw(st.booleans())
+        made.append(Rule(kind, draw(pattern), draw(st.sampled_from(SPECS)), subclasses=subclasses))
     return in_order(made)
 
 
@@ -108,11 +122,9 @@ def target_lists(draw):
     targets = []
     for names in draw(st.lists(st.lists(NAMES, min_size=1, max_size=4), min_size=1, max_size=8)):
         paths = ["", *itertools.accumulate(names, "{}.{}".format)]
-        chain = tuple(
-            (path, types.setdefault(path, draw(st.sampled_from([("T",), ("pkg.T", "T"), ("U",), ()]))))
-            for path in paths
-        )
-        targets.append(Target(paths[-1], chain))
+        classes = [types.setdefault(path, draw(st.sampled_from(CLASSES))) for path in paths]
+        chain = tuple((path, own) for path, (own, _) in zip(paths, classes, strict=True))
+        targets.append(Target(paths[-1], chain, tuple(above for _, above in classes)))
     return targets
 
 
@@ -219,3 +231,44 @@ def timed(work):
     start = time.process_time()
     work()
     return time.process_time() - start
+
+
+def derived(name, *classes):
+    """An op of a module whose class derives from others, nearest first."""
+    return Target(name, (("", ("Net",)), (name, (classes[0],))), ((), tuple((base,) for base in classes[1:])))
+
+
+def test_a_type_matches_the_class_alone_unless_told_otherwise():
+    exact = Rule("module_type", "Linear", W4A8)
+    wide = Rule("module_type", "Linear", W4A8, subclasses=True)
+    for rule, expected in ((exact, None), (wide, W4A8)):
+        assert RuleSet((rule,)).resolve([derived("fc", "MyLinear", "Linear", "Module")])[0].spec == expected
+        assert RuleSet((rule,)).resolve([derived("fc", "Linear", "Module")])[0].spec == W4A8
+
+
+def test_the_nearest_class_wins_whatever_the_order():
+    far = Rule("module_type", "Module", W8A8, subclasses=True)
+    near = Rule("module_type", "Linear", W4A8, subclasses=True)
+    own = Rule("module_type", "MyLinear", W8A16)
+    target = derived("fc", "MyLinear", "Linear", "Module")
+    for some_rules in itertools.permutations((far, near, own)):
+        decision = RuleSet(in_order(some_rules)).resolve([target])[0]
+        assert [rule.pattern for rule in (decision.winner, *decision.losers)] == [
+            "MyLinear",
+            "Linear",
+            "Module",
+        ]
+
+
+def test_a_row_of_a_table_stands_between_types_and_names():
+    row = Rule("template", "a.fc", W8A16)
+    for weaker, stronger in (
+        (Rule("global", "", W8A8), row),
+        (Rule("module_type", "Linear", W8A8), row),
+        (row, Rule("module_name", "a", W4A8)),
+        (row, Rule("module_name", "**", W4A8)),
+        (row, Rule("attribute", "a", None)),
+    ):
+        for some_rules in ((weaker, stronger), (stronger, weaker)):
+            decision = RuleSet(in_order(some_rules)).resolve([op("a.fc", "Linear")])[0]
+            assert decision.winner.kind == stronger.kind

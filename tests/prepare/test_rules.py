@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from quantcfg.config.load import load_config
 from quantcfg.errors import ConfigError, PrepareError
 from quantcfg.prepare.plan import OpRow
 from quantcfg.prepare.prepare import prepare, prepare_qat_fx
@@ -182,3 +183,49 @@ def test_states_can_be_set_before_the_first_forward() -> None:
 
     torch.testing.assert_close(model(image), expected(image), rtol=1e-5, atol=1e-5)
     assert all(module.observed for module in fake_quants(model).values())
+
+
+class Mine(nn.Linear):
+    """A layer of the user's own."""
+
+
+class Deep(nn.Module):
+    """Two layers of one family."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = nn.Linear(4, 4)
+        self.mine = Mine(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.mine(self.plain(x))
+
+
+def config_rows(tmp_path: Any, text: str, model: nn.Module, stage: str = "calib") -> dict[str, OpRow]:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"version: 1\nqconfig:\n{text}")
+    prepared = prepare(model, load_config(path), example_inputs=(torch.randn(2, 4),), stage=stage)
+    return {row.name: row for row in plan_of(prepared).rows}
+
+
+def test_a_type_takes_its_subclasses_on_request(tmp_path: Any) -> None:
+    narrow = config_rows(tmp_path, "  module_type: {Linear: w8a8}\n", Deep())
+    wide = config_rows(tmp_path, "  module_type: {Linear: {use: w8a8, subclasses: true}}\n", Deep())
+    nearest = "  module_type: {Mine: w8a16, Linear: {use: w8a8, subclasses: true}}\n"
+
+    assert (narrow["plain"].role, narrow["mine"].role) == ("quantized", "float")
+    assert (wide["plain"].role, wide["mine"].role) == ("quantized", "quantized")
+    assert activation(config_rows(tmp_path, nearest, Deep())["mine"]) == "qint16"
+
+
+@pytest.mark.parametrize("stage", ["calib", "qat"])
+def test_a_table_of_sensitive_ops_in_the_config(tmp_path: Any, stage: str) -> None:
+    text = (
+        "  global: w8a8\n  module_type: {Mine: w4a8}\n  templates:\n"
+        "    - {name: sensitive_ops, table: [[mine, activation], [plain, activation]], topk: 1, use: w8a16}\n"
+    )
+    found = config_rows(tmp_path, text, Deep(), stage)
+
+    assert (activation(found["mine"]), activation(found["plain"])) == ("qint16", "qint8")
+    assert found["mine"].rule.startswith("template 'mine' (")
+    assert found["mine"].beaten[0].startswith("module_type 'Mine' (")
