@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
+from pydantic_core import ValidationError
 
 from quantcfg.config.collect import Findings
+from quantcfg.config.compiled import file_validator
 from quantcfg.config.layers import VERSION, Loader
 from quantcfg.config.nodes import Table, plain, renamed
 from quantcfg.config.overrides import apply_overrides
@@ -17,14 +19,16 @@ from quantcfg.config.presets import STAGES
 from quantcfg.config.qconfigs import QConfigReader
 from quantcfg.config.rulebook import build_rules, check_pattern, stage_templates
 from quantcfg.config.rules import Rule, RuleSet
-from quantcfg.config.schema import CalibSection, ExportSection, File, Guards, QatSection
 from quantcfg.config.sensitivity import with_tables
 from quantcfg.config.slot_checks import SlotChecker
 from quantcfg.config.translate import Translator
 from quantcfg.errors import Diagnostic, Place, UsageError
 
+if TYPE_CHECKING:
+    from quantcfg.config.schema import CalibSection, ExportSection, File, Guards, QatSection
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class Config:
     """A checked config: what the file, all that it extends and `--set` say together.
 
@@ -33,7 +37,6 @@ class Config:
     """
 
     path: Path
-    file: File
     files: tuple[Path, ...]
     sources: Mapping[str, str] = field(repr=False)
     overrides: tuple[str, ...]
@@ -48,6 +51,13 @@ class Config:
     def templates(self, stage: str) -> tuple[str, ...]:
         """The names of the templates of a stage."""
         return stage_templates(self.tree, stage)
+
+    @cached_property
+    def file(self) -> File:
+        """The whole file as a model, with defaults. It is made when it is asked for: a check does without."""
+        from quantcfg.config.schema import File
+
+        return File.model_validate(self.flattened())
 
     @property
     def calib(self) -> CalibSection:
@@ -80,7 +90,7 @@ def empty_config() -> Config:
     """A config without a single rule, for questions about a model alone."""
     tree = Table({}, Place("", 1))
     stages: dict[str, tuple[Rule, ...]] = dict.fromkeys(STAGES, ())
-    return Config(Path(), File(version=1), (), {}, (), (), tree, stages)
+    return Config(Path(), (), {}, (), (), tree, stages)
 
 
 def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -100,15 +110,13 @@ def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
         findings.raise_if_errors()
     tree = apply_overrides(loader.merged(), overrides, findings)
     tree, tables = with_tables(tree, findings)
-    file, tree, broken = _validated(tree, findings)
+    tree, broken = _validated(tree, findings)
     stages = _stages(tree, broken, findings)
     _check_guards(tree, findings)
     _check_use(tree, stages, findings, Path(paths[-1]))
     findings.raise_if_errors()
-    assert file is not None
     return Config(
         path=Path(paths[0]),
-        file=file,
         files=(*loader.files, *tables),
         sources=findings.sources,
         overrides=tuple(overrides),
@@ -118,22 +126,23 @@ def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
     )
 
 
-def _validated(tree: Table, findings: Findings) -> tuple[File | None, Table, frozenset[int]]:
-    """The file as a model, the tree to go on with, and what in it is known to be wrong.
+def _validated(tree: Table, findings: Findings) -> tuple[Table, frozenset[int]]:
+    """The tree to go on with, and what in it is known to be wrong.
 
     A misspelt section is read as what it was meant to be, so that what it defines is not missed elsewhere.
     """
     data = plain(tree)
     data["version"] = VERSION  # of every file, checked where it was read
     try:
-        return File.model_validate(data), tree, frozenset()
+        file_validator().validate_python(data)
     except ValidationError as error:
-        translator = Translator(tree, findings, File)
+        translator = Translator(tree, findings)
         translator.report(error)
         for wrong, right in translator.meant.items():
             if len(wrong) == 1 or wrong[:-1] == ("qconfig",):
                 tree = renamed(tree, wrong, str(right[-1]))
-        return None, tree, frozenset(translator.broken)
+        return tree, frozenset(translator.broken)
+    return tree, frozenset()
 
 
 def _stages(tree: Table, broken: frozenset[int], findings: Findings) -> dict[str, tuple[Rule, ...]]:

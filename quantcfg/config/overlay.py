@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantcfg.config.parameters import accepted
+from quantcfg.config.kinds import accepted
 from quantcfg.config.spec import QCONFIG_DEFAULTS, SLOTS, Field, Fields, Scalar, slot_kwargs
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from quantcfg.config.kinds import accepted
 from quantcfg.config.spec import FakeQuantSpec, QConfigSpec
 
 DType = Literal[
@@ -179,21 +180,10 @@ FAKE_QUANT_PARAMETERS: dict[str, type[Parameters]] = {
 PARAMETERS: dict[str, type[Parameters]] = OBSERVER_PARAMETERS | FAKE_QUANT_PARAMETERS
 
 
-def owners(parameter: str) -> list[str]:
-    """The kinds that have this parameter, observers first; every kind of observer for a common one."""
-    return [kind for kind, model in PARAMETERS.items() if parameter in model.model_fields]
-
-
-def accepted(observer: str | None, fake_quant: str | None) -> dict[str, type[Parameters]]:
-    """Parameter name -> the model that types it, for one observer inside one fake quantize."""
-    models = (OBSERVER_PARAMETERS.get(observer or ""), FAKE_QUANT_PARAMETERS.get(fake_quant or ""))
-    return {name: model for model in models if model for name in model.model_fields}
-
-
 def with_defaults(spec: FakeQuantSpec) -> FakeQuantSpec:
     """The same slot with every parameter that it leaves open written out; equal when it quantizes alike."""
-    models = accepted(spec.observer, spec.fake_quant)
-    defaults = {name: model.model_fields[name].default for name, model in models.items()}
+    kinds = accepted(spec.observer, spec.fake_quant)
+    defaults = {name: PARAMETERS[kind].model_fields[name].default for name, kind in kinds.items()}
     kwargs = {name: value for name, value in (defaults | spec.kwargs).items() if value is not None}
     return FakeQuantSpec(spec.fake_quant, spec.observer, tuple(sorted(kwargs.items())))
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from quantcfg.config.collect import Findings
+from quantcfg.config.forms import RULE_KEYS
 from quantcfg.config.layers import merge
 from quantcfg.config.nodes import Entry, Items, Leaf, Node, Table, shortened
 from quantcfg.config.patterns import REGEX_PREFIX, PatternError, is_exact, parse_pattern, parse_regex
@@ -15,7 +16,6 @@ from quantcfg.config.rules import Rule, in_order
 from quantcfg.config.sensitivity import sensitive_rules
 from quantcfg.errors import Place
 
-RULE_KEYS = frozenset(("use", "optional", "expect", "subclasses"))
 _TYPE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z][A-Za-z0-9_]*)*")
 MAX_TYPE_NAME = 200
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from quantcfg.config.collect import source_line
+from quantcfg.config.kinds import accepted, owners
 from quantcfg.config.matching import NameIndex
 from quantcfg.config.overlay import kind, overlay
-from quantcfg.config.parameters import accepted, owners
 from quantcfg.config.patterns import is_exact
 from quantcfg.config.spec import SLOTS, Field, Fields, QConfigSpec, make_spec, slot_kwargs
 from quantcfg.errors import ConfigError, Diagnostic, Place

@@ -1,13 +1,23 @@
 """The config file as frozen models; the text under a field is its documentation everywhere."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
 from quantcfg.config.calibration import Candidates, CompareBy
 from quantcfg.config.conditions import CONDITION_PATTERN, SIZE_PATTERN
+from quantcfg.config.forms import (
+    compares_something,
+    kind_of_rule,
+    kind_of_staged,
+    kind_of_table,
+    kind_of_template,
+    kind_of_value,
+    one_length_of_calibration,
+    one_length_of_training,
+    one_number_of_ops,
+)
 from quantcfg.config.parameters import DType
-from quantcfg.config.refusals import refuse
 from quantcfg.config.section import LIST, Count, Fraction, Positive, Section
 from quantcfg.config.training import SGD, Best, Distill, Optimizer, Schedule, Scheduler
 
@@ -22,6 +32,8 @@ SizeCondition = Annotated[str, StringConstraints(pattern=SIZE_PATTERN)]
 
 class QConfigFields(Section):
     """A qconfig written out: a preset to start from and the fields that differ from it."""
+
+    form: ClassVar[str] = "fields"
 
     preset: str | None = None
     """A preset or a name under `qconfigs` to start from; `inherit`: what would have won without this rule."""
@@ -39,22 +51,16 @@ class QConfigFields(Section):
     """Parameters of the weight's observer and fake quantize; per channel on axis 0 unless told otherwise."""
 
 
-def _kind_of_value(value: Any) -> str | None:
-    if value is None:
-        return "float"
-    if isinstance(value, str):
-        return "name"
-    return "fields" if isinstance(value, dict | QConfigFields) else None
-
-
 QConfigValue = Annotated[
     Annotated[str, Tag("name")] | Annotated[None, Tag("float")] | Annotated[QConfigFields, Tag("fields")],
-    Discriminator(_kind_of_value),
+    Discriminator(kind_of_value),
 ]
 
 
 class StageValues(Section):
     """A qconfig that differs by stage."""
+
+    form: ClassVar[str] = "stages"
 
     calib: QConfigValue
     """The qconfig while calibrating."""
@@ -62,31 +68,19 @@ class StageValues(Section):
     """The qconfig while training."""
 
 
-def _kind_of_staged(value: Any) -> str | None:
-    if isinstance(value, StageValues) or (isinstance(value, dict) and ("calib" in value or "qat" in value)):
-        return "stages"
-    return _kind_of_value(value)
-
-
 StagedValue = Annotated[
     Annotated[str, Tag("name")]
     | Annotated[None, Tag("float")]
     | Annotated[QConfigFields, Tag("fields")]
     | Annotated[StageValues, Tag("stages")],
-    Discriminator(_kind_of_staged),
+    Discriminator(kind_of_staged),
 ]
-
-
-def _kind_of_template(value: Any) -> str:
-    return "sensitive" if isinstance(value, dict | SensitiveOps) or value == "sensitive_ops" else "name"
-
-
-def _kind_of_table(value: Any) -> str:
-    return "file" if isinstance(value, str) else "rows"
 
 
 class RuleOptions(Section):
     """A qconfig for a type or a name, with what is expected of the rule."""
+
+    form: ClassVar[str] = "rule"
 
     use: StagedValue
     """The qconfig; null leaves in float."""
@@ -98,30 +92,25 @@ class RuleOptions(Section):
     """Under `module_type`: match the classes derived from this one, too; the nearest class wins."""
 
 
-def _kind_of_rule(value: Any) -> str | None:
-    if isinstance(value, RuleOptions) or (isinstance(value, dict) and not RULE_KEYS.isdisjoint(value)):
-        return "rule"
-    return _kind_of_staged(value)
-
-
-RULE_KEYS = frozenset(("use", "optional", "expect", "subclasses"))
 RuleValue = Annotated[
     Annotated[str, Tag("name")]
     | Annotated[None, Tag("float")]
     | Annotated[QConfigFields, Tag("fields")]
     | Annotated[StageValues, Tag("stages")]
     | Annotated[RuleOptions, Tag("rule")],
-    Discriminator(_kind_of_rule),
+    Discriminator(kind_of_rule),
 ]
 
 
 class SensitiveOps(Section):
     """The most sensitive ops of a table get a qconfig of their own, unless a rule names them."""
 
+    form: ClassVar[str] = "sensitive"
+
     name: Literal["sensitive_ops"]
     """Which template this is."""
     table: Annotated[
-        Annotated[str, Tag("file")] | Annotated[list[list[Any]], Tag("rows")], Discriminator(_kind_of_table)
+        Annotated[str, Tag("file")] | Annotated[list[list[Any]], Tag("rows")], Discriminator(kind_of_table)
     ]
     """A .json, .yaml or .yml file beside this one, or its rows, the worst first:
     `[op, activation or weight, type, metric, dtype]`; what follows the first two may be left out."""
@@ -136,18 +125,12 @@ class SensitiveOps(Section):
     origin_dtype: DType | None = None
     """Only rows of this dtype; null: of any."""
 
-    @model_validator(mode="after")
-    def _one_number(self) -> Self:
-        if self.topk is None and self.ratio is None:
-            refuse("topk", "`sensitive_ops` needs `topk` or `ratio`", "say how many ops it takes: `topk: 10`")
-        if self.topk is not None and self.ratio is not None:
-            refuse("ratio", "`topk` and `ratio` both say how many ops to take", "keep one of them")
-        return self
+    _one_number = model_validator(mode="after")(one_number_of_ops)
 
 
 TemplateValue = Annotated[
     Annotated[TemplateName, Tag("name")] | Annotated[SensitiveOps, Tag("sensitive")],
-    Discriminator(_kind_of_template),
+    Discriminator(kind_of_template),
 ]
 
 
@@ -182,20 +165,9 @@ class CalibSection(Section):
     qconfig: Rules = Rules.model_construct()
     """Rules of this stage alone, merged over the shared ones."""
 
-    @model_validator(mode="after")
-    def _one_length(self) -> Self:
-        if self.batches is not None and self.samples is not None:
-            refuse("samples", "`batches` and `samples` both say how long to calibrate", "keep one of them")
-        return self
+    _one_length = model_validator(mode="after")(one_length_of_calibration)
 
-    @model_validator(mode="after")
-    def _compares_something(self) -> Self:
-        if self.compare is not None and len(set(self.compare)) < len(self.compare):
-            refuse("compare", "`compare` names an observer twice", "name each once")
-        for name in ("compare_by", "compare_per"):
-            if self.compare is None and name in self.model_fields_set:
-                refuse(name, f"`{name}` has no meaning without `compare`", "add `compare: [min_max, mse]`")
-        return self
+    _compares_something = model_validator(mode="after")(compares_something)
 
 
 class QatSection(Section):
@@ -230,11 +202,7 @@ class QatSection(Section):
     qconfig: Rules = Rules.model_construct()
     """Rules of this stage alone, merged over the shared ones."""
 
-    @model_validator(mode="after")
-    def _one_length(self) -> Self:
-        if self.steps is not None and "epochs" in self.model_fields_set:
-            refuse("steps", "`epochs` and `steps` both say how long to train", "keep one of them")
-        return self
+    _one_length = model_validator(mode="after")(one_length_of_training)
 
 
 class ExportSection(Section):

@@ -1,7 +1,7 @@
 """What every part of the file is built on: strict frozen models, and numbers with bounds.
 
-Nothing in the modules of the schema may slow down the start: annotations are no strings that pydantic
-would have to evaluate, defaults are not validated, and one validator is built, that of the whole file.
+A config is checked by what `compiled` keeps of these models; they are made when a stage asks for values, or
+for the schema of editors. Annotations are no strings, which pydantic would have to evaluate.
 """
 
 from typing import Annotated

@@ -45,7 +45,8 @@ def _changed(table: Table, path: tuple[str, ...], change: Callable[[Node], Node]
     entry = table.entries.get(key)
     if entry is None or (rest and not isinstance(entry.node, Table)):
         return table
-    node = _changed(entry.node, tuple(rest), change) if isinstance(entry.node, Table) else change(entry.node)
+    node = entry.node
+    node = _changed(node, tuple(rest), change) if rest and isinstance(node, Table) else change(node)
     return Table(table.entries | {key: Entry(entry.key_place, node)}, table.place)
 
 

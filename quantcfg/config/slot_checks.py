@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ValidationError
 
 from quantcfg.config.collect import Findings
+from quantcfg.config.compiled import parameter_validator
+from quantcfg.config.kinds import accepted, observers, owners
 from quantcfg.config.nodes import Leaf, describe, shortened
 from quantcfg.config.overlay import kind
-from quantcfg.config.parameters import OBSERVER_PARAMETERS, PARAMETERS, Parameters, accepted, owners
 from quantcfg.config.spec import SLOTS, Field, Fields, slot_kwargs
 from quantcfg.config.suggest import listing, nearest
 from quantcfg.config.translate import BOUNDS, EXPECTED, KINDS, choices_of, type_advice
@@ -61,7 +61,7 @@ class SlotChecker:
         for name, item in slot_kwargs(changes, slot).items():
             having = owners(name)
             if having:
-                self._typed(name, item, slot, PARAMETERS[having[0]])
+                self._typed(name, item, slot, having[0])
             else:
                 self._known(name, item, slot, "", {})
 
@@ -74,9 +74,7 @@ class SlotChecker:
                 help=f"remove it, or name a fake quantize in `{slot}_fake_quant`",
             )
 
-    def _known(
-        self, name: str, item: Field, slot: str, observer: str, known: Mapping[str, type[Parameters]]
-    ) -> bool:
+    def _known(self, name: str, item: Field, slot: str, observer: str, known: Mapping[str, str]) -> bool:
         if name in known:
             return True
         having = owners(name)
@@ -84,7 +82,7 @@ class SlotChecker:
         if having:
             code, label = "QC123", f"a parameter of {listing(having)}"
             advice = f"remove it, or write `{slot}_observer: {having[0]}`"
-            if having[0] not in OBSERVER_PARAMETERS:
+            if having[0] not in observers():
                 advice = f"remove it, or write `{slot}_fake_quant: {having[0]}`"
         else:
             code, label = "QC124", f"did you mean `{near}`?" if near else "not a parameter"
@@ -100,9 +98,9 @@ class SlotChecker:
         )
         return False
 
-    def _typed(self, name: str, item: Field, slot: str, model: type[Parameters]) -> bool:
+    def _typed(self, name: str, item: Field, slot: str, kind: str) -> bool:
         try:
-            _adapter(model, name).validate_python(item.value)
+            parameter_validator(kind, name).validate_python(item.value)
         except ValidationError as error:
             self._bad_value(f"{slot}_qkwargs.{name}", item, error.errors(include_url=False)[0])
             return False
@@ -259,15 +257,8 @@ def _place(fields: Fields, name: str) -> Place | None:
 
 
 def _every_parameter() -> list[str]:
-    return [name for model in OBSERVER_PARAMETERS.values() for name in model.model_fields]
+    return [name for names in observers().values() for name in names]
 
 
 def _choices(choices: list[str]) -> str:
     return "qint2 to qint16, quint2 to quint16" if "qint8" in choices else listing(choices)
-
-
-@cache
-def _adapter(model: type[Parameters], name: str) -> TypeAdapter[Any]:
-    info = model.model_fields[name]
-    annotated: Any = info.rebuild_annotation()
-    return TypeAdapter(annotated, config={"strict": True, "allow_inf_nan": False})

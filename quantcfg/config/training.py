@@ -1,10 +1,10 @@
 """What the `qat` section of the config file is made of: optimizers, schedulers, and when what happens."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from quantcfg.config.refusals import refuse
+from quantcfg.config.forms import momentum_of_nesterov
 from quantcfg.config.section import LIST, Count, Fraction, NotNegative, Positive, Section
 
 
@@ -35,11 +35,7 @@ class SGD(OptimizerSection):
     nesterov: bool = False
     """Nesterov momentum."""
 
-    @model_validator(mode="after")
-    def _nesterov_has_momentum(self) -> Self:
-        if self.nesterov and (self.momentum <= 0 or self.dampening != 0):
-            refuse("nesterov", "`nesterov` needs a momentum and no dampening", "set `momentum: 0.9`")
-        return self
+    _nesterov_has_momentum = model_validator(mode="after")(momentum_of_nesterov)
 
 
 class Adam(OptimizerSection):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Union, get_args, get_origin
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic_core import ValidationError
 
 from quantcfg.config.collect import MAX_FINDINGS, Findings
+from quantcfg.config.compiled import fields_at
 from quantcfg.config.nodes import (
     Leaf,
     Loc,
@@ -65,10 +65,9 @@ QCONFIG_FORMS = "a qconfig: the name of a preset, a name under `qconfigs`, null,
 class Translator:
     """Says what pydantic found in one tree."""
 
-    def __init__(self, root: Node, findings: Findings, model: type[BaseModel]) -> None:
+    def __init__(self, root: Node, findings: Findings) -> None:
         self.root = root
         self.findings = findings
-        self.model = model
         self.broken: set[int] = set()
         self.meant: dict[Loc, Loc] = {}
 
@@ -104,9 +103,8 @@ class Translator:
             _wrong_type(self, error, loc, node, place)
 
     def keys_of(self, loc: Sequence[str | int]) -> list[str]:
-        """The keys that the model at a location of an error has."""
-        model = model_at(self.model, loc)
-        return [field.alias or name for name, field in model.model_fields.items()] if model else []
+        """The keys that the section at a location of an error has."""
+        return fields_at(tuple(loc))
 
 
 def _unknown_key(t: Translator, error: Error, loc: Loc, node: Node, place: Place) -> None:
@@ -306,61 +304,3 @@ HANDLERS: dict[str, Handler] = {
     "string_pattern_mismatch": _wrong_form,
     REFUSED: _refused,
 }
-
-
-def model_at(model: type[BaseModel], loc: Sequence[str | int]) -> type[BaseModel] | None:
-    """The model that a location of an error leads to; tags of unions in it are steps, too."""
-    current: Any = model
-    for key in loc:
-        current = _step(current, key)
-        if current is None:
-            return None
-    return current if _is_model(current) else None
-
-
-def _step(annotation: Any, key: str | int) -> Any:
-    if _is_model(annotation):
-        for name, field in annotation.model_fields.items():
-            if key in (name, field.alias):
-                return _unwrapped(field.annotation)
-        return None
-    if get_origin(annotation) is dict:
-        return _unwrapped(get_args(annotation)[1])
-    if get_origin(annotation) is tuple and isinstance(key, int):
-        return _unwrapped(get_args(annotation)[0])
-    if _is_union(annotation):
-        return next((item for item in map(_unwrapped, get_args(annotation)) if _has_tag(item, key)), None)
-    return None
-
-
-def _unwrapped(annotation: Any) -> Any:
-    """An annotation without ``Annotated`` and without ``| None`` around a single type."""
-    while hasattr(annotation, "__metadata__"):
-        annotation = annotation.__origin__
-    if _is_union(annotation):
-        members = [item for item in get_args(annotation) if item is not type(None)]
-        if len(members) == 1:
-            return _unwrapped(members[0])
-    return annotation
-
-
-def _is_union(annotation: Any) -> bool:
-    return get_origin(annotation) in (Union, types.UnionType)
-
-
-def _is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
-MODEL_TAGS = {
-    "QConfigFields": "fields", "StageValues": "stages", "RuleOptions": "rule", "SensitiveOps": "sensitive"
-}  # fmt: skip
-
-
-def _has_tag(annotation: Any, key: str | int) -> bool:
-    if not _is_model(annotation):
-        return False
-    if annotation.__name__ in MODEL_TAGS:
-        return MODEL_TAGS[annotation.__name__] == key
-    name = annotation.model_fields.get("name")
-    return name is not None and key in get_args(name.annotation)
