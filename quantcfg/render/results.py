@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from quantcfg.render.comparison import print_comparison
 from quantcfg.render.console import print_table
 from quantcfg.render.text import safe_text
 
@@ -31,6 +32,8 @@ class RunReport:
 
 def print_report(console: Console, report: RunReport) -> None:
     """Print the table of metrics and the lines below it."""
+    if comparison := report.result.get("comparison"):
+        print_comparison(console, comparison)
     metrics: Mapping[str, Mapping[str, float]] = report.result["metrics"]
     if any(metrics.values()):
         print_table(console, metrics_table(metrics))

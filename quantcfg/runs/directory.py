@@ -97,6 +97,11 @@ class RunDirectory:
             write_text(folder / name, text)
         write_json(self.path / _PLAN, plan)
 
+    def rewrite(self, *, resolved_config: str, plan: Any) -> None:
+        """Replace config and plan by those that the run came to."""
+        write_text(self.resolved_config, resolved_config)
+        write_json(self.path / _PLAN, plan)
+
     def finish(self, *, result: Any, timing: Any, facts: Mapping[str, Any]) -> None:
         """Write the result and, last of all, the manifest."""
         write_json(self.path / _TIMING, timing)

@@ -15,6 +15,7 @@ from quantcfg.runs.log import LOGGER, logging_to
 from quantcfg.stages import records
 from quantcfg.stages.batches import cut, num_samples
 from quantcfg.stages.clock import Clock, SaveTimer
+from quantcfg.stages.comparison import Comparison, open_comparison, take_observers
 from quantcfg.stages.data import DataSource, Numbered, length_of
 from quantcfg.stages.evaluate import evaluate
 from quantcfg.stages.guards import check_plan, guard_results
@@ -61,79 +62,139 @@ def run_calib(job: Job, run: RunDirectory, statistics: RunDirectory | None = Non
         return
     if statistics is not None:
         records.require_calibration(statistics)
+        _refuse_comparison(job)
     clock = Clock()
     source = job.required_source("calib_data") if statistics is None else job.source("calib_data")
     float_model = job.build_model()
     model = job.prepare(float_model, "calib")
     check_plan(job.config, plan_of(model))
     identity = records.identity_of(job, float_model, "calib")
-    stage = _Stage(float_model, model, source, identity, clock)
+    comparison = open_comparison(job.config, float_model, model)
+    stage = _Stage(job, run, float_model, model, source, identity, clock, comparison)
     with logging_to(run.log):
-        start = _start(job, run, stage) if statistics is None else _recalculated(job, run, stage, statistics)
-        _run(job, run, stage, start)
+        start = _start(stage) if statistics is None else _recalculated(stage, statistics)
+        _run(stage, start)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Stage:
+    """One calibration.
+
+    A comparison of observers ends with another ``job`` and ``model``, which name the chosen ones, and with
+    the ``table`` that says why.
+    """
+
+    job: Job
+    run: RunDirectory
     float_model: nn.Module
     model: nn.Module
     source: DataSource
     identity: Identity
     clock: Clock
+    comparison: Comparison | None = None
+    table: Mapping[str, Any] | None = None
 
 
-def _recalculated(job: Job, run: RunDirectory, stage: _Stage, statistics: RunDirectory) -> _Start:
+def _refuse_comparison(job: Job) -> None:
+    if job.config.calib.compare is not None:
+        raise UsageError(
+            "calib.compare needs data, and --from reads none",
+            hint="--set calib.compare=null recalculates with the observers of the rules",
+        )
+
+
+def _recalculated(stage: _Stage, statistics: RunDirectory) -> _Start:
     if statistics.verify().facts["weights"] != stage.identity.weights:
         raise UsageError(f"'{statistics.path}' was calibrated with other float weights")
-    rebuilt = records.rebuild(job, statistics)
+    rebuilt = records.rebuild(stage.job, statistics)
     recalculate(stage.model, rebuilt.model)
-    records.begin(job, run, plan_of(stage.model))
+    records.begin(stage.job, stage.run, plan_of(stage.model))
     LOGGER.info("recalculated from the statistics of %s", statistics.path)
     counted = rebuilt.result
     return _Start(Position(counted["num_batches"], counted["num_samples"], is_solved=True))
 
 
-def _start(job: Job, run: RunDirectory, stage: _Stage) -> _Start:
-    checkpoint = records.newest(job, run, stage.identity)
+def _start(stage: _Stage) -> _Start:
+    checkpoint = records.newest(stage.job, stage.run, stage.identity)
     if checkpoint is None:
-        records.begin(job, run, plan_of(stage.model))
+        records.begin(stage.job, stage.run, plan_of(stage.model))
         return _Start()
-    records.load_weights(stage.model, checkpoint, str(run.path))
     state = checkpoint.state
+    if stage.comparison is not None and state["comparison"] is not None:
+        _name_chosen(stage, stage.comparison, state["comparison"])
+    records.load_weights(stage.model, checkpoint, str(stage.run.path))
     position = Position(**state["position"])
     return _Start(position, state["float_metrics"], state["random"], tuple(state["resting"]))
 
 
-def _run(job: Job, run: RunDirectory, stage: _Stage, start: _Start) -> None:
-    eval_data, float_metrics = job.source("eval_data"), start.float_metrics
+def _run(stage: _Stage, start: _Start) -> None:
+    float_metrics = start.float_metrics
     if float_metrics is None:
-        with stage.clock.phase("float_evaluation"):
-            float_metrics = evaluate(stage.float_model, eval_data, job.progress, "evaluating the float model")
+        float_metrics = _evaluate(stage, stage.float_model, "float")
+    if stage.comparison is not None:
+        stage.comparison.check(float_metrics)
     start = replace(start, float_metrics=float_metrics)
     with stage.clock.phase("calibration"):
-        position = _calibrate(job, run, stage, start)
-    set_fake_quantize(stage.model, FakeQuantState.VALIDATION)
-    with stage.clock.phase("evaluation"):
-        metrics = evaluate(stage.model, eval_data, job.progress, "evaluating the calibrated model")
-    run.metrics.rewind(-1)
-    run.metrics.append(step=position.batches, float=dict(float_metrics), calibrated=metrics)
-    _save(run, stage, position, float_metrics)
+        position = _calibrate(stage, start)
+    if stage.comparison is not None and not start.position.is_solved:
+        _settle(stage, stage.comparison)
+    metrics = _evaluate_calibrated(stage)
+    stage.run.metrics.rewind(-1)
+    stage.run.metrics.append(step=position.batches, float=dict(float_metrics), calibrated=metrics)
+    _save(stage, position, float_metrics)
+    _finish(stage, position, float_metrics, metrics)
+
+
+def _finish(
+    stage: _Stage, position: Position, float_metrics: Mapping[str, float], metrics: Mapping[str, float]
+) -> None:
+    plan = plan_of(stage.model)
     result = {
         "stage": "calib",
-        "seed": job.seed,
-        "metrics": {"float": dict(float_metrics), "calibrated": metrics},
+        "seed": stage.job.seed,
+        "metrics": {"float": dict(float_metrics), "calibrated": dict(metrics)},
         "num_batches": position.batches,
         "num_samples": position.samples,
         "skipped": _skipped(stage.model),
-        "coverage": asdict(plan_of(stage.model).coverage),
-        "guards": guard_results(job.config, plan_of(stage.model), float_metrics, metrics),
+        **({"comparison": stage.table} if stage.table is not None else {}),
+        "coverage": asdict(plan.coverage),
+        "guards": guard_results(stage.job.config, plan, float_metrics, metrics),
     }
+    if stage.table is not None:
+        records.rewrite(stage.job, stage.run, plan)
     timing = stage.clock.timing()
-    records.finish(job, run, stage.identity, step=position.batches, result=result, timing=timing)
+    records.finish(stage.job, stage.run, stage.identity, step=position.batches, result=result, timing=timing)
 
 
-def _calibrate(job: Job, run: RunDirectory, stage: _Stage, start: _Start) -> Position:
-    position = start.position
+def _evaluate(stage: _Stage, model: nn.Module, name: str) -> dict[str, float]:
+    title = f"evaluating the {name} model"
+    with stage.clock.phase("float_evaluation" if name == "float" else "evaluation"):
+        return evaluate(model, stage.job.source("eval_data"), stage.job.progress, title)
+
+
+def _evaluate_calibrated(stage: _Stage) -> dict[str, float]:
+    set_fake_quantize(stage.model, FakeQuantState.VALIDATION)
+    return _evaluate(stage, stage.model, "calibrated")
+
+
+def _settle(stage: _Stage, comparison: Comparison) -> None:
+    """Choose the observers, and go on with the model of a config that names them."""
+    with stage.clock.phase("comparison"):
+        verdict = comparison.decide(lambda: _evaluate_calibrated(stage))
+    watched = stage.model
+    _name_chosen(stage, comparison, comparison.table(verdict))
+    take_observers(stage.model, watched, verdict.observers)
+
+
+def _name_chosen(stage: _Stage, comparison: Comparison, table: Mapping[str, Any]) -> None:
+    choices = {(row["op"], row["slot"]): row["chosen"] for row in table["ops"]}
+    stage.table = table
+    stage.job = stage.job.with_config(comparison.config(stage.job.config, choices))
+    stage.model = stage.job.quietly().prepare(stage.float_model, "calib")
+
+
+def _calibrate(stage: _Stage, start: _Start) -> Position:
+    job, position = stage.job, start.position
     if position.is_solved:
         return position
     total = length_of(stage.source, job.config.calib.batches)
@@ -154,7 +215,7 @@ def _calibrate(job: Job, run: RunDirectory, stage: _Stage, start: _Start) -> Pos
             position = Position(index + 1, position.samples + num_samples(batch))
             task.advance()
             if stop.received or timer.is_due():
-                _save(run, stage, position, start.float_metrics)
+                _save(stage, position, start.float_metrics)
             if stop.received:
                 raise records.interrupted(job, stop, position.batches)
     _note_shortage(job, position)
@@ -194,13 +255,12 @@ def _skipped(model: nn.Module) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def _save(
-    run: RunDirectory, stage: _Stage, position: Position, float_metrics: Mapping[str, float] | None
-) -> None:
+def _save(stage: _Stage, position: Position, float_metrics: Mapping[str, float] | None) -> None:
     state = {
         "position": asdict(position),
         "float_metrics": float_metrics,
         "random": random_state(),
         "resting": [name for name, module in fake_quants(stage.model).items() if not module.observing],
+        "comparison": stage.table,
     }
-    records.save(run, stage.model, position.batches, stage.identity, state)
+    records.save(stage.run, stage.model, position.batches, stage.identity, state)

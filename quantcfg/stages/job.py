@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from quantcfg.runs.checkpoint import Checkpoint
 from quantcfg.stages.batches import to_device
 from quantcfg.stages.data import DataSource
 from quantcfg.stages.model_file import FUNCTIONS, ModelFile
-from quantcfg.stages.progress import Progress
+from quantcfg.stages.progress import Progress, Silence
 from quantcfg.stages.seeding import derive_seed, seed_all
 from quantcfg.stages.user_code import in_batch, user_code
 
@@ -92,6 +92,18 @@ class Job:
         for _, batch in self.source(name).batches(limit=1):
             return name, batch
         raise AssertionError("a source without batches raises")
+
+    def with_config(self, config: Config) -> Job:
+        """The same work under another config, on the same data."""
+        job = replace(self, config=config)
+        job._sources.update(self._sources)
+        return job
+
+    def quietly(self) -> Job:
+        """The same work without a word to the user."""
+        job = replace(self, progress=Silence())
+        job._sources.update(self._sources)
+        return job
 
     @property
     def resume_command(self) -> str:

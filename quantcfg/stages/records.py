@@ -54,6 +54,11 @@ def begin(job: Job, run: RunDirectory, plan: Plan) -> None:
     LOGGER.info("begun: %s", " ".join(job.command))
 
 
+def rewrite(job: Job, run: RunDirectory, plan: Plan) -> None:
+    """Write the config that counted in the end, and its plan, over those of the beginning."""
+    run.rewrite(resolved_config=resolved_yaml(job.config), plan=plan.to_dict())
+
+
 def is_finished(job: Job, run: RunDirectory) -> bool:
     """Whether there is nothing left to do for a resumed run, which is said aloud.
 
@@ -167,7 +172,7 @@ def rebuild(job: Job, run: RunDirectory) -> Rebuilt:
     result = run.read_result()
     own = replace(job, config=load_config(run.resolved_config), seed=result["seed"])
     float_model = own.build_model()
-    model = own.prepare(float_model, result["stage"])
+    model = own.quietly().prepare(float_model, result["stage"])  # what there is to say was said by the run
     checkpoint = load_checkpoint(run.path / result["checkpoint"])
     load_weights(model, checkpoint, str(run.path))
     if hash_state(float_model.state_dict()) != checkpoint.state["identity"]["weights"]:

@@ -1,0 +1,85 @@
+"""A config that names what a comparison has found: the same file with rules of single ops at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from quantcfg.config.load import Config
+from quantcfg.config.nodes import Entry, Items, Leaf, Node, Table
+from quantcfg.config.patterns import is_exact
+from quantcfg.config.rules import Rule, in_order
+from quantcfg.config.spec import QConfigSpec
+from quantcfg.errors import Place
+
+_NOWHERE = Place("", 1)
+_OURS = ("compare", "compare_by", "compare_per")
+
+
+def with_chosen(config: Config, stage: str, specs: Mapping[str, QConfigSpec]) -> Config:
+    """``config`` with a rule for each op of ``specs``, and without the comparison that found them.
+
+    The rules are those of exact names, written out, and the last of their stage: each replaces what decided
+    the op before.
+    """
+    kept = [
+        rule for rule in config.stages[stage] if not (rule.kind == "module_name" and rule.pattern in specs)
+    ]
+    rules = [Rule("module_name", op, spec) for op, spec in specs.items()]
+    section = config.file.calib.model_copy(update=dict.fromkeys(_OURS[:2]) | {_OURS[2]: "op"})
+    return replace(
+        config,
+        file=config.file.model_copy(update={stage: section}),
+        tree=_grafted(config.tree, stage, {op: spec_fields(spec) for op, spec in specs.items()}),
+        stages={**config.stages, stage: in_order((*kept, *rules))},
+    )
+
+
+def can_be_named(op: str) -> bool:
+    """Whether a rule can speak of this op alone: its name is no pattern."""
+    return bool(op) and is_exact(op) and all(op.split("."))
+
+
+def spec_fields(spec: QConfigSpec) -> dict[str, Any]:
+    """A qconfig as a file writes it out."""
+    fields: dict[str, Any] = {}
+    for name, value in spec.values().items():
+        section, _, parameter = name.partition(".")
+        if parameter:
+            fields.setdefault(section, {})[parameter] = value
+        else:
+            fields[name] = value
+    return fields
+
+
+def _grafted(tree: Table, stage: str, rules: Mapping[str, Any]) -> Table:
+    section = _table(tree.get(stage))
+    qconfig = _table(section.get("qconfig"))
+    named = _table(qconfig.get("module_name"))
+    left = {key: entry for key, entry in named.entries.items() if key not in rules}
+    named = Table(left | {key: _entry(value) for key, value in rules.items()}, named.place)
+    section = _with(section, "qconfig", _with(qconfig, "module_name", named))
+    for name in _OURS:
+        section.entries.pop(name, None)
+    return _with(tree, stage, section)
+
+
+def _with(table: Table, key: str, node: Node) -> Table:
+    return Table(table.entries | {key: Entry(_NOWHERE, node)}, table.place)
+
+
+def _table(node: Node | None) -> Table:
+    return node if isinstance(node, Table) else Table({}, _NOWHERE)
+
+
+def _entry(value: Any) -> Entry:
+    return Entry(_NOWHERE, _node(value))
+
+
+def _node(value: Any) -> Node:
+    if isinstance(value, dict):
+        return Table({key: _entry(item) for key, item in value.items()}, _NOWHERE)
+    if isinstance(value, list | tuple):
+        return Items(tuple(_node(item) for item in value), _NOWHERE)
+    return Leaf(value, _NOWHERE)
