@@ -26,7 +26,7 @@ help:
 	@echo "make bench   the measurements of benchmarks/"
 	@echo "make bench-overhead   what a step of training or calibration costs over float, compiled too"
 	@echo "make models  prepare the models of torchvision, timm and transformers, and their trainers"
-	@echo "make schema  write schemas/quantcfg.schema.json anew"
+	@echo "make schema  write schemas/quantcfg.schema.json and the compiled schema anew"
 	@echo "make clean   remove what the targets made, .venv too"
 
 # One thread, unless told otherwise: models this small gain nothing from more, whose waiting for each other takes the
@@ -80,6 +80,7 @@ $(MODELS_READY): $(READY) tests/models/requirements.txt
 	@touch $@
 
 schema: $(READY)
+	$(BIN)/python -m quantcfg.config.compile
 	$(BIN)/quantcfg schema > schemas/quantcfg.schema.json
 
 setup: $(READY)

@@ -42,7 +42,7 @@ def compiled() -> dict[str, Any]:
     try:
         kept = json.loads(FILE.read_bytes())
         fresh = kept["made_from"] == fingerprint()
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         fresh = False
     if fresh:
         return dict(kept)
@@ -85,13 +85,15 @@ def revived(node: Any) -> Any:
 def _deferred(name: str) -> Callable[[Any], Any]:
     """A function by ``module:name``, imported when it is called: some need the models."""
 
+    module, _, function = name.partition(":")
+
     def call(value: Any) -> Any:
-        module, _, function = name.partition(":")
         found = import_module(module)
         for part in function.split("."):
             found = getattr(found, part)
         return found(value)  # type: ignore[operator]
 
+    call.__name__ = function
     return call
 
 
