@@ -27,10 +27,8 @@ def with_chosen(config: Config, stage: str, specs: Mapping[str, QConfigSpec]) ->
         rule for rule in config.stages[stage] if not (rule.kind == "module_name" and rule.pattern in specs)
     ]
     rules = [Rule("module_name", op, spec) for op, spec in specs.items()]
-    section = config.file.calib.model_copy(update=dict.fromkeys(_OURS[:2]) | {_OURS[2]: "op"})
     return replace(
         config,
-        file=config.file.model_copy(update={stage: section}),
         tree=_grafted(config.tree, stage, {op: spec_fields(spec) for op, spec in specs.items()}),
         stages={**config.stages, stage: in_order((*kept, *rules))},
     )
