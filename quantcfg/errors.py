@@ -117,6 +117,14 @@ class NumericError(RunError):
         self.quantizer = quantizer
 
 
+class EchoError(QuantcfgError):
+    """Another process of the run failed and says why; this one ends without a word."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("")
+        self.exit_code = exit_code
+
+
 class Interrupted(QuantcfgError):  # noqa: N818  an interruption is not a fault
     """A signal ended the run at a step boundary; ``command`` resumes it."""
 

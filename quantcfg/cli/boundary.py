@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from quantcfg.errors import ConfigError, QuantcfgError, UserCodeError
+from quantcfg.errors import ConfigError, EchoError, QuantcfgError, UserCodeError
 
 BUG, INTERRUPTED = 7, 130
 
@@ -21,6 +21,8 @@ def exit_code_of(run: Callable[[], object], *, debug: bool) -> int:
     except KeyboardInterrupt:
         _say("error", "interrupted")
         return INTERRUPTED
+    except EchoError as error:
+        return error.exit_code
     except QuantcfgError as error:
         _report(error, debug=debug)
         return error.exit_code

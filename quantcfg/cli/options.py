@@ -51,6 +51,12 @@ Resume: TypeAlias = Annotated[
     bool, typer.Option("--resume", help="go on with the unfinished run in the run directory, if there is one")
 ]
 Force: TypeAlias = Annotated[bool, typer.Option("--force", help="replace the run in the run directory")]
+Timeout: TypeAlias = Annotated[
+    float,
+    typer.Option(
+        "--timeout", min=1.0, metavar="SECONDS", help="under torchrun: how long ranks wait for another"
+    ),
+]
 ReportFormat: TypeAlias = Annotated[Format, typer.Option("--format", help="how to write the report")]
 Quiet: TypeAlias = Annotated[bool, typer.Option("-q", "--quiet", help="only the result and errors")]
 Verbose: TypeAlias = Annotated[bool, typer.Option("-v", "--verbose", help="also what goes to log.txt")]

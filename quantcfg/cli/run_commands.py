@@ -76,6 +76,7 @@ def calib(
     device: options.Device = "auto",
     resume: options.Resume = False,
     force: options.Force = False,
+    timeout: options.Timeout = 600.0,
     output_format: options.ReportFormat = options.Format.text,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -89,14 +90,15 @@ def calib(
     path = output or _default_output(config, "calib")
     # before code of the user runs, which may change the current directory
     target, start = path.absolute(), source.absolute() if source else None
-    with session(quiet=quiet, verbose=verbose):
+    with session(quiet=quiet, verbose=verbose, timeout=timeout) as ranks:
         from quantcfg.runs.directory import RunDirectory, open_run
         from quantcfg.stages.calib import run_calib
 
-        job = make_job(model, config, overrides, seed=seed, device=device, quiet=quiet)
-        with open_run(target, resume=resume, force=force) as run:
+        job = make_job(model, config, overrides, seed=seed, device=device, quiet=quiet, ranks=ranks)
+        with open_run(target, resume=resume, force=force, writes=job.ranks.is_first) as run:
             run_calib(job, run, RunDirectory(start) if start else None)
-    _print_run(path, output_format)
+    if job.ranks.is_first:
+        _print_run(path, output_format)
 
 
 def qat(
@@ -110,6 +112,7 @@ def qat(
     device: options.Device = "auto",
     resume: options.Resume = False,
     force: options.Force = False,
+    timeout: options.Timeout = 600.0,
     output_format: options.ReportFormat = options.Format.text,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -122,14 +125,15 @@ def qat(
     del debug
     path = output or _default_output(config, "qat")
     target, start = path.absolute(), source.absolute() if source else None
-    with session(quiet=quiet, verbose=verbose):
+    with session(quiet=quiet, verbose=verbose, timeout=timeout) as ranks:
         from quantcfg.runs.directory import open_run
         from quantcfg.stages.qat import run_qat
 
-        job = make_job(model, config, overrides, seed=seed, device=device, quiet=quiet)
-        with open_run(target, resume=resume, force=force) as run:
+        job = make_job(model, config, overrides, seed=seed, device=device, quiet=quiet, ranks=ranks)
+        with open_run(target, resume=resume, force=force, writes=job.ranks.is_first) as run:
             run_qat(job, run, start)
-    _print_run(path, output_format)
+    if job.ranks.is_first:
+        _print_run(path, output_format)
 
 
 def evaluate(

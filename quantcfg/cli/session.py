@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import chdir, contextmanager, redirect_stdout
+from contextlib import ExitStack, chdir, contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from quantcfg.cli import options
-from quantcfg.errors import Interrupted, QuantcfgWarning, UsageError
+from quantcfg.cli.launch import Launch, launch_of
+from quantcfg.errors import EchoError, Interrupted, QuantcfgWarning, UsageError
 
 if TYPE_CHECKING:
     from quantcfg.config.load import Config
     from quantcfg.stages.job import Job
+    from quantcfg.stages.ranks import Ranks
 
 _NOT_FOR_USERS = (
     DeprecationWarning,
@@ -26,21 +29,29 @@ _NOT_FOR_USERS = (
 
 
 @contextmanager
-def session(*, quiet: bool, verbose: bool) -> Iterator[None]:
-    """What user code prints goes to stderr, and every warning too; afterwards we are where we were before."""
+def session(*, quiet: bool, verbose: bool, timeout: float | None = None) -> Iterator[Ranks | None]:
+    """What user code prints goes to stderr, and every warning too; afterwards we are where we were before.
+
+    Gives the ranks that torchrun started, of which the first alone prints, or None. They wait for each other
+    for ``timeout`` seconds at most; a command without it works in one process.
+    """
     from quantcfg.render.console import say
     from quantcfg.render.log import logging_on_stderr
-
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        if not quiet:
-            say("warning", str(message))
-
     from quantcfg.stages.user_code import loader_workers
 
+    launch = launch_of(os.environ)
+    speaks = launch is None or launch.rank == 0
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        if speaks and not quiet:
+            say("warning", str(message))
+
     with (
-        redirect_stdout(sys.stderr),
+        ExitStack() as stack,
+        redirect_stdout(sys.stderr if speaks else stack.enter_context(_nowhere())),
         warnings.catch_warnings(),
-        logging_on_stderr(enabled=verbose),
+        logging_on_stderr(enabled=verbose and speaks),
+        _ranks_of(launch, timeout) as ranks,
         loader_workers(),
         chdir("."),
     ):
@@ -50,29 +61,59 @@ def session(*, quiet: bool, verbose: bool) -> Iterator[None]:
         warnings.simplefilter("default", QuantcfgWarning)
         warnings.showwarning = show
         try:
-            yield
+            yield ranks
         except KeyboardInterrupt:
             raise Interrupted("interrupted") from None
 
 
+@contextmanager
+def _ranks_of(launch: Launch | None, timeout: float | None) -> Iterator[Ranks | None]:
+    if launch is None or (timeout is None and launch.size == 1):
+        yield None
+        return
+    if timeout is None:
+        if launch.rank:
+            raise EchoError(UsageError.exit_code)
+        raise UsageError("this command works in one process", hint="torchrun is for calib and qat")
+    from quantcfg.stages.meeting import meeting
+
+    with meeting(timeout, rank=launch.rank, size=launch.size, local_rank=launch.local_rank) as ranks:
+        yield ranks
+
+
+def _nowhere() -> TextIO:
+    return Path(os.devnull).open("w")
+
+
 def make_job(
-    model: str, config: Path, overrides: list[str] | None, *, seed: int, device: str, quiet: bool
+    model: str,
+    config: Path,
+    overrides: list[str] | None,
+    *,
+    seed: int,
+    device: str,
+    quiet: bool,
+    ranks: Ranks | None = None,
 ) -> Job:
     """What a stage works with, from what stands on the command line; warnings of the config are shown."""
     from quantcfg.config.load import load_config
     from quantcfg.render.diagnostics import print_diagnostics
 
     loaded = load_config(config, overrides=overrides or ())  # first: it is quick, and most mistakes are in it
-    if loaded.warnings and not quiet:
+    speaks = ranks is None or ranks.is_first
+    if loaded.warnings and not quiet and speaks:
         print_diagnostics(loaded.warnings)
-    return job_with(model, loaded, seed=seed, device=device, quiet=quiet)
+    return job_with(model, loaded, seed=seed, device=device, quiet=quiet or not speaks, ranks=ranks)
 
 
-def job_with(model: str, config: Config, *, seed: int, device: str, quiet: bool) -> Job:
+def job_with(
+    model: str, config: Config, *, seed: int, device: str, quiet: bool, ranks: Ranks | None = None
+) -> Job:
     """The same with a config that is loaded already."""
     from quantcfg.render.progress import progress_on_stderr
     from quantcfg.stages.job import Job, choose_device
     from quantcfg.stages.model_file import load_model_file
+    from quantcfg.stages.ranks import ALONE
 
     return Job(
         model_file=load_model_file(model),
@@ -80,8 +121,14 @@ def job_with(model: str, config: Config, *, seed: int, device: str, quiet: bool)
         seed=seed,
         device=choose_device(device),
         progress=progress_on_stderr(quiet=quiet),
-        command=("quantcfg", *options.COMMAND_LINE.get()),
+        command=(*_program(), *options.COMMAND_LINE.get()),
+        ranks=ranks or ALONE,
     )
+
+
+def _program() -> tuple[str, ...]:
+    launch = launch_of(os.environ)
+    return ("quantcfg",) if launch is None else launch.command("quantcfg")
 
 
 def config_of(path: Path) -> Config:

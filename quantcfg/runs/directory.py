@@ -42,11 +42,13 @@ _ELSEWHERE = "choose another directory with -o"
 class RunDirectory:
     """The paths of one run and the few ways to change what is there.
 
-    ``resume``: what is there is to be gone on with; otherwise it is to be replaced.
+    ``resume``: what is there is to be gone on with; otherwise it is to be replaced. ``writes``: this process
+    is the one that writes; of several that share a run only one does.
     """
 
     path: Path
     resume: bool = False
+    writes: bool = True
 
     @property
     def checkpoints(self) -> Path:
@@ -59,14 +61,14 @@ class RunDirectory:
         return self.path / _CALIB
 
     @property
-    def log(self) -> Path:
-        """The log: times and sentences, for people."""
-        return self.path / _LOG
+    def log(self) -> Path | None:
+        """The log: times and sentences, for people; None in a process that does not write."""
+        return self.path / _LOG if self.writes else None
 
     @property
     def metrics(self) -> MetricsLog:
         """What was measured, step by step."""
-        return MetricsLog(self.path / METRICS)
+        return MetricsLog(self.path / METRICS, self.writes)
 
     @property
     def resolved_config(self) -> Path:
@@ -89,6 +91,8 @@ class RunDirectory:
         What an earlier run left here is removed first: not sooner, so that a run that cannot even begin
         destroys nothing.
         """
+        if not self.writes:
+            return
         folder = self.path / _CONFIG
         with naming(folder):
             self._clear()
@@ -99,11 +103,15 @@ class RunDirectory:
 
     def rewrite(self, *, resolved_config: str, plan: Any) -> None:
         """Replace config and plan by those that the run came to."""
+        if not self.writes:
+            return
         write_text(self.resolved_config, resolved_config)
         write_json(self.path / _PLAN, plan)
 
     def finish(self, *, result: Any, timing: Any, facts: Mapping[str, Any]) -> None:
         """Write the result and, last of all, the manifest."""
+        if not self.writes:
+            return
         write_json(self.path / _TIMING, timing)
         write_json(self.path / _RESULT, result)
         manifest.write_manifest(self.path, self._file_names(), **facts)
@@ -153,8 +161,12 @@ class RunDirectory:
 
 
 @contextmanager
-def open_run(path: Path, *, resume: bool = False, force: bool = False) -> Iterator[RunDirectory]:
+def open_run(
+    path: Path, *, resume: bool = False, force: bool = False, writes: bool = True
+) -> Iterator[RunDirectory]:
     """Lock ``path`` for one run, and refuse what would destroy another.
+
+    A process that does not write touches nothing and leaves that to the one that does.
 
     A new or empty directory is taken, and one whose run failed before its first checkpoint. ``resume`` goes
     on with an unfinished run, ``force`` lets `RunDirectory.begin` replace one.
@@ -162,7 +174,10 @@ def open_run(path: Path, *, resume: bool = False, force: bool = False) -> Iterat
     Raises:
         UsageError: The directory is in use, holds a run, or holds files that are no part of one.
     """
-    run = RunDirectory(path, resume)
+    run = RunDirectory(path, resume, writes)
+    if not writes:
+        yield run
+        return
     with _created(path), lock.locked(path):
         _refuse_foreign_files(path)
         remove_leftovers(path)

@@ -25,8 +25,11 @@ class _LineHandler(logging.Handler):
 
 
 @contextmanager
-def logging_to(path: Path) -> Iterator[None]:
-    """Copy everything that is logged at INFO and above to ``path``."""
+def logging_to(path: Path | None) -> Iterator[None]:
+    """Copy everything that is logged at INFO and above to ``path``; None: to nowhere."""
+    if path is None:
+        yield
+        return
     handler, level = _LineHandler(path), LOGGER.level
     LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.INFO)

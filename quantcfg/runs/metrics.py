@@ -14,13 +14,15 @@ NAME = "metrics.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class MetricsLog:
-    """Appends what was measured after each step."""
+    """Appends what was measured after each step, in the one process that ``writes``."""
 
     path: Path
+    writes: bool = True
 
     def append(self, *, step: int, **values: Any) -> None:
         """Write one line. Floats that are not finite become their names: JSON has no word for them."""
-        append_line(self.path, json.dumps({"step": step} | {k: _plain(v) for k, v in values.items()}))
+        if self.writes:
+            append_line(self.path, json.dumps({"step": step} | {k: _plain(v) for k, v in values.items()}))
 
     def read(self) -> list[dict[str, Any]]:
         """The whole lines; a last one that a killed run left torn is passed over."""
@@ -30,6 +32,8 @@ class MetricsLog:
 
     def rewind(self, step: int) -> None:
         """Drop the lines after ``step``: a resumed run writes them again."""
+        if not self.writes:
+            return
         kept = [row for row in self.read() if row["step"] <= step]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 

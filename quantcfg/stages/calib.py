@@ -21,8 +21,9 @@ from quantcfg.stages.evaluate import evaluate
 from quantcfg.stages.guards import check_plan, guard_results
 from quantcfg.stages.job import Identity, Job
 from quantcfg.stages.recalculation import recalculate
-from quantcfg.stages.seeding import random_state, restorer
-from quantcfg.stages.signals import stop_request
+from quantcfg.stages.seeding import derive_seed, random_state, restorer, seeded
+from quantcfg.stages.sharding import ObserverShards, Pulse
+from quantcfg.stages.signals import StopRequest, stop_request
 from quantcfg.stages.user_code import in_batch
 
 
@@ -61,7 +62,7 @@ def run_calib(job: Job, run: RunDirectory, statistics: RunDirectory | None = Non
     if records.is_finished(job, run):
         return
     if statistics is not None:
-        records.require_calibration(statistics)
+        records.require_calibration(job, statistics)
         _refuse_comparison(job)
     clock = Clock()
     source = job.required_source("calib_data") if statistics is None else job.source("calib_data")
@@ -70,7 +71,8 @@ def run_calib(job: Job, run: RunDirectory, statistics: RunDirectory | None = Non
     check_plan(job.config, plan_of(model))
     identity = records.identity_of(job, float_model, "calib")
     comparison = open_comparison(job.config, float_model, model)
-    stage = _Stage(job, run, float_model, model, source, identity, clock, comparison)
+    shards = ObserverShards(model, job.ranks)
+    stage = _Stage(job, run, float_model, model, source, identity, clock, shards, comparison)
     with logging_to(run.log):
         start = _start(stage) if statistics is None else _recalculated(stage, statistics)
         _run(stage, start)
@@ -91,6 +93,7 @@ class _Stage:
     source: DataSource
     identity: Identity
     clock: Clock
+    shards: ObserverShards
     comparison: Comparison | None = None
     table: Mapping[str, Any] | None = None
 
@@ -104,14 +107,20 @@ def _refuse_comparison(job: Job) -> None:
 
 
 def _recalculated(stage: _Stage, statistics: RunDirectory) -> _Start:
-    if statistics.verify().facts["weights"] != stage.identity.weights:
-        raise UsageError(f"'{statistics.path}' was calibrated with other float weights")
-    rebuilt = records.rebuild(stage.job, statistics)
-    recalculate(stage.model, rebuilt.model)
+    counted = stage.job.ranks.from_first(lambda: _recalculate(stage, statistics))
+    stage.job.ranks.share_state(stage.model)
     records.begin(stage.job, stage.run, plan_of(stage.model))
     LOGGER.info("recalculated from the statistics of %s", statistics.path)
-    counted = rebuilt.result
-    return _Start(Position(counted["num_batches"], counted["num_samples"], is_solved=True))
+    return _Start(Position(*counted, is_solved=True))
+
+
+def _recalculate(stage: _Stage, statistics: RunDirectory) -> tuple[int, int]:
+    """Solve the counts of another run; how many batches and samples they are of."""
+    if statistics.verify().facts["weights"] != stage.identity.weights:
+        raise UsageError(f"'{statistics.path}' was calibrated with other float weights")
+    rebuilt = records.rebuild(stage.job.alone(), statistics)
+    recalculate(stage.model, rebuilt.model)
+    return rebuilt.result["num_batches"], rebuilt.result["num_samples"]
 
 
 def _start(stage: _Stage) -> _Start:
@@ -202,24 +211,60 @@ def _calibrate(stage: _Stage, start: _Start) -> Position:
         job.progress.note("calib_data() has no length, and all of it is used; calib.batches limits it")
     timer = SaveTimer()
     with (
-        stop_request() as stop,
+        stop_request(can_insist=not job.ranks.is_launched) as stop,
         calibrating(stage.model),
         job.progress.task("calibrating", total, done=position.batches) as task,
     ):
-        quantizers = fake_quants(stage.model)
-        for name in start.resting:
-            quantizers[name].observing = False
+        if start.position.batches:
+            stage.shards.go_on(start.resting)
         for index, batch in _batches(job, stage.source, start):
-            with in_batch(stage.source.name, index):
-                job.model_file.forward(stage.model, batch)
+            if job.ranks.owns(index):
+                _observe(stage, index, batch)
             position = Position(index + 1, position.samples + num_samples(batch))
             task.advance()
-            if stop.received or timer.is_due():
-                _save(stage, position, start.float_metrics)
-            if stop.received:
-                raise records.interrupted(job, stop, position.batches)
+            if job.ranks.ends_round(index):
+                _between_rounds(stage, position, start, stop, timer)
+        _between_rounds(stage, position, start, stop, timer, is_end=True)
+        stage.shards.finish()
     _note_shortage(job, position)
     return Position(position.batches, position.samples, is_solved=True)
+
+
+def _observe(stage: _Stage, index: int, batch: Any) -> None:
+    name = stage.source.name
+    stage.job.ranks.at(f"batch {index} of {name}()")
+    stage.shards.begin_batch(index)
+    with in_batch(name, index), seeded(derive_seed(stage.job.seed, name, "batch", index)):
+        stage.job.model_file.forward(stage.model, batch)
+    stage.shards.end_batch(index)
+
+
+def _between_rounds(
+    stage: _Stage,
+    position: Position,
+    start: _Start,
+    stop: StopRequest,
+    timer: SaveTimer,
+    *,
+    is_end: bool = False,
+) -> None:
+    """Save, stop, or bring the statistics together, if any rank wants it: all of them are here."""
+    ranks = stage.job.ranks
+    wishes = Pulse(
+        position.batches,
+        is_end,
+        stop=stop.received or 0,
+        save=ranks.is_first and timer.is_due(),
+        merge=ranks.are_many and stage.shards.wants_merge,
+    ).beat(ranks)
+    stop.receive(wishes.stop)
+    if wishes.merge or wishes.save or wishes.stop:
+        stage.shards.merge()
+    if wishes.save or wishes.stop:
+        _save(stage, position, start.float_metrics)
+    if wishes.stop:
+        with ranks.alike():
+            raise records.interrupted(stage.job, stop, position.batches)
 
 
 def _note_shortage(job: Job, position: Position) -> None:

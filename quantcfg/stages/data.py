@@ -10,8 +10,10 @@ from typing import Any, TypeAlias
 import torch
 
 from quantcfg.errors import UserCodeError
-from quantcfg.stages.batches import check_batch, to_device
+from quantcfg.stages.batches import check_batch, tensors_in, to_device
+from quantcfg.stages.fingerprint import hash_state
 from quantcfg.stages.model_file import ModelFile
+from quantcfg.stages.ranks import ALONE, Ranks
 from quantcfg.stages.seeding import derive_seed, seed_all
 from quantcfg.stages.user_code import place_of, user_code
 
@@ -29,6 +31,7 @@ class DataSource:
     name: str
     seed: int
     device: torch.device
+    ranks: Ranks = ALONE
     _data: Iterable[Any] | None = field(default=None, init=False)
     _used: Iterator[Any] | None = field(default=None, init=False)
 
@@ -69,9 +72,22 @@ class DataSource:
         for index, batch in enumerate(islice(batches, None if limit is None else limit - skip), start=skip):
             read += 1
             check_batch(batch, self.name, index)
+            if read == 1:
+                self._require_same(index, batch)
             yield index, to_device(batch, self.device)
         if not read and limit != skip:
             raise UserCodeError(f"{self.name}() gave no batch", where=self._place())
+
+    def _require_same(self, index: int, batch: Any) -> None:
+        """Refuse data that differs by rank: each rank reads all of it and uses its share."""
+        if not self.ranks.are_many or (odd := self.ranks.odd_one(_content(batch))) is None:
+            return
+        with self.ranks.alike():
+            raise UserCodeError(
+                f"batch {index} of {self.name}() is another one on rank {odd} than on rank 0",
+                hint="give every rank the same batches, without a DistributedSampler: they are shared here",
+                where=self._place(),
+            )
 
     def _iterate(self, epoch: int) -> Iterator[Any]:
         data, seed = self._open(), derive_seed(self.seed, self.name, epoch)
@@ -117,6 +133,10 @@ class DataSource:
 
     def _place(self) -> str:
         return place_of(self.model_file.function(self.name))
+
+
+def _content(batch: Any) -> bytes:
+    return hash_state({str(place): tensor for place, tensor in enumerate(tensors_in(batch))}).encode()
 
 
 def length_of(source: DataSource, limit: int | None) -> int | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,22 +13,25 @@ from quantcfg.stages.batches import IGNORED, class_scores, loss_in, num_samples,
 from quantcfg.stages.data import DataSource
 from quantcfg.stages.model_file import FUNCTIONS, ModelFile
 from quantcfg.stages.progress import Progress, Task
-from quantcfg.stages.seeding import isolated_randomness
+from quantcfg.stages.ranks import Ranks
+from quantcfg.stages.seeding import derive_seed, isolated_randomness, seeded
 from quantcfg.stages.user_code import in_batch, place_of, user_code
 
 
-@dataclass(slots=True)
-class _Totals:
-    correct: int = 0
-    counted: int = 0
+class _Counts(NamedTuple):
+    """What one batch adds, or all: samples that are right of those with a class, or the summed loss."""
+
+    correct: float = 0.0
+    counted: float = 0.0
     loss: float = 0.0
-    samples: int = 0
+    samples: float = 0.0
 
 
 def evaluate(model: nn.Module, data: DataSource, progress: Progress, title: str) -> dict[str, float]:
     """Metrics of ``model`` by name; empty when the model file has no data to evaluate on.
 
-    The model is in eval mode meanwhile, gradients are off, and no random generator is advanced.
+    The model is in eval mode meanwhile, gradients are off, and no random generator is advanced. With several
+    ranks each runs the user's ``evaluate`` on all the data, and the first one's metrics count.
 
     Raises:
         UserCodeError: Model, data or the user's ``evaluate`` raised or returned something else than metrics.
@@ -41,7 +43,7 @@ def evaluate(model: nn.Module, data: DataSource, progress: Progress, title: str)
     try:
         with isolated_randomness(), torch.no_grad(), progress.task(title, data.num_batches()) as task:
             if data.model_file.has("evaluate"):
-                return _users_metrics(model, data, task)
+                return _agreed(_users_metrics(model, data, task), data.ranks)
             return _default_metrics(model, data, task)
     finally:
         for module, training in was_training.items():
@@ -60,6 +62,10 @@ def _users_metrics(model: nn.Module, data: DataSource, task: Task) -> dict[str, 
     return {str(name): _number(name, value, place_of(function)) for name, value in metrics.items()}
 
 
+def _agreed(metrics: dict[str, float], ranks: Ranks) -> dict[str, float]:
+    return ranks.from_first(lambda: metrics)
+
+
 def _watched(data: DataSource, task: Task) -> Iterator[Any]:
     for _, batch in data.batches():
         yield batch
@@ -75,37 +81,55 @@ def _number(name: object, value: Any, where: str) -> float:
 
 
 def _default_metrics(model: nn.Module, data: DataSource, task: Task) -> dict[str, float]:
-    totals = _Totals()
+    """Accuracy or mean loss; each rank evaluates its share, and all add up what all found, in one order."""
+    found: dict[int, _Counts] = {}
+    total = _Counts()
     for index, batch in data.batches():
-        with in_batch(data.name, index):
-            outputs = data.model_file.forward(model, batch)
-            _count(totals, outputs, batch, data.model_file)
-        task.advance(**_metrics(totals))
-    return _metrics(totals)
+        if data.ranks.owns(index):
+            found[index] = _counts_of(model, data, index, batch)
+            total = _sum([total, found[index]])
+        task.advance(**({} if data.ranks.are_many else _metrics(total)))
+    return _metrics(_sum(_of_all_ranks(found, data.ranks)))
 
 
-def _count(totals: _Totals, outputs: Any, batch: Any, model_file: ModelFile) -> None:
+def _counts_of(model: nn.Module, data: DataSource, index: int, batch: Any) -> _Counts:
+    with in_batch(data.name, index), seeded(derive_seed(data.seed, data.name, "batch", index)):
+        outputs = data.model_file.forward(model, batch)
+        return _count(outputs, batch, data.model_file)
+
+
+def _of_all_ranks(found: Mapping[int, _Counts], ranks: Ranks) -> list[_Counts]:
+    """The counts of every batch, in the order of the batches."""
+    rows = torch.tensor([[index, *counts] for index, counts in found.items()], dtype=torch.float64)
+    parts = ranks.gather_bytes(rows.numpy().tobytes())
+    everything = [torch.frombuffer(bytearray(part), dtype=torch.float64) for part in parts if part]
+    table = torch.cat(everything).view(-1, 1 + len(_Counts._fields)).tolist() if everything else []
+    return [_Counts(*row[1:]) for row in sorted(table)]
+
+
+def _sum(counts: Iterable[_Counts]) -> _Counts:
+    return _Counts(*(sum(column) for column in zip(*counts, strict=True)))
+
+
+def _count(outputs: Any, batch: Any, model_file: ModelFile) -> _Counts:
     scores = class_scores(outputs, targets_of(batch))
     if scores is not None:
-        _count_correct(totals, *scores)
-    elif model_file.has("loss") or loss_in(outputs) is not None:
+        return _count_correct(*scores)
+    if model_file.has("loss") or loss_in(outputs) is not None:
         samples = num_samples(batch)
-        totals.loss += float(model_file.loss(outputs, batch)) * samples
-        totals.samples += samples
-    else:
-        raise UserCodeError(
-            f"{model_file.shown} has no 'evaluate', and the targets do not make accuracy the obvious metric",
-            hint=f"define '{FUNCTIONS['evaluate']}'",
-        )
+        return _Counts(loss=float(model_file.loss(outputs, batch)) * samples, samples=samples)
+    raise UserCodeError(
+        f"{model_file.shown} has no 'evaluate', and the targets do not make accuracy the obvious metric",
+        hint=f"define '{FUNCTIONS['evaluate']}'",
+    )
 
 
-def _count_correct(totals: _Totals, scores: Tensor, classes: Tensor) -> None:
+def _count_correct(scores: Tensor, classes: Tensor) -> _Counts:
     counted = classes != IGNORED
-    totals.correct += int(((scores.argmax(-1) == classes) & counted).sum())
-    totals.counted += int(counted.sum())
+    return _Counts(int(((scores.argmax(-1) == classes) & counted).sum()), int(counted.sum()))
 
 
-def _metrics(totals: _Totals) -> dict[str, float]:
-    if totals.counted:
-        return {"accuracy": totals.correct / totals.counted}
-    return {"loss": totals.loss / totals.samples} if totals.samples else {}
+def _metrics(counts: _Counts) -> dict[str, float]:
+    if counts.counted:
+        return {"accuracy": counts.correct / counts.counted}
+    return {"loss": counts.loss / counts.samples} if counts.samples else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from quantcfg.stages.batches import to_device
 from quantcfg.stages.data import DataSource
 from quantcfg.stages.model_file import FUNCTIONS, ModelFile
 from quantcfg.stages.progress import Progress, Silence
+from quantcfg.stages.ranks import ALONE, Ranks
 from quantcfg.stages.seeding import derive_seed, seed_all
 from quantcfg.stages.user_code import in_batch, user_code
 
@@ -27,7 +28,10 @@ _RECORDED_ON = ("calib_data", "train_data", "eval_data")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One command's worth of work. ``command`` is what the user typed, for messages and the manifest."""
+    """One command's worth of work, by one process or by several ``ranks``.
+
+    ``command`` is what the user typed, for messages and the manifest.
+    """
 
     model_file: ModelFile
     config: Config
@@ -35,12 +39,13 @@ class Job:
     device: torch.device
     progress: Progress
     command: tuple[str, ...] = ()
+    ranks: Ranks = ALONE
     _sources: dict[str, DataSource] = field(default_factory=dict, init=False)
 
     def source(self, name: str) -> DataSource:
         """The data function ``name`` of the model file, the same object at each call."""
         if name not in self._sources:
-            self._sources[name] = DataSource(self.model_file, name, self.seed, self.device)
+            self._sources[name] = DataSource(self.model_file, name, self.seed, self.device, self.ranks)
         return self._sources[name]
 
     def required_source(self, name: str) -> DataSource:
@@ -53,13 +58,18 @@ class Job:
         return self.source(name)
 
     def build_model(self) -> nn.Module:
-        """The float model in eval mode, on the device."""
+        """The float model in eval mode, on the device; every rank has the weights of the first one."""
         seed_all(derive_seed(self.seed, "build_model"))
-        return self.model_file.build_model().to(self.device).eval()
+        model = self.model_file.build_model().to(self.device).eval()
+        parts = [f"{name} {tuple(tensor.shape)}" for name, tensor in model.state_dict().items()]
+        self._require_alike("build_model() builds", parts)
+        self.ranks.share_state(model)
+        return model
 
     def prepare(self, float_model: nn.Module, stage: str) -> nn.Module:
         """A prepared copy of ``float_model``, recorded on the example inputs or the first batch there is."""
         model = self._prepared(float_model, stage)
+        self._require_alike("the example inputs make", [f"{k} {v}" for k, v in fake_quants(model).items()])
         for finding in plan_of(model).findings:
             self.progress.note(str(finding))
         if stage == "calib":
@@ -82,6 +92,16 @@ class Job:
 
         return prepare(float_model, self.config, forward=run, stage=stage, bn=bn)
 
+    def _require_alike(self, maker: str, parts: Sequence[str]) -> None:
+        """Refuse models that differ by rank, before a collective waits for a part that others do not have."""
+        if (odd := self.ranks.odd_one("\n".join(parts).encode())) is None:
+            return
+        with self.ranks.alike():
+            raise UserCodeError(
+                f"{maker} another model on rank {odd} than on rank 0",
+                hint="what a model is made of must not depend on the rank, the machine or chance",
+            )
+
     def _first_batch(self) -> tuple[str, Any]:
         name = next((name for name in _RECORDED_ON if self.model_file.has(name)), None)
         if name is None:
@@ -92,6 +112,10 @@ class Job:
         for _, batch in self.source(name).batches(limit=1):
             return name, batch
         raise AssertionError("a source without batches raises")
+
+    def alone(self) -> Job:
+        """The same work by this process, without the other ranks."""
+        return replace(self, ranks=ALONE)
 
     def with_config(self, config: Config) -> Job:
         """The same work under another config, on the same data."""

@@ -57,7 +57,7 @@ def run_qat(job: Job, run: RunDirectory, source: Path | None = None) -> None:
     if records.is_finished(job, run):
         return
     if source is not None:
-        records.require_calibration(RunDirectory(source))
+        records.require_calibration(job, RunDirectory(source))
     clock, data = Clock(), job.required_source("train_data")
     float_model = job.build_model()
     model = job.prepare(float_model, "qat")

@@ -24,9 +24,11 @@ from quantcfg.runs.checkpoint import (
 from quantcfg.runs.directory import RunDirectory
 from quantcfg.runs.log import LOGGER
 from quantcfg.runs.manifest import hash_file
-from quantcfg.stages.config_files import config_files, resolved_yaml
+from quantcfg.runs.tree import join_tensors, split_tensors
+from quantcfg.stages.config_files import config_files, config_identity, is_resolved, resolved_yaml
 from quantcfg.stages.fingerprint import hash_state, hash_text, versions
 from quantcfg.stages.job import Identity, Job
+from quantcfg.stages.ranks import Ranks
 from quantcfg.stages.signals import StopRequest
 
 RESULT_VERSION = 1
@@ -44,7 +46,7 @@ class Rebuilt:
 
 def identity_of(job: Job, float_model: nn.Module, stage: str) -> Identity:
     """What a checkpoint of this stage is made with."""
-    config = hash_text(resolved_yaml(job.config))
+    config = hash_text(config_identity(job.config))
     return Identity(stage, job.seed, config, hash_state(float_model.state_dict()))
 
 
@@ -65,20 +67,23 @@ def is_finished(job: Job, run: RunDirectory) -> bool:
     Raises:
         RunError: It was finished, and something in it was changed or lost since.
     """
-    if not (run.resume and run.is_finished):
+    if not (run.resume and job.ranks.from_first(lambda: run.is_finished)):
         return False
-    run.verify()
+    if run.writes:
+        run.verify()
     job.progress.note(f"the run in '{run.path.name}' is already finished")
     return True
 
 
-def require_calibration(source: RunDirectory) -> None:
+def require_calibration(job: Job, source: RunDirectory) -> None:
     """Refuse to start from anything but a whole calibration run.
 
     Raises:
         UsageError: There is none.
         RunError: It is damaged.
     """
+    if not job.ranks.is_first:
+        return
     source.verify()
     stage = source.read_result()["stage"]
     if stage != "calib":
@@ -93,6 +98,10 @@ def newest(job: Job, run: RunDirectory, identity: Identity) -> Checkpoint | None
     """
     if not run.resume:
         return None
+    return share_checkpoint(job.ranks, _newest(job, run, identity) if run.writes else None)
+
+
+def _newest(job: Job, run: RunDirectory, identity: Identity) -> Checkpoint | None:
     checkpoint, skipped = newest_checkpoint(run.checkpoints)
     for fault in skipped:
         job.progress.note(f"skipped a checkpoint: {fault}")
@@ -110,11 +119,23 @@ def newest(job: Job, run: RunDirectory, identity: Identity) -> Checkpoint | None
     return checkpoint
 
 
+def share_checkpoint(ranks: Ranks, checkpoint: Checkpoint | None) -> Checkpoint | None:
+    """Give every rank the ``checkpoint`` that the first one has read, or None."""
+    if not ranks.are_many:
+        return checkpoint
+    document, tensors = split_tensors(checkpoint.state if checkpoint else None)
+    shared = ranks.from_first(lambda: {"step": checkpoint.step if checkpoint else None, "state": document})
+    if shared["step"] is None:
+        return None
+    model = ranks.spread_tensors(dict(checkpoint.model) if checkpoint else {})
+    return Checkpoint(shared["step"], model, join_tensors(shared["state"], ranks.spread_tensors(tensors)))
+
+
 def _differences(job: Job, run: RunDirectory, identity: Identity, checkpoint: Checkpoint | None) -> list[str]:
     if checkpoint is not None:
         return identity.differences(checkpoint)
     begun = run.resolved_config
-    return ["config"] if begun.is_file() and begun.read_text() != resolved_yaml(job.config) else []
+    return ["config"] if begun.is_file() and not is_resolved(begun.read_text(), job.config) else []
 
 
 def save(
@@ -127,6 +148,8 @@ def save(
     spare: Collection[int] = (),
 ) -> None:
     """Write the checkpoint of ``step`` and drop the ones that are too old, but for the steps to ``spare``."""
+    if not run.writes:
+        return
     save_checkpoint(
         run.checkpoints, Checkpoint(step, model.state_dict(), {"identity": asdict(identity)} | dict(state))
     )
@@ -155,6 +178,8 @@ def finish(
     timing: Mapping[str, float],
 ) -> None:
     """Write result and manifest. Of the checkpoints the last one stays, and that of ``step``: the result."""
+    if not run.writes:
+        return
     prune_checkpoints(run.checkpoints, keep=1, spare=(step,))
     LOGGER.info("finished: %s", result["metrics"])
     document = {"format_version": RESULT_VERSION, **result, "checkpoint": f"{run.checkpoints.name}/{step}"}

@@ -72,6 +72,26 @@ def restorer(state: Mapping[str, Any] | None) -> Callable[[], None]:
 
 
 @contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Let the block draw from torch's generators, started at ``seed``; outside nothing has been drawn.
+
+    What a model draws for a batch (dropout) then depends on that batch alone, whichever process runs it.
+    """
+    device = torch.cuda.current_device() if torch.cuda.is_available() else None
+    cpu = torch.get_rng_state()
+    cuda = None if device is None else torch.cuda.get_rng_state(device)
+    torch.default_generator.manual_seed(seed)
+    if device is not None:
+        torch.cuda.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu)
+        if device is not None and cuda is not None:
+            torch.cuda.set_rng_state(cuda, device)
+
+
+@contextmanager
 def isolated_randomness() -> Iterator[None]:
     """Let the block draw what it likes: outside, the generators go on as if it had not run."""
     state = random_state()

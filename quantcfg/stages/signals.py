@@ -18,6 +18,11 @@ class StopRequest:
 
     received: signal.Signals | None = None
 
+    def receive(self, number: int) -> None:
+        """Take over what another process received; 0 is nothing."""
+        if number:
+            self.received = signal.Signals(number)
+
     @property
     def exit_code(self) -> int:
         """What a shell gives for a process that the signal ended."""
@@ -25,8 +30,12 @@ class StopRequest:
 
 
 @contextmanager
-def stop_request() -> Iterator[StopRequest]:
-    """Collect stop signals during the block. After the first one the next has the effect it had before us."""
+def stop_request(*, can_insist: bool = True) -> Iterator[StopRequest]:
+    """Collect stop signals during the block. After the first one the next has the effect it had before us.
+
+    With ``can_insist`` off the next ones change nothing: torchrun hands on every signal, the one too that a
+    terminal or a scheduler has sent to all processes, and ends by itself those that do not stop in time.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
         yield request
@@ -35,8 +44,8 @@ def stop_request() -> Iterator[StopRequest]:
 
     def note(number: int, frame: FrameType | None) -> None:
         del frame
-        request.received = signal.Signals(number)
-        for each, handler in previous.items():
+        request.received = request.received or signal.Signals(number)
+        for each, handler in previous.items() if can_insist else ():
             signal.signal(each, handler)
 
     for number in STOP_SIGNALS:

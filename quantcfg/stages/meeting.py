@@ -1,0 +1,150 @@
+"""How ranks come together, and how they part when one of them fails: with one message, which names it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from quantcfg.errors import ConfigError, EchoError, QuantcfgError, RunError, UsageError
+from quantcfg.stages.ranks import Ranks, is_lost_rank
+
+_ROLL_CALL_S = 10.0  # how long a rank that is alive may take to answer when another one is missed
+_POSTING_S = 1.0  # how long the first that fails may take to post its exit code
+_POLL_S = 0.05
+_BUG = 7  # the exit code of an error that is not deliberate
+_FAILED, _CODE, _PRESENT = "failed", "code", "present"
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """The ranks of a run, and the board on which the first that fails leaves its name.
+
+    The board is the store that torchrun keeps: it outlives every rank.
+    """
+
+    ranks: Ranks
+    board: Store
+    timeout: float
+
+    def verdict(self, error: BaseException) -> BaseException:
+        """What this rank ends with after ``error``: one of all ranks speaks, the others echo its code."""
+        if is_lost_rank(error):
+            return self._about_lost(error)
+        if self.ranks.whereabouts.is_common:
+            return error if self.ranks.is_first else EchoError(_code_of(error))
+        return self._named(error) if self._is_first_to_fail(error) else EchoError(self._posted(error))
+
+    def _about_lost(self, error: BaseException) -> BaseException:
+        self._answer()
+        missing = self._missing()
+        if self._read(_FAILED) is not None:  # somebody failed and has said so, or is about to
+            return EchoError(self._posted(error))
+        lost = RunError(self._sentence(missing, error), hint=_HINT)
+        return lost if self._is_first_to_fail(lost) else EchoError(self._posted(lost))
+
+    def _sentence(self, missing: list[int], error: BaseException) -> str:
+        where = f" in {self.ranks.whereabouts.place}" if self.ranks.whereabouts.place else ""
+        if not missing:
+            return f"the ranks lost each other{where}: {_first_line(error)}"
+        names = " and ".join(f"rank {rank}" for rank in missing)
+        how = f"did not answer for {self.timeout:g} s" if _timed_out(error) else "ended without a word"
+        return f"{names} {how}{where}"
+
+    def _named(self, error: BaseException) -> BaseException:
+        if isinstance(error, QuantcfgError) and not isinstance(error, ConfigError | UsageError):
+            error.message = f"rank {self.ranks.rank}: {error.message}"
+        return error
+
+    def _is_first_to_fail(self, error: BaseException) -> bool:
+        try:
+            is_first = bool(self.board.add(_FAILED, 1) == 1)
+            if is_first:
+                self.board.set(_CODE, str(_code_of(error)))
+        except RuntimeError:  # torchrun is gone with its board: better said twice than not at all
+            return True
+        return is_first
+
+    def _posted(self, error: BaseException) -> int:
+        deadline = time.monotonic() + _POSTING_S
+        while (code := self._read(_CODE)) is None and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        return int(code) if code is not None else _code_of(error)
+
+    def _answer(self) -> None:
+        with suppress(RuntimeError):
+            self.board.set(f"{_PRESENT}/{self.ranks.rank}", "")
+
+    def _missing(self) -> list[int]:
+        """The ranks that do not answer, or none as soon as one of them turns out to have failed by itself."""
+        missing, deadline = list(range(self.ranks.size)), time.monotonic() + _ROLL_CALL_S
+        while missing and time.monotonic() < deadline and self._read(_FAILED) is None:
+            missing = [rank for rank in missing if self._read(f"{_PRESENT}/{rank}") is None]
+            time.sleep(_POLL_S)
+        return missing
+
+    def _read(self, key: str) -> str | None:
+        try:
+            return self.board.get(key).decode() if self.board.check([key]) else None
+        except RuntimeError:
+            return None
+
+
+_HINT = "the messages of torchrun and of the system tell more; --resume goes on from the newest checkpoint"
+
+
+@contextmanager
+def meeting(timeout: float, *, rank: int, size: int, local_rank: int) -> Iterator[Ranks]:
+    """Join the processes that torchrun started; every collective fails after ``timeout`` seconds of waiting.
+
+    Raises:
+        RunError: Another rank is lost, or the ranks do not find each other.
+        EchoError: Another rank failed and says why.
+    """
+    if torch.cuda.is_available() and local_rank < torch.cuda.device_count():
+        torch.cuda.set_device(local_rank)
+    ranks = Ranks(rank, size, is_launched=True)
+    if not ranks.are_many:
+        yield ranks
+        return
+    joined = Meeting(ranks, _join(timeout), timeout)
+    try:
+        yield ranks
+    except BaseException as error:
+        verdict = joined.verdict(error)
+        if verdict is error:
+            raise
+        raise verdict from error
+    with suppress(RuntimeError):  # a rank that has done its part may be gone
+        dist.destroy_process_group()
+
+
+def _join(timeout: float) -> Store:
+    limit = timedelta(seconds=timeout)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    try:
+        store, rank, size = next(iter(rendezvous("env://", timeout=limit)))
+        group = PrefixStore("group", store)
+        dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=limit)
+    except (RuntimeError, ValueError) as error:
+        raise RunError(f"the ranks did not find each other: {_first_line(error)}") from error
+    return PrefixStore("quantcfg", store)
+
+
+def _code_of(error: BaseException) -> int:
+    return error.exit_code if isinstance(error, QuantcfgError) else _BUG
+
+
+def _timed_out(error: BaseException) -> bool:
+    return "imed out" in str(error) or "timeout" in str(error).lower()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
