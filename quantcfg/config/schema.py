@@ -189,7 +189,7 @@ class QatSection(Section):
     """Largest norm of the gradient; null: not clipped."""
     accumulate: Count = 1
     """Batches whose mean gradient makes one optimizer step; the last step of an epoch takes what is left."""
-    autocast: Literal["bfloat16"] | None = None
+    autocast: Literal["bfloat16", "float16"] | None = None
     """The dtype that matrix products and convolutions train in; evaluation stays in float32."""
     ema: Fraction | None = None
     """Decay of a moving average of the weights, which is what is evaluated and kept; null: none."""

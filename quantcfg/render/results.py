@@ -77,6 +77,10 @@ def _facts(report: RunReport) -> list[tuple[str, str]]:
     result, seconds = report.result, report.timing.get("total_s")
     parts = [f"{result[key]} {key.removeprefix('num_')}" for key in _COUNTS if key in result]
     facts = [("amount", ", ".join(parts))] if parts else []
+    if "best_step" in result:
+        facts.append(("best", f"step {result['best_step']}"))
+    if result.get("num_skipped_steps"):
+        facts.append(("skipped", f"{result['num_skipped_steps']} steps whose gradient overflowed float16"))
     if skipped := result.get("skipped"):
         most = max(skipped.values())
         facts.append(("skipped", f"up to {most} batches with NaN or inf, by {', '.join(skipped)}"))

@@ -30,9 +30,10 @@ from quantcfg.stages.evaluate import evaluate
 from quantcfg.stages.guards import check_plan, guard_results
 from quantcfg.stages.job import Identity, Job
 from quantcfg.stages.optimizers import Schedule, build_optimizer, build_schedule
+from quantcfg.stages.scaling import LossScaler
 from quantcfg.stages.selection import Selection
 from quantcfg.stages.signals import StopRequest, stop_request
-from quantcfg.stages.training import Length, Trainer, TrainPosition, enter_phase
+from quantcfg.stages.training import Length, Trainer, enter_phase
 
 
 @dataclass(slots=True)
@@ -108,11 +109,12 @@ def _train(stage: _Stage, data: DataSource, checkpoint: Checkpoint | None, teach
             stage.job.progress.task("training", total, done=trainer.position.step) as task,
         ):
             trainer.run(task)
-    _finish(stage, trainer.position)
+    _finish(stage, trainer)
 
 
-def _finish(stage: _Stage, position: TrainPosition) -> None:
+def _finish(stage: _Stage, trainer: Trainer) -> None:
     """Write the result: the best evaluated model where the config asks for it, else the last one."""
+    position, scaler = trainer.position, trainer.scaler
     step, metrics = stage.selection.kept(position.step)
     coverage, float_metrics = plan_of(stage.model).coverage, stage.calib_metrics.get("float", {})
     result = {
@@ -122,6 +124,7 @@ def _finish(stage: _Stage, position: TrainPosition) -> None:
         "num_steps": position.step,
         "num_epochs": position.epoch,
         **({"best_step": step} if stage.selection.section is not None else {}),
+        **({"num_skipped_steps": scaler.num_skipped} if scaler.is_enabled else {}),
         "coverage": asdict(coverage),
         "guards": guard_results(stage.job.config, plan_of(stage.model), float_metrics, metrics),
     }
@@ -167,8 +170,9 @@ def _trainer(stage: _Stage, data: DataSource, stop: StopRequest) -> Trainer:
     section = stage.job.config.qat
     length = Length(None, section.steps) if section.steps else Length(section.epochs, None)
     log = stage.run.metrics
+    scaler = LossScaler.of(stage.job.device, section.autocast, stage.model)
     trainer = Trainer(
-        stage.job, stage.model, optimizer, schedule, data, length, log, between_steps, after_epoch
+        stage.job, stage.model, optimizer, schedule, scaler, data, length, log, between_steps, after_epoch
     )
     if section.ema is not None:
         trainer.average = WeightAverage(stage.model, section.ema)

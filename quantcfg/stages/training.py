@@ -28,10 +28,12 @@ from quantcfg.stages.distillation import Teacher
 from quantcfg.stages.job import Job
 from quantcfg.stages.optimizers import Schedule
 from quantcfg.stages.progress import Task
+from quantcfg.stages.scaling import MOST_IN_A_ROW, LossScaler
 from quantcfg.stages.seeding import random_state, restorer
 from quantcfg.stages.user_code import in_batch
 
 LOG_INTERVAL = 10  # steps between two lines of metrics.jsonl
+_AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _WEIGHT_SLOT = re.compile(r"(^|_)weight(_|$)")
 
 
@@ -71,6 +73,7 @@ class Trainer:
     model: nn.Module
     optimizer: Optimizer
     schedule: Schedule
+    scaler: LossScaler
     source: DataSource
     length: Length
     log: MetricsLog
@@ -99,6 +102,7 @@ class Trainer:
             "position": asdict(self.position),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state(),
             "random": random_state(),
             "weights": self.average.weights() if self.average is not None else None,
         }
@@ -108,6 +112,7 @@ class Trainer:
         self.position = TrainPosition(**state["position"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load(state["scaler"])
         self.random = state["random"]
         if self.average is not None:
             self.average.load(state["weights"])
@@ -143,15 +148,25 @@ class Trainer:
     def _backward(self, index: int, batch: Any, *, is_first: bool) -> float:
         with in_batch(self.source.name, index):
             loss = self._loss(batch)
-            value = _finite(loss, self._place(index))
+            value = self._finite(loss, self._place(index))
             if is_first:
                 self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            self.scaler.scaled(loss).backward()  # type: ignore[no-untyped-call]
+        return value
+
+    def _finite(self, loss: Tensor, where: str) -> float:
+        value = float(loss.item())
+        if value - value != 0:
+            hint = "look at the data of that batch, or lower the learning rate"
+            if self.scaler.is_enabled:
+                hint += "; float16 ends at 65504: autocast: bfloat16 does not"
+            raise RunError(f"the loss is {value} in {where}; nothing was updated", hint=hint)
         return value
 
     def _loss(self, batch: Any) -> Tensor:
-        dtype = self.job.config.qat.autocast
-        with torch.autocast(self.job.device.type, torch.bfloat16, enabled=dtype is not None):
+        name = self.job.config.qat.autocast
+        dtype = _AUTOCAST[name] if name is not None else torch.float32
+        with torch.autocast(self.job.device.type, dtype, enabled=name is not None):
             outputs = self.job.model_file.forward(self.model, batch)
             loss = self.job.model_file.loss(outputs, batch)
             return loss if self.teacher is None else self.teacher.blend(loss, outputs, batch)
@@ -159,37 +174,50 @@ class Trainer:
     def _update(self, task: Task, index: int, losses: list[float]) -> None:
         """Make one optimizer step of the gradients of the batches up to ``index``."""
         rate = self.optimizer.param_groups[0]["lr"]
-        self._check_and_clip(self._place(index), len(losses))
-        self.optimizer.step()
-        self.schedule.after_step()
-        if self.average is not None:
-            self.average.update()
+        if self._check_and_clip(self._place(index), len(losses)):
+            self.scaler.step(self.optimizer)
+            self.schedule.after_step()
+            if self.average is not None:
+                self.average.update()
+        else:
+            self.scaler.skip()
         self.position = replace(self.position, batch=index + 1, step=self.position.step + 1)
         self._report(task, loss=sum(losses) / len(losses), lr=rate)
 
     def _place(self, index: int) -> str:
         return f"step {self.position.step + 1} (epoch {self.position.epoch + 1}, batch {index})"
 
-    def _check_and_clip(self, where: str, num_batches: int) -> None:
+    def _check_and_clip(self, where: str, num_batches: int) -> bool:
+        """Make the gradients ready for a step; False where it is to be skipped for a smaller loss scale."""
+        self.scaler.unscale(self.optimizer)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in trained if p.grad is not None]
         if num_batches > 1:
             torch._foreach_div_(gradients, num_batches)
         norm = nn.utils.get_total_norm(gradients)
         if not bool(norm.isfinite()):
-            names = [name for name, p in self.model.named_parameters() if _is_bad(p.grad)]
-            raise RunError(
-                f"the gradient of '{names[0]}' is not finite in {where}; nothing was updated",
-                hint="a smaller learning rate, or qat.grad_clip, keeps training finite",
-            )
+            self._refuse_gradient(where)
+            return False
         limit = self.job.config.qat.grad_clip
         if limit is not None:
             nn.utils.clip_grads_with_norm_(trained, limit, norm)
+        return True
+
+    def _refuse_gradient(self, where: str) -> None:
+        if self.scaler.is_enabled and not self.scaler.is_exhausted:
+            return
+        names = [name for name, p in self.model.named_parameters() if _is_bad(p.grad)]
+        steps = f"in {MOST_IN_A_ROW + 1} steps up to {where[5:]}" if self.scaler.is_enabled else f"in {where}"
+        raise RunError(
+            f"the gradient of '{names[0]}' is not finite {steps}; nothing was updated",
+            hint="a smaller learning rate, or qat.grad_clip, keeps training finite",
+        )
 
     def _report(self, task: Task, **values: float) -> None:
         task.advance(**values, **{f"eval_{name}": value for name, value in self.newest_metrics.items()})
         if self.position.step % LOG_INTERVAL == 0 or self.position.step == 1:
             check_observers(self.model)
+            values |= self.scaler.values
             self.log.append(step=self.position.step, epoch=self.position.epoch + 1, **values)
 
 
@@ -211,16 +239,6 @@ def _float_activations(model: nn.Module) -> None:
         if isinstance(module, FakeQuants):
             for slot, fake_quant in module.items():
                 fake_quant.quantizing = bool(_WEIGHT_SLOT.search(slot))  # type: ignore[assignment]
-
-
-def _finite(loss: Tensor, where: str) -> float:
-    value = loss.item()
-    if value - value != 0:
-        raise RunError(
-            f"the loss is {value} in {where}; nothing was updated",
-            hint="look at the data of that batch, or lower the learning rate",
-        )
-    return float(value)
 
 
 def _is_bad(gradient: Tensor | None) -> bool:

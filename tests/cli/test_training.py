@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -37,6 +38,30 @@ def evaluate(model, data):
     assert model(next(iter(data))[0]).dtype == torch.float32
     calls.append(1)
     return {"score": SCORES[len(calls) - 1]}
+"""
+STEEP = """
+import torch.nn.functional as F
+
+def loss(outputs, batch):
+    assert outputs.dtype == torch.float16
+    return F.cross_entropy(outputs.float(), batch[1]) * 3000
+
+def evaluate(model, data):
+    assert all(model(x).dtype == torch.float32 for x, _ in data)
+    return {"score": 1}
+"""
+ALWAYS_STEEP = """
+class Steep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * float("inf")
+
+class Net(Net):
+    def forward(self, x):
+        return self.classifier(Steep.apply(torch.relu(self.conv(x)).mean((2, 3))))
 """
 
 
@@ -202,6 +227,76 @@ def test_autocast_trains_in_bfloat16_and_evaluates_in_float32(project):
     )
     weights = train(project, "run", "autocast=bfloat16")
     assert weights["conv.weight"].dtype == torch.float32
+
+
+def test_a_gradient_that_overflows_float16_is_skipped_and_scaled_less(project):
+    project.model(STEEP)
+    done = project.run(*QAT, "-o", "run", "--set", "qat.autocast=float16", "--set", "qat.grad_clip=0.1")
+    assert done.code == 0, done.err
+    rows = [json.loads(line) for line in (project.path / "run/metrics.jsonl").read_text().splitlines()]
+    scales = [row["loss_scale"] for row in rows if "loss_scale" in row]
+    skipped = result(project)["num_skipped_steps"]
+    assert 1 <= skipped < 18
+    assert scales[-1] == 65536 / 2**skipped
+    assert result(project)["num_steps"] == 18
+    assert model_of(project, "run")["conv.weight"].dtype == torch.float32
+    assert f"skipped   {skipped} steps whose gradient overflowed float16\n" in done.out
+
+
+def test_a_skipped_step_changes_nothing(project):
+    project.model(STEEP)
+    project.write("config.yaml", (project.path / "config.yaml").read_text().replace("epochs: 3", "steps: 1"))
+    skipped = train(project, "one", "autocast=float16", "ema=0.5")
+    assert result(project, "one")["num_skipped_steps"] == 1
+    project.model()
+    start = train(project, "start", "optimizer={name: SGD, lr: 1e-30}")
+    assert torch.equal(skipped["conv.weight"], start["conv.weight"])
+
+
+def test_a_gradient_that_overflows_at_every_scale_ends_the_run(project):
+    project.model(ALWAYS_STEEP)
+    done = project.run(*QAT, "-o", "run", "-q", "--set", "qat.autocast=float16", "--set", "qat.epochs=9")
+    assert (done.code, done.err) == (
+        6,
+        "error: the gradient of 'conv.weight' is not finite in 31 steps up to 31 (epoch 6, batch 0); "
+        "nothing was updated\n"
+        "hint: a smaller learning rate, or qat.grad_clip, keeps training finite\n",
+    )
+    assert not [step for step in checkpoints(project) if step > 30]
+
+
+def test_float16_parameters_are_refused(project):
+    project.model(
+        """
+        class Net(Net):
+            def __init__(self):
+                super().__init__()
+                self.gain = nn.Parameter(torch.ones(3).half())
+        """
+    )
+    done = project.run(*QAT, "-o", "run", "-q", "--set", "qat.autocast=float16")
+    assert (done.code, done.err) == (
+        2,
+        "error: qat.autocast: float16 is for parameters in float32, and 'gain' is in float16\n"
+        "hint: build the model in float32; autocast casts what is to be cast\n",
+    )
+
+
+@pytest.mark.parametrize("call", [3, 6, 9])
+def test_float16_goes_on_to_the_same_bits(everything, monkeypatch, call):
+    source = (everything.path / "model.py").read_text()
+    source = source.replace("return F.cross_entropy(outputs,", "return 60 * F.cross_entropy(outputs,")
+    everything.write("model.py", source)
+    everything.write("config.yaml", EVERYTHING.replace("bfloat16", "float16"))
+    assert everything.run(*QAT, "-o", "half", "-q").code == 0
+    assert stopped(everything, monkeypatch, f"loss:{call}:2", *QAT, "-o", "run").code == 130
+    shutil.copytree(everything.path / "run", everything.path / "forgetful")
+    assert everything.run(*QAT, "-o", "run", "-q", "--resume").code == 0
+    assert contents(everything.path / "run") == contents(everything.path / "half")
+    assert 1 <= result(everything)["num_skipped_steps"] < 6
+    monkeypatch.setattr("quantcfg.stages.scaling.LossScaler.load", lambda self, state: None)
+    assert everything.run(*QAT, "-o", "forgetful", "-q", "--resume").code == 0
+    assert contents(everything.path / "forgetful") != contents(everything.path / "half")
 
 
 def test_the_average_of_the_weights_is_what_is_kept(project):
