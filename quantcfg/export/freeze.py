@@ -153,10 +153,7 @@ def site_actions(model: nn.Module) -> Iterator[tuple[Site, Action]]:
     assert interceptor is not None
     assert isinstance(interceptor.handler, Runner)
     for site in prepared(model).recording.sites:
-        tables = interceptor.handler.tables.get(site.path, [])
-        table = tables[site.call] if site.call < len(tables) else None
-        row = table.actions.get(site.counted, []) if table is not None else []
-        action = row[site.ordinal] if site.ordinal < len(row) else None
+        action = interceptor.handler.action_at(site)
         if action is not None:
             yield site, action
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from quantcfg.errors import warn
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
 from quantcfg.prepare.intercept import Memo, Scope
-from quantcfg.prepare.record import Slot
+from quantcfg.prepare.record import Site, Slot
 
 
 @dataclass(slots=True)
@@ -56,9 +56,9 @@ class Action:
         if self.edges or self.weights:
             args, kwargs = list(args), dict(kwargs)
             for slot, key, fake_quant in self.edges:
-                _replace(args, kwargs, slot, partial(_shared, key, fake_quant, memo))
+                replace_argument(args, kwargs, slot, partial(_shared, key, fake_quant, memo))
             for slot, fake_quant in self.weights:
-                _replace(args, kwargs, slot, partial(self._weight, fake_quant))
+                replace_argument(args, kwargs, slot, partial(self._weight, fake_quant))
         result = func(*args, **kwargs)
         if self.output is None:
             return result
@@ -96,7 +96,9 @@ def _shared(key: int, fake_quant: FakeQuantizeBase, memo: Memo, x: Any) -> Any:
     return result
 
 
-def _replace(args: list[Any], kwargs: dict[str, Any], slot: Slot, change: Callable[[Any], Any]) -> None:
+def replace_argument(
+    args: list[Any], kwargs: dict[str, Any], slot: Slot, change: Callable[[Any], Any]
+) -> None:
     """Put ``change(argument)`` in the place of an argument; one that is absent this time stays absent."""
     key = slot[0]
     holder: Any = args if isinstance(key, int) else kwargs
@@ -164,6 +166,13 @@ class Runner:
                 self._warn_unseen(path)
             return None
         return tables[call] if call < len(tables) else tables[-1]
+
+    def action_at(self, site: Site) -> Action | None:
+        """What is done at a recorded site, if anything is."""
+        tables = self.tables.get(site.path, [])
+        table = tables[site.call] if site.call < len(tables) else None
+        row = table.actions.get(site.counted, []) if table is not None else []
+        return row[site.ordinal] if site.ordinal < len(row) else None
 
     def _warn_unseen(self, path: str) -> None:
         if torch.compiler.is_compiling():
