@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from quantcfg.config.load import Config
+from quantcfg.config.resolved import resolved_text
 
 
 def config_files(config: Config) -> dict[str, str]:
@@ -22,4 +23,14 @@ def _name(index: int, path: Path) -> str:
 
 def resolved_yaml(config: Config) -> str:
     """The config that counts, in one file without ``extends`` and overrides; it loads to the same rules."""
-    return yaml.safe_dump(config.flattened(), sort_keys=False, allow_unicode=True, width=100)
+    return resolved_text(config.tree)
+
+
+def config_identity(config: Config) -> str:
+    """What two configs share that mean the same in the same words, wherever those words stand."""
+    return resolved_text(config.tree, origins=False)
+
+
+def is_resolved(text: str, config: Config) -> bool:
+    """Whether a ``resolved.yaml`` holds this config."""
+    return bool(yaml.safe_load(text) == config.flattened())
