@@ -28,6 +28,11 @@ if TYPE_CHECKING:
         UsageError as UsageError,
         UserCodeError as UserCodeError,
     )
+    from quantcfg.integer.compare import (
+        IntegerReport as IntegerReport,
+        compare_integers as compare_integers,
+    )
+    from quantcfg.integer.convert import convert as convert
     from quantcfg.numeric.dtypes import (
         QuantDType as QuantDType,
         qint2 as qint2,
@@ -129,6 +134,8 @@ _NAMES = {
         ConfigError Diagnostic GuardError Interrupted NumericError Place PrepareError
         QuantcfgDeprecationWarning QuantcfgError QuantcfgWarning RunError UsageError UserCodeError
     """,
+    "quantcfg.integer.compare": "IntegerReport compare_integers",
+    "quantcfg.integer.convert": "convert",
     "quantcfg.numeric.dtypes": """
         QuantDType qint2 qint3 qint4 qint5 qint6 qint7 qint8 qint9 qint10 qint11 qint12 qint13
         qint14 qint15 qint16 quint2 quint3 quint4 quint5 quint6 quint7 quint8 quint9 quint10 quint11

@@ -16,6 +16,7 @@ LAYERS = [  # bottom first; a layer imports itself and what stands before it
     "quantcfg.numeric",
     "quantcfg.qconfig",
     "quantcfg.prepare",
+    "quantcfg.integer",
     "quantcfg.runs",
     "quantcfg.stages",
     "quantcfg.export",

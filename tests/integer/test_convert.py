@@ -1,0 +1,198 @@
+"""The integer model as a whole: how near it is, what it leaves in float, what it warns of and refuses."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import quantcfg
+from quantcfg.errors import NumericError, PrepareError, QuantcfgWarning
+from quantcfg.integer.compare import compare_integers
+from quantcfg.integer.convert import convert
+from quantcfg.prepare.prepare import prepare
+from quantcfg.prepare.state import FakeQuantState, calibrating, set_fake_quantize
+from tests.export.exported import calibrated, leaves
+from tests.export.test_onnx import qconfig
+from tests.prepare.models import CASES, ResNet
+
+IN_FLOAT = {"softmax", "multi_head_attention_forward"}  # of masked scores; torch's own attention in one op
+SPECS = {"8 bits": qconfig("quint8", "qint8", affine=True), "4 bits": qconfig("qint4", "qint4")}
+
+
+def report_of(case, spec, **options):
+    torch.manual_seed(0)
+    make, inputs = CASES[case]
+    args = inputs()
+    model = calibrated(make(), {"": SPECS[spec]}, args)
+    return compare_integers(model, [lambda m: m(*args)], **options)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("case", CASES)
+def test_no_op_is_off_by_more_than_one_step(case, spec):
+    report = report_of(case, spec)
+    assert report.num_values > 0
+    assert not [op.name for op in report.ops if op.more]
+    assert {op.op for op in report.in_float} <= IN_FLOAT
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("case", CASES)
+def test_with_unrounded_biases_it_is_the_fake_quant_model(case, spec):
+    report = report_of(case, spec, bias="exact")
+    assert report.equal_share >= 0.999
+    assert report.num_values - sum(op.equal for op in report.ops) <= 1
+
+
+def test_a_bias_in_int32_is_all_that_four_bits_differ_by():
+    assert report_of("dense", "4 bits").equal_share < 1.0
+    assert report_of("dense", "4 bits", bias="exact").equal_share == 1.0
+
+
+def test_what_a_rule_leaves_in_float_stays_in_float():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), torch.randn(3, 4)
+    model = prepare(net, {"": SPECS["8 bits"], "module_name": {"1": None}}, example_inputs=(x,))
+    with calibrating(model):
+        model(x)
+    set_fake_quantize(model, FakeQuantState.VALIDATION)
+    with torch.no_grad():
+        y = convert(model)(x)
+        assert torch.equal(y, net[1](model[0](x)))
+    assert [op.name for op in compare_integers(model, [lambda m: m(x)]).ops] == ["0"]
+
+
+def test_a_tail_of_32_bits_is_its_accumulator():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)), torch.randn(3, 4)
+    rules = {
+        "": SPECS["8 bits"],
+        "module_name": {"2": quantcfg.get_default_qconfig(activation_fake_quant=None)},
+    }
+    model = calibrated(net, rules, (x,))
+    report = compare_integers(model, [lambda m: m(x)])
+    assert [(op.name, op.num_values, op.more) for op in report.ops][-1] == ("2", 9, 0)
+
+
+class Wide(nn.Module):
+    def __init__(self, length):
+        super().__init__()
+        self.fc = nn.Linear(length, 2, bias=False)
+        nn.init.constant_(self.fc.weight, 1.0)
+
+    def forward(self, x):
+        return self.fc(x)
+
+
+def test_an_accumulator_that_could_overflow_is_warned_of():
+    x = torch.ones(1, 140_000)
+    model = calibrated(Wide(140_000), {"": SPECS["8 bits"]}, (x,))
+    with pytest.warns(QuantcfgWarning, match=r"fc: its int32 accumulator could overflow: .* 9\.104e\+09"):
+        convert(model)(x)
+    with pytest.warns(QuantcfgWarning):
+        report = compare_integers(model, [lambda m: m(x)])
+    assert [op.name for op in report.overflowing] == ["fc"]
+
+
+def test_the_bound_of_an_accumulator_is_reached_by_its_worst_input():
+    model = calibrated(Wide(100), {"": qconfig()}, (torch.full((1, 100), -1.0),))
+    (op,) = compare_integers(model, [lambda m: m(torch.ones(1, 100))]).ops
+    assert op.largest == 100 * 128 * 127  # weights of 127.5 steps round to 128, and are cut to 127
+
+
+def test_batch_norms_that_stay_are_computed_like_folded_ones():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    net = ResNet().eval()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.3, 0.3)
+            module.running_var.uniform_(0.5, 2.0)
+    for bn in ("keep", "fold"):
+        model = prepare(net, {"": SPECS["8 bits"]}, example_inputs=(x,), bn=bn)
+        with calibrating(model):
+            model(x)
+        set_fake_quantize(model, FakeQuantState.VALIDATION)
+        report = compare_integers(model.eval(), [lambda m: m(x)])
+        assert not report.in_float
+        assert report.equal_share > 0.999
+        assert not any(op.more for op in report.ops)
+
+
+class Loop(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x, rounds=2):
+        for _ in range(rounds):
+            x = F.gelu(self.fc(x)) * 2 - x
+        return x
+
+
+def test_a_loop_that_runs_longer_uses_what_its_last_round_has():
+    x = torch.randn(3, 4)
+    model = calibrated(Loop(), {"": SPECS["8 bits"]}, (x,))
+    with torch.no_grad():
+        torch.testing.assert_close(convert(model)(x, rounds=4), model(x, rounds=4), rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_keep_their_dtype(dtype):
+    torch.manual_seed(0)
+    x = torch.randn(3, 8, dtype=dtype)
+    model = calibrated(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).to(dtype),
+                       {"": SPECS["8 bits"]}, (x,))  # fmt: skip
+    with torch.no_grad():
+        y = convert(model)(x)
+        assert y.dtype is dtype
+        torch.testing.assert_close(y, model(x), rtol=0, atol=0.05)
+
+
+def test_the_model_itself_is_left_as_it_was():
+    torch.manual_seed(0)
+    make, inputs = CASES["resnet"]
+    args = inputs()
+    model = calibrated(make(), {"": SPECS["8 bits"]}, args)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    y = model(*args)
+    convert(model)(*args)
+    compare_integers(model, [lambda m: m(*args)])
+    assert torch.equal(model(*args), y)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_it_copies_and_pickles():
+    make, inputs = CASES["resnet"]
+    args = inputs()
+    converted = convert(calibrated(make(), {"": SPECS["8 bits"]}, args))
+    with torch.no_grad():
+        y = converted(*args)
+        for again in (copy.deepcopy(converted), pickle.loads(pickle.dumps(converted))):
+            assert torch.equal(leaves(again(*args))[0], y)
+
+
+def test_inference_mode_computes_the_same():
+    make, inputs = CASES["in_place"]
+    args = inputs()
+    converted = convert(calibrated(make(), {"": SPECS["8 bits"]}, args))
+    with torch.no_grad():
+        y = converted(*args)
+    with torch.inference_mode():
+        assert torch.equal(converted(*args), y)
+
+
+def test_what_cannot_be_converted_is_refused():
+    net, x = nn.Sequential(nn.Linear(4, 4)), torch.randn(2, 4)
+    with pytest.raises(PrepareError, match="not a prepared model"):
+        convert(net)
+    with pytest.raises(NumericError, match="never observed"):
+        convert(prepare(net, {"": SPECS["8 bits"]}, example_inputs=(x,)))
+    model = calibrated(net, {"": SPECS["8 bits"]}, (x,))
+    with pytest.raises(PrepareError, match="computes in integers already"):
+        convert(convert(model))
+    with pytest.raises(PrepareError, match="unknown bias 'int8'; known: int32, exact"):
+        convert(model, bias="int8")
