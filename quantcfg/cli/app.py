@@ -20,7 +20,7 @@ app = typer.Typer(
 )
 COMMANDS = {
     "validate": "config_commands:validate",
-    "plan": "run_commands:plan",
+    "plan": "plan_command:plan",
     "calib": "run_commands:calib",
     "qat": "run_commands:qat",
     "eval": "run_commands:evaluate",

@@ -1,18 +1,14 @@
-"""The commands that load a model: plan, calib, qat, eval. Each parses, calls one function and renders."""
+"""The commands that load a model: calib, qat, eval. Each parses, calls one function and renders."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from quantcfg.cli import options
-from quantcfg.cli.session import config_of, make_job, session
-
-if TYPE_CHECKING:
-    from quantcfg.prepare.plan import Plan
-    from quantcfg.stages.comparing import OpChange
+from quantcfg.cli.session import make_job, session
 
 _From = Annotated[
     Path | None,
@@ -22,47 +18,11 @@ _Statistics = Annotated[
     Path | None,
     typer.Option("--from", metavar="RUN", help="recalculate from what this calibration run counted"),
 ]
-_Only = Annotated[
-    str | None,
-    typer.Option("--only", metavar="NAME", help="only a name or pattern with all inside, or a role"),
+
+_Integer = Annotated[
+    bool,
+    typer.Option("--integer/--no-integer", help="also the model that computes in integers"),
 ]
-_Against = Annotated[
-    Path | None,
-    typer.Option("--against", metavar="CONFIG|RUN", help="also the ops that another config treats otherwise"),
-]
-_Expand = Annotated[bool, typer.Option("--expand", help="one row per op instead of groups")]
-
-
-def plan(
-    model: options.Model,
-    config: options.ConfigFile,
-    *,
-    stage: Annotated[options.Stage, typer.Option("--stage", help="the stage to plan")] = options.Stage.calib,
-    expand: _Expand = False,
-    only: _Only = None,
-    against: _Against = None,
-    overrides: options.Overrides = None,
-    seed: options.Seed = 0,
-    device: options.Device = "auto",
-    output_format: options.ReportFormat = options.Format.text,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    debug: options.Debug = False,
-) -> None:
-    """Show what would happen to each op, and why.
-
-    Writes nothing. Ops that are treated alike share a row; --expand gives each its own.
-    """
-    del debug
-    other = config_of(against) if against else None
-    with session(quiet=quiet, verbose=verbose):
-        from quantcfg.stages.planning import changes_against, make_plan, only_rows
-
-        job = make_job(model, config, overrides, seed=seed, device=device, quiet=quiet)
-        planned = make_plan(job, stage.value)
-        shown = only_rows(planned, only) if only else planned
-        changes = changes_against(job, other, stage.value) if other else None
-    _print_plan(shown, output_format, expand=expand, names=(str(against), str(config)), changes=changes)
 
 
 def calib(
@@ -140,13 +100,14 @@ def evaluate(
     model: options.Model,
     run: options.Run,
     *,
+    integer: _Integer = True,
     device: options.Device = "auto",
     output_format: options.ReportFormat = options.Format.text,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Evaluate a finished run, in float and quantized.
+    """Evaluate a finished run, in float, quantized and in integers.
 
     Writes nothing. Config, seed and weights of the quantized model are those of the run.
     """
@@ -158,7 +119,7 @@ def evaluate(
         directory = RunDirectory(run.absolute())
         directory.verify()
         job = make_job(model, directory.resolved_config, None, seed=0, device=device, quiet=quiet)
-        result, timing = evaluate_run(job, directory)
+        result, timing = evaluate_run(job, directory, integer=integer)
     _print_report(run, result, timing, output_format)
 
 
@@ -186,25 +147,3 @@ def _print_report(
     else:
         print_report(result_console(), report)
     raise_unless_held(read_results(result.get("guards", ())))
-
-
-def _print_plan(
-    planned: Plan,
-    output_format: options.Format,
-    *,
-    expand: bool,
-    names: tuple[str, str],
-    changes: list[OpChange] | None,
-) -> None:
-    from quantcfg.render.console import print_json, result_console
-    from quantcfg.render.diff import diff_dict, print_diff
-    from quantcfg.render.plan import print_plan
-
-    if output_format is options.Format.json:
-        more = {} if changes is None else {"against": diff_dict([], changes)["ops"]}
-        print_json(planned.to_dict() | more)
-        return
-    print_plan(result_console(), planned, expand=expand)
-    if changes is not None:
-        print()
-        print_diff(result_console(), names, [], changes)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from quantcfg.config.suggest import listing
 from quantcfg.prepare.plan import OpRow, Plan, TensorPlan
 from quantcfg.render.console import print_table
 from quantcfg.render.names import summarize
@@ -33,9 +34,20 @@ class _Kind:
     because: str
 
 
-def print_plan(console: Console, plan: Plan, *, expand: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a plan is made from, as the command line names it."""
+
+    model: str
+    configs: tuple[str, ...]
+    overrides: tuple[str, ...]
+
+
+def print_plan(console: Console, plan: Plan, header: Header, *, expand: bool) -> None:
     """Print the ops of ``plan``, its coverage and what was never run."""
-    console.print(Text(f"{safe_text(plan.model_class)}, stage {plan.stage}, {len(plan.rows)} ops\n"))
+    for name, text in _heading(plan, header):
+        console.print(Text(f"{name:<10} {safe_text(text)}"), soft_wrap=True)
+    console.print()
     notes: _Notes | None = {} if console.width < _WIDE else None
     print_table(console, _expanded(plan.rows, notes) if expand else _grouped(plan.rows, notes))
     console.print()
@@ -47,11 +59,21 @@ def print_plan(console: Console, plan: Plan, *, expand: bool) -> None:
         console.print(Text(f"{name:<10} {safe_text(text)}"), soft_wrap=True)
 
 
+def _heading(plan: Plan, header: Header) -> list[tuple[str, str]]:
+    first, *others = header.configs
+    config = f"{first}, with {listing(others)}" if others else first
+    lines = [
+        ("model", f"{header.model} ({plan.model_class}), stage {plan.stage}, {len(plan.rows)} ops"),
+        ("config", config),
+    ]
+    return lines + [("--set", override) for override in header.overrides]
+
+
 def _grouped(rows: Sequence[OpRow], notes: _Notes | None) -> Table:
     groups: dict[_Kind, list[OpRow]] = {}
     for row in rows:
         groups.setdefault(_kind(row, expand=False), []).append(row)
-    table = _table("ops", "n", "params")
+    table = _table("ops", "n", "params", narrow=notes is not None)
     for kind, members in groups.items():
         names, params = summarize([row.name for row in members]), sum(row.params for row in members)
         _add(table, notes, kind, names, str(len(members)), f"{params:,}" if params else "")
@@ -59,32 +81,43 @@ def _grouped(rows: Sequence[OpRow], notes: _Notes | None) -> Table:
 
 
 def _expanded(rows: Sequence[OpRow], notes: _Notes | None) -> Table:
-    table = _table("op", "params")
+    table = _table("op", "params", narrow=notes is not None)
     for row in rows:
         _add(table, notes, _kind(row, expand=True), row.name, f"{row.params:,}" if row.params else "")
     return table
 
 
-def _table(name: str, *numbers: str) -> Table:
+def _table(name: str, *numbers: str, narrow: bool) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("role", no_wrap=True)
     table.add_column("qconfig", no_wrap=True)
     table.add_column(name, overflow="fold")
     for number in numbers:
         table.add_column(number, justify="right", no_wrap=True)
-    table.add_column("activation", no_wrap=True)
-    table.add_column("weight", no_wrap=True)
-    table.add_column("because", overflow="fold")
+    for tensor in ("output, weight",) if narrow else ("activation", "weight"):
+        table.add_column(tensor, no_wrap=True)
+    table.add_column("" if narrow else "because", overflow="fold")
     return table
 
 
 def _add(table: Table, notes: _Notes | None, kind: _Kind, *middle: str) -> None:
     """Add a row; on a narrow terminal its reason is a number, which is explained beneath the table."""
-    because = kind.because
-    if notes is not None and because:
-        because = str(notes.setdefault(because, len(notes) + 1))
-    cells = (kind.role, kind.qconfig, *middle, kind.activation, kind.weight, because)
-    table.add_row(*(Text(safe_text(cell)) for cell in cells))
+    start, because = [_cell(text) for text in (kind.role, kind.qconfig, *middle)], kind.because
+    if notes is None:
+        table.add_row(*start, _cell(kind.activation), _cell(kind.weight), _cell(because))
+    else:
+        number = str(notes.setdefault(because, len(notes) + 1)) if because else ""
+        table.add_row(*start, _stacked(kind), number)
+
+
+def _stacked(kind: _Kind) -> Text:
+    """Output and weight beneath each other, for terminals too narrow to have both on a line."""
+    named = {"o": kind.activation, "w": kind.weight}
+    return Text("\n").join(_cell(f"{name} {text}") for name, text in named.items() if text)
+
+
+def _cell(text: str) -> Text:
+    return Text(safe_text(text))
 
 
 def _kind(row: OpRow, *, expand: bool) -> _Kind:

@@ -35,7 +35,8 @@ qconfig:
     'r*': {use: w8a8, expect: 3}
 """
 COMMANDS = {
-    "plan": ["plan", "model.py", "rules.yaml", "--against", "config.yaml"],
+    "plan": ["plan", "model.py", "rules.yaml", "--against", "config.yaml", "--set", "qat.epochs=2"],
+    "plan-resolved": ["plan", "model.py", "rules.yaml", "--resolved", "--set", "calib.batches=2"],
     "plan-expand": ["plan", "model.py", "rules.yaml", "--expand", "--only", "c*"],
     "explain-op": ["explain", "model.py", "rules.yaml", "classifier"],
     "explain-rule": ["explain", "model.py", "rules.yaml", "rule:global"],
