@@ -9,7 +9,8 @@ NaN comes out as NaN, and +-inf as the end of the grid with no gradient.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -132,7 +133,10 @@ class _StraightThrough(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (clipped,) = ctx.saved_tensors
-        return _where_zero(clipped, grad), None, None, None
+        grad_x = torch.empty_like(grad)
+        for part in _parts(clipped, grad, grad_x):
+            _where_zero(*part)
+        return grad_x, None, None, None
 
 
 class _LearnedStep(torch.autograd.Function):
@@ -166,25 +170,27 @@ class _LearnedClip(torch.autograd.Function):
         quant_min, quant_max, ch_axis, _ = options
         bound = along(effective_alpha(alpha, quant_min=quant_min, quant_max=quant_max), x, ch_axis)
         scale = bound / ((quant_max - quant_min) / 2)
-        if _needs_backward(ctx):
-            side = torch.empty_like(x, dtype=torch.int8)
-            for x_part, bound_part, side_part in _parts(x, bound, side):
-                # The quotient reaches +-1 exactly where |x| reaches the bound, and the cast truncates.
-                side_part.copy_((x_part / bound_part).clamp_(-1, 1))
-            ctx.save_for_backward(side, bound.copysign(along(alpha, x, ch_axis)))
-            ctx.shape = alpha.shape
-        return _to_real(_clamp_(_steps(x, scale, None), options), scale, None, x.dtype)
+        if not _needs_backward(ctx):
+            return _to_real(_clamp_(_steps(x, scale, None), options), scale, None, x.dtype)
+        result, side = torch.empty_like(x), torch.empty_like(x, dtype=torch.int8)
+        for part in _parts(x, scale, bound, result, side):
+            _quantize_and_tell_sides(part, options)
+        ctx.save_for_backward(side, bound.copysign(along(alpha, x, ch_axis)))
+        ctx.shape = alpha.shape
+        return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         side, signed_bound = ctx.saved_tensors
-        grad_x = _where_zero(side, grad) if ctx.needs_input_grad[0] else None
-        grad_alpha = None
-        if ctx.needs_input_grad[1]:
-            grad_alpha = torch.zeros_like(signed_bound)
-            for side_part, grad_part, sum_part in _parts(side, grad, grad_alpha):
+        grad_x = torch.empty_like(grad) if ctx.needs_input_grad[0] else None
+        grad_alpha = torch.zeros_like(signed_bound) if ctx.needs_input_grad[1] else None
+        for side_part, grad_part, grad_x_part, sum_part in _parts(side, grad, grad_x, grad_alpha):
+            if sum_part is not None:
                 sum_part.add_(_sum_to(sum_part, side_part.to(sum_part.dtype).mul_(grad_part)))
+            if grad_x_part is not None:
+                _where_zero(side_part, grad_part, grad_x_part)
+        if grad_alpha is not None:
             grad_alpha = (grad_alpha * signed_bound.sign()).reshape(ctx.shape)
         return grad_x, grad_alpha, None, None
 
@@ -197,12 +203,28 @@ def _needs_backward(ctx: Any) -> bool:
 def _quantize_and_flag(part: tuple[Any, ...], options: _Options) -> None:
     x, scale, zero_point, result, clipped = part
     steps = _steps(x, scale, zero_point)
-    inside = steps.clamp(options.quant_min, options.quant_max)
+    inside = torch.clamp(steps, options.quant_min, options.quant_max, out=_reusable(result, steps.dtype))
     clipped.copy_(steps.sub_(inside).clamp_(-1, 1))
-    if torch.compiler.is_compiling():  # which takes no `out` that is not contiguous
-        result.copy_(_remove(inside, zero_point).mul_(scale))
-    else:
-        torch.mul(_remove(inside, zero_point), scale, out=result)
+    _store(_remove(inside, zero_point).mul_(scale), result)
+
+
+def _quantize_and_tell_sides(part: tuple[Any, ...], options: _Options) -> None:
+    x, scale, bound, result, side = part
+    # The quotient reaches +-1 exactly where |x| reaches the bound, and the cast truncates.
+    quotient = x / bound
+    side.copy_(quotient.clamp_(-1, 1))
+    steps = torch.div(x, scale, out=_reusable(result, quotient.dtype)).round_().add_(0.0)
+    _store(_clamp_(steps, options).mul_(scale), result)
+
+
+def _reusable(result: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """``result``, if ``dtype`` can be computed in it; the compiler takes no `out` that is not contiguous."""
+    return result if result.dtype == dtype and not torch.compiler.is_compiling() else None
+
+
+def _store(values: Tensor, result: Tensor) -> None:
+    if values is not result:
+        result.copy_(values)
 
 
 def _learned_step_backward(part: tuple[Any, ...], options: _Options) -> None:
@@ -226,24 +248,23 @@ def _run(function: type[torch.autograd.Function], x: Tensor, *arguments: object)
     return result.reshape(()) if x.dim() == 0 else result
 
 
-def _parts(x: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
-    """``x`` and what goes with it, cut along the first axis; what broadcasts over that axis stays whole.
+def _parts(x: Tensor, *others: Tensor | None) -> Iterable[tuple[Any, ...]]:
+    """``x`` and what goes with it, cut along the first axis that can be; what broadcasts over it stays whole.
 
     On a CPU the temporaries of a part stay in the cache, and the system need not map memory for whole ones.
     """
-    whole = torch.compiler.is_compiling() or not x.is_cpu or x.numel() < _PART_SIZE
-    num_rows = x.shape[0] if whole else max(1, x.shape[0] * _PART_SIZE // x.numel())
-    if num_rows == x.shape[0]:
-        yield x, *others
-        return
-    for start in range(0, x.shape[0], num_rows):
-        yield tuple(_rows(t, x, start, num_rows) for t in (x, *others))
+    num_parts = x.numel() // _PART_SIZE
+    if num_parts < 2 or not x.is_cpu or torch.compiler.is_compiling():
+        return ((x, *others),)
+    axis = next(axis for axis, size in enumerate(x.shape) if size > 1) - x.dim()
+    num_rows = -(-x.shape[axis] // num_parts)
+    return zip(*(_cut(tensor, x, axis, num_rows) for tensor in (x, *others)), strict=False)
 
 
-def _rows(tensor: Tensor | None, x: Tensor, start: int, num_rows: int) -> Tensor | None:
-    if tensor is None or tensor.dim() < x.dim() or tensor.shape[0] == 1:
-        return tensor
-    return tensor[start : start + num_rows]
+def _cut(tensor: Tensor | None, x: Tensor, axis: int, num_rows: int) -> Iterable[Tensor | None]:
+    if tensor is None or tensor.dim() < -axis or tensor.shape[axis] != x.shape[axis]:
+        return repeat(tensor)
+    return torch.split(tensor, num_rows, axis)
 
 
 def _steps(x: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
@@ -269,18 +290,16 @@ def _where_inside(value: Tensor, steps: Tensor, options: _Options, *, out: Tenso
     _hardtanh_backward.grad_input(value, steps, *bounds, grad_input=out)
 
 
-def _where_zero(flags: Tensor, value: Tensor) -> Tensor:
-    """``value`` where the int8 ``flags`` are 0, else 0."""
+def _where_zero(flags: Tensor, value: Tensor, out: Tensor) -> None:
+    """Write ``value`` where the int8 ``flags`` are 0, else 0."""
     if torch.compiler.is_compiling():
         # With a comparison here the compiler would keep its bool result for backward and not the flags, and
         # it stores and loads bools one by one: 15 copies of the tensor, this 2.6.
         bits = _INTEGERS[value.dtype]
-        return (value.view(bits) & (flags.to(bits).abs().clamp(max=1) - 1)).view(value.dtype)
-    result = torch.empty_like(value)
-    for flags_part, value_part, part in _parts(flags, value, result):
+        out.copy_((value.view(bits) & (flags.to(bits).abs().clamp(max=1) - 1)).view(value.dtype))
+    else:
         # torch.where over bytes is not vectorised on a CPU: 2.4 copies, this 1.7.
-        _hardtanh_backward.grad_input(value_part, part.copy_(flags_part), -0.5, 0.5, grad_input=part)
-    return result
+        _hardtanh_backward.grad_input(value, out.copy_(flags), -0.5, 0.5, grad_input=out)
 
 
 def _sum_to(target: Tensor, values: Tensor) -> Tensor:

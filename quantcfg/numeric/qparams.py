@@ -70,16 +70,18 @@ def choose_qparams(
 
     Shapes:
         min_val, max_val: ``()`` or ``(1,)`` per tensor, ``(C,)`` per channel, finite, ``min_val <= max_val``
-        (`Observer` sees to it: checking here would wait for the device at every training step).
+        (`Observer` sees to it: checking here would wait for the device at every training step). The range
+        of nothing, +inf to -inf, gives `EPS`.
 
     Reference:
         Jacob et al. 2018, arXiv 1712.05877, section 2.1, equation 1.
     """
-    low, high = min_val.detach().double().reshape(-1), max_val.detach().double().reshape(-1)
     levels = quant_max - quant_min
     if symmetric:
-        scale = (torch.maximum(low.abs(), high.abs()) / (levels / 2)).clamp(min=EPS)
-        return QParams(scale.float(), torch.zeros_like(scale, dtype=torch.int32))
+        bound = torch.maximum(-min_val, max_val).detach().double().reshape(-1)
+        scale = bound.div_(levels / 2).clamp_(min=EPS).float()
+        return QParams(scale, torch.zeros_like(scale, dtype=torch.int32))
+    low, high = min_val.detach().double().reshape(-1), max_val.detach().double().reshape(-1)
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
     span = high - low
     # One rounding: low * levels is exact in float64, so an exact tie is seen as one.
