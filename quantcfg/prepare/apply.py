@@ -126,6 +126,7 @@ class _Builder:
     def _action(self, row: Assignment, batch_norm: LiveBatchNorm | None) -> Action | None:
         site = row.site
         action = Action(batch_norm=batch_norm, num_outputs=site.spec.outputs, write_back=site.written_back)
+        action.inplace = site.inplace
         action.edges = [(edge.slot, edge.value, self._edge(edge.value)) for edge in row.edges]
         if row.weight is not None:
             action.weights = [(o.slot, self._weight(site, row.weight, o)) for o in site.weights]
@@ -224,7 +225,10 @@ def _weight_axis(site: Site, slot: Slot, shape: tuple[int, ...]) -> int | None:
     """The axis of the output channels of a weight: that of the op, or the last one of a matrix product."""
     if slot[0] in site.spec.weights:
         return site.spec.weights[slot[0]]
-    return len(shape) - 1 if site.op in ("matmul", "mm", "addmm", "bmm", "baddbmm") else 0
+    return len(shape) - 1 if site.op in _PRODUCTS else 0
+
+
+_PRODUCTS = ("matmul", "mm", "addmm", "bmm", "baddbmm", "grouped_mm", "_grouped_mm")
 
 
 def _output_axis(site: Site) -> int:

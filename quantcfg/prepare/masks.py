@@ -7,14 +7,27 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-CARRIERS = frozenset({"add", "sub", "mul", "div", "masked_fill", "where", "cat", "stack", "maximum", "pad"})
+CARRIERS = frozenset({
+    "add", "sub", "mul", "div", "masked_fill", "where", "cat", "stack", "maximum", "pad", "setitem",
+    "index_fill", "index_copy", "index_put", "index_add", "scatter", "scatter_add", "masked_scatter",
+})  # fmt: skip
 """Ops whose result still holds the mask of an operand; a softmax, for one, does not."""
 
 # Masks are written as -inf, as the dtype's minimum, as -10000 (older code), or as -100 (Swin).
 _SURELY_MASK = -9999.0
 _MAYBE_MASK = -20.0
 _NO_ACTIVATION = -1e30
-_WRITERS = ("masked_fill", "where", "full", "full_like", "new_full")
+_WRITERS = (
+    "masked_fill",
+    "where",
+    "full",
+    "full_like",
+    "new_full",
+    "fill",
+    "setitem",
+    "index_fill",
+    "scatter",
+)
 
 
 def has_sentinel(tensor: Tensor) -> bool:

@@ -74,6 +74,7 @@ OPS: dict[str, OpSpec] = {
     "addbmm": OpSpec(OpKind.GEMM, frozenset({1, 2, "batch1", "batch2"})),
     "baddbmm": OpSpec(OpKind.GEMM, frozenset({1, 2, "batch1", "batch2"})),
     **dict.fromkeys(("einsum", "tensordot", "inner", "outer", "chain_matmul"), _GEMM),
+    **dict.fromkeys(("grouped_mm", "_grouped_mm"), OpSpec(OpKind.GEMM, frozenset({0, 1, "input", "mat2"}))),
     "scaled_dot_product_attention": OpSpec(OpKind.GEMM, frozenset({0, 1, 2, "query", "key", "value"})),
     "multi_head_attention_forward": OpSpec(
         OpKind.GEMM, frozenset({0, 1, 2, "query", "key", "value"}), _ATTENTION_WEIGHTS, outputs=1
@@ -106,6 +107,8 @@ OPS: dict[str, OpSpec] = {
     **dict.fromkeys(("masked_select", "diagonal", "unbind", "chunk", "split", "split_with_sizes"), _MOVE),
     **dict.fromkeys(("tensor_split", "hsplit", "vsplit", "unfold", "fold", "as_strided"), _MOVE),
     **dict.fromkeys(("take_along_dim", "roll", "flip"), _MOVE),
+    "copy": OpSpec(OpKind.MOVE, frozenset({1, "src", "other"})),
+    "setitem": OpSpec(OpKind.FLOAT, frozenset({0, 2}), reason="its readers quantize what it writes"),
     **dict.fromkeys(("rot90", "tril", "triu", "contiguous", "clone", "detach", "alias", "identity"), _MOVE),
     **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"), _MOVE),
     **dict.fromkeys(("feature_dropout", "feature_alpha_dropout", "native_dropout"), _MOVE),
@@ -122,12 +125,15 @@ OPS: dict[str, OpSpec] = {
     **dict.fromkeys(("rnn_tanh_cell", "rnn_relu_cell"), _RNN),
     **dict.fromkeys(("zeros", "ones", "full", "empty", "arange", "linspace", "eye", "tensor"), _CREATE),
     **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones"), _CREATE),
+    "empty_strided": _CREATE,
     **dict.fromkeys(("new_full", "new_empty", "new_tensor", "rand", "randn", "rand_like"), _CREATE),
     **dict.fromkeys(("randn_like", "scalar_tensor", "as_tensor", "from_numpy", "one_hot"), _CREATE),
     **dict.fromkeys(("bernoulli", "normal", "multinomial", "randint", "randperm", "logspace"), _CREATE),
 }  # fmt: skip
 
 UNKNOWN = OpSpec(OpKind.FLOAT)
+UNWRITTEN = frozenset({"empty", "empty_like", "new_empty", "empty_strided"})
+"""Ops whose result holds whatever the memory held before."""
 
 # Python spellings of one op. An in-place mark (trailing `_`, `__i...__`) and dunders go first.
 _ALIASES = {

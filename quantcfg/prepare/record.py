@@ -33,8 +33,8 @@ _TAG = "_quantcfg_value"
 class Value:
     """One tensor of the recorded forward.
 
-    ``kind`` is ``input`` (of the model), ``parameter``, ``buffer``, ``constant`` (came from nowhere) or
-    ``site``.
+    ``kind`` is ``input`` (of the model), ``parameter``, ``buffer``, ``constant`` (came from nowhere),
+    ``site``, or ``written`` (an older tensor, after something was written into memory that it shares).
     ``live`` says that it depends on activations; a value that does not is a constant of the model or a mask.
     ``mask`` says that it holds, or may hold, the -inf of an attention mask.
     """
@@ -48,6 +48,7 @@ class Value:
     live: bool = False
     fixed: bool = False  # computed from parameters and buffers alone
     mask: bool = False
+    unwritten: bool = False  # at least in part: made by torch.empty, so that nothing can be read from it
     consumers: list[int] = field(default_factory=list)
 
 
@@ -144,6 +145,7 @@ class Recorder:
         }
         self._owned_values: dict[int, int] = {}
         self._keep: list[Tensor] = []
+        self._written: dict[int, list[int]] = {}  # memory -> the values written into it, in order
 
     def enter(self, path: str, call: int) -> None:
         """Count the call of a module."""
@@ -173,6 +175,8 @@ class Recorder:
         inplace = ops.is_inplace(call.spelling) and any(made is arg for arg in args[:1])
         site = self._site(call, operands, inplace=inplace)
         site.outputs = tuple(self._output(site, tensor, position) for position, tensor in enumerate(outputs))
+        if inplace:
+            self._written.setdefault(_memory(outputs[0]), []).append(site.outputs[0])
         self._mark_masks(site, operands, outputs, call)
         site.macs = macs(site.op, [self._shape(o) for o in operands], [self._shape(o) for o in site.weights],
                          outputs[0].numel()) if site.kind is OpKind.GEMM else 0  # fmt: skip
@@ -225,6 +229,8 @@ class Recorder:
         creates = site.kind is OpKind.CREATE  # like its argument, but not computed from it
         value.live = not creates and (looked_up or any(source.live for source in sources))
         value.fixed = bool(sources) and all(source.fixed for source in sources) and not value.live
+        moves = site.kind is OpKind.MOVE
+        value.unwritten = site.op in ops.UNWRITTEN or (moves and any(source.unwritten for source in sources))
         return value.index
 
     def _mark_masks(self, site: Site, operands: list[Operand], outputs: list[Tensor], call: _Call) -> None:
@@ -234,8 +240,8 @@ class Recorder:
         live = any(values[index].live for index in site.outputs)
         written = masks.writes_mask(site.op, call.args, call.kwargs, live=live)
         for index, tensor in zip(site.outputs, outputs, strict=True):
-            seen = masks.has_sentinel(tensor) if values[index].live else masks.looks_like_mask(tensor)
-            values[index].mask = carried or written or seen
+            looks = masks.has_sentinel if values[index].live else masks.looks_like_mask
+            values[index].mask = carried or written or (not values[index].unwritten and looks(tensor))
 
     def _alias(self, site: Site, result: Tensor) -> Tensor:
         """Return the written tensor as a new object, so that later use of the old one shows."""
@@ -265,7 +271,24 @@ class Recorder:
                 producer.written_back = True
             yield Operand(slot, index)
             return
-        yield Operand(slot, self._owned_or_constant(tensor) if tag is None else tag)
+        index = self._owned_or_constant(tensor) if tag is None else tag
+        yield Operand(slot, self._current(tensor, index) if self._written else index)
+
+    def _current(self, tensor: Tensor, index: int) -> int:
+        """The value of a tensor now: another one, if something was written where it lies in between."""
+        later = [written for written in self._written.get(_memory(tensor), ()) if written > index]
+        if not later:
+            return index
+        values = self.recording.values
+        value = self._new_value(tensor, "written", values[index].name)
+        value.unwritten = values[index].unwritten
+        for source in (values[index], *(values[written] for written in later)):
+            value.live, value.mask = value.live or source.live, value.mask or source.mask
+        for written in later:
+            producer = self.recording.producer(written)
+            if producer is not None:
+                producer.written_back = True
+        return value.index
 
     def _owned_or_constant(self, tensor: Tensor) -> int:
         owned = self._owned.get(id(tensor))
@@ -314,6 +337,14 @@ def _named_inputs(module: nn.Module, args: Any, kwargs: Any) -> Iterator[tuple[s
     for path, leaf in pytree.tree_flatten_with_path(dict(bound))[0]:
         names = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in path]
         yield ".".join(names), leaf
+
+
+def _memory(tensor: Tensor) -> int:
+    """Where the elements of a tensor are kept; tensors that share memory have it in common."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):  # a sparse tensor, or one that only pretends to have elements
+        return id(tensor)
 
 
 def _is_float(leaf: Any) -> bool:

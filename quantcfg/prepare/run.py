@@ -49,6 +49,7 @@ class Action:
     output: FakeQuantizeBase | None = None
     num_outputs: int = 0
     write_back: bool = False
+    inplace: bool = False
     batch_norm: LiveBatchNorm | None = None
 
     def run(self, func: Callable[..., Any], args: Any, kwargs: Any, memo: Memo) -> Any:
@@ -56,7 +57,10 @@ class Action:
         if self.edges or self.weights:
             args, kwargs = list(args), dict(kwargs)
             for slot, key, fake_quant in self.edges:
-                replace_argument(args, kwargs, slot, partial(_shared, key, fake_quant, memo))
+                change = partial(_shared, key, fake_quant, memo)
+                if self.inplace and slot == (0,):
+                    change = partial(_in_place, fake_quant)
+                replace_argument(args, kwargs, slot, change)
             for slot, fake_quant in self.weights:
                 replace_argument(args, kwargs, slot, partial(self._weight, fake_quant))
         result = func(*args, **kwargs)
@@ -82,6 +86,13 @@ class Action:
                 items[index] = fake_quant(item)
         make = getattr(type(result), "_make", type(result))
         return make(items)
+
+
+def _in_place(fake_quant: FakeQuantizeBase, x: Tensor) -> Tensor:
+    """Quantize what an op is about to write into: whoever else sees that memory has to see the result."""
+    if fake_quant.quantizing:
+        return x.copy_(fake_quant(x.clone()))
+    return fake_quant(x)
 
 
 def _shared(key: int, fake_quant: FakeQuantizeBase, memo: Memo, x: Any) -> Any:
