@@ -132,6 +132,10 @@ class FakeQuantizeBase(ExactModule, ABC):
         self._set_qparams(self.observer.qparams())
         self._set_ready()
 
+    def follow_observer(self) -> None:
+        """Quantize with what the observer says now, as training does after each batch."""
+        self._set_qparams(self.observer.qparams())
+
     def load_qparams_from(self, other: FakeQuantizeBase) -> None:
         """Start from what another fake quantize, of any kind, has calibrated or learned.
 

@@ -21,7 +21,7 @@ from quantcfg.stages.evaluate import evaluate
 from quantcfg.stages.guards import check_plan, guard_results
 from quantcfg.stages.job import Identity, Job
 from quantcfg.stages.recalculation import recalculate
-from quantcfg.stages.seeding import derive_seed, random_state, restorer, seeded
+from quantcfg.stages.seeding import random_state, restorer
 from quantcfg.stages.sharding import ObserverShards, Pulse
 from quantcfg.stages.signals import StopRequest, stop_request
 from quantcfg.stages.user_code import in_batch
@@ -234,7 +234,7 @@ def _observe(stage: _Stage, index: int, batch: Any) -> None:
     name = stage.source.name
     stage.job.ranks.at(f"batch {index} of {name}()")
     stage.shards.begin_batch(index)
-    with in_batch(name, index), seeded(derive_seed(stage.job.seed, name, "batch", index)):
+    with in_batch(name, index), stage.source.drawing(index):
         stage.job.model_file.forward(stage.model, batch)
     stage.shards.end_batch(index)
 

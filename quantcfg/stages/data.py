@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeAlias
@@ -14,7 +15,7 @@ from quantcfg.stages.batches import check_batch, tensors_in, to_device
 from quantcfg.stages.fingerprint import hash_state
 from quantcfg.stages.model_file import ModelFile
 from quantcfg.stages.ranks import ALONE, Ranks
-from quantcfg.stages.seeding import derive_seed, seed_all
+from quantcfg.stages.seeding import derive_seed, seed_all, seeded, seeded_everywhere
 from quantcfg.stages.user_code import place_of, user_code
 
 Numbered: TypeAlias = tuple[int, Any]  # a batch and its number in the pass
@@ -77,6 +78,14 @@ class DataSource:
             yield index, to_device(batch, self.device)
         if not read and limit != skip:
             raise UserCodeError(f"{self.name}() gave no batch", where=self._place())
+
+    def drawing(self, index: int, epoch: int = 0) -> AbstractContextManager[None]:
+        """For a block that works on one batch: what it draws depends on that batch and changes no other.
+
+        With several ranks that holds for Python's and NumPy's generators too, with one for torch's alone.
+        """
+        seed = derive_seed(self.seed, self.name, "batch", epoch, index)
+        return seeded_everywhere(seed) if self.ranks.are_many else seeded(seed)
 
     def _require_same(self, index: int, batch: Any) -> None:
         """Refuse data that differs by rank: each rank reads all of it and uses its share."""

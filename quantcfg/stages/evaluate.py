@@ -14,7 +14,7 @@ from quantcfg.stages.data import DataSource
 from quantcfg.stages.model_file import FUNCTIONS, ModelFile
 from quantcfg.stages.progress import Progress, Task
 from quantcfg.stages.ranks import Ranks
-from quantcfg.stages.seeding import derive_seed, isolated_randomness, seeded
+from quantcfg.stages.seeding import isolated_randomness
 from quantcfg.stages.user_code import in_batch, place_of, user_code
 
 
@@ -93,7 +93,7 @@ def _default_metrics(model: nn.Module, data: DataSource, task: Task) -> dict[str
 
 
 def _counts_of(model: nn.Module, data: DataSource, index: int, batch: Any) -> _Counts:
-    with in_batch(data.name, index), seeded(derive_seed(data.seed, data.name, "batch", index)):
+    with in_batch(data.name, index), data.drawing(index):
         outputs = data.model_file.forward(model, batch)
         return _count(outputs, batch, data.model_file)
 

@@ -39,7 +39,7 @@ class Meeting:
         if is_lost_rank(error):
             return self._about_lost(error)
         if self.ranks.whereabouts.is_common:
-            return error if self.ranks.is_first else EchoError(_code_of(error))
+            return self._common(error)
         return self._named(error) if self._is_first_to_fail(error) else EchoError(self._posted(error))
 
     def _about_lost(self, error: BaseException) -> BaseException:
@@ -57,6 +57,12 @@ class Meeting:
         names = " and ".join(f"rank {rank}" for rank in missing)
         how = f"did not answer for {self.timeout:g} s" if _timed_out(error) else "ended without a word"
         return f"{names} {how}{where}"
+
+    def _common(self, error: BaseException) -> BaseException:
+        if not self.ranks.is_first:
+            return EchoError(_code_of(error))
+        self._is_first_to_fail(error)
+        return error
 
     def _named(self, error: BaseException) -> BaseException:
         if isinstance(error, QuantcfgError) and not isinstance(error, ConfigError | UsageError):

@@ -30,6 +30,7 @@ FUNCTIONS = {
     "evaluate": "def evaluate(model, data) -> dict[str, float]",
     "example_inputs": "def example_inputs() -> tuple | dict",
     "optimizer": "def optimizer(model) -> Optimizer",
+    "shard": "def shard(model, mesh) -> None",
 }
 
 

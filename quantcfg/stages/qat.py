@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
@@ -30,8 +31,10 @@ from quantcfg.stages.evaluate import evaluate
 from quantcfg.stages.guards import check_plan, guard_results
 from quantcfg.stages.job import Identity, Job
 from quantcfg.stages.optimizers import Schedule, build_optimizer, build_schedule
+from quantcfg.stages.parallel import make_worker, shard
 from quantcfg.stages.scaling import LossScaler
 from quantcfg.stages.selection import Selection
+from quantcfg.stages.sharding import Pulse
 from quantcfg.stages.signals import StopRequest, stop_request
 from quantcfg.stages.training import Length, Trainer, enter_phase
 
@@ -66,11 +69,11 @@ def run_qat(job: Job, run: RunDirectory, source: Path | None = None) -> None:
     identity = records.identity_of(job, float_model, "qat")
     with logging_to(run.log):
         checkpoint = records.newest(job, run, identity)
-        if checkpoint is None and not (run.resume and run.calib.is_dir()):
+        if checkpoint is None and not (run.resume and job.ranks.from_first(run.calib.is_dir)):
             records.begin(job, run, plan_of(model))
         calibrated = RunDirectory(source) if source else _calibrate_first(job, run, clock)
         selection = Selection(job.config.qat.best)
-        stage = _Stage(job, run, model, identity, clock, _metrics_of(calibrated), selection)
+        stage = _Stage(job, run, model, identity, clock, _metrics_of(job, calibrated), selection)
         selection.check(stage.calib_metrics["calibrated"])
         if checkpoint is None:
             _load_ranges(job, calibrated, stage)
@@ -78,19 +81,26 @@ def run_qat(job: Job, run: RunDirectory, source: Path | None = None) -> None:
 
 
 def _calibrate_first(job: Job, run: RunDirectory, clock: Clock) -> RunDirectory:
-    with clock.phase("calibration"), open_run(run.calib, resume=run.resume) as calib:
+    with clock.phase("calibration"), _open_calib(run) as calib:
         run_calib(job, calib)
     return calib
 
 
-def _metrics_of(calibrated: RunDirectory) -> dict[str, dict[str, float]]:
-    metrics = calibrated.read_result()["metrics"]
+def _open_calib(run: RunDirectory) -> AbstractContextManager[RunDirectory]:
+    return open_run(run.calib, resume=run.resume, writes=run.writes)
+
+
+def _metrics_of(job: Job, calibrated: RunDirectory) -> dict[str, dict[str, float]]:
+    metrics = job.ranks.from_first(lambda: calibrated.read_result()["metrics"])
     return {name: metrics[name] for name in ("float", "calibrated")}
 
 
 def _load_ranges(job: Job, calibrated: RunDirectory, stage: _Stage) -> None:
-    report = load_observer_params(records.rebuild(job, calibrated).model, stage.model)
-    LOGGER.info("started from %d calibrated ranges of %s", len(report.loaded), calibrated.path)
+    """Start from the ranges of a calibration, which the first rank reads for all."""
+    if job.ranks.is_first:
+        report = load_observer_params(records.rebuild(job.alone(), calibrated).model, stage.model)
+        LOGGER.info("started from %d calibrated ranges of %s", len(report.loaded), calibrated.path)
+    job.ranks.share_state(stage.model)
 
 
 def _teacher(job: Job, float_model: nn.Module) -> Teacher | None:
@@ -99,9 +109,8 @@ def _teacher(job: Job, float_model: nn.Module) -> Teacher | None:
 
 
 def _train(stage: _Stage, data: DataSource, checkpoint: Checkpoint | None, teacher: Teacher | None) -> None:
-    with stop_request() as stop:
-        trainer = _trainer(stage, data, stop)
-        trainer.teacher = teacher
+    with stop_request(can_insist=not stage.job.ranks.is_launched) as stop:
+        trainer = _trainer(stage, data, stop, teacher)
         _restore(stage, trainer, checkpoint)
         total = _num_steps(stage.job, data)
         with (
@@ -143,7 +152,8 @@ def _restore(stage: _Stage, trainer: Trainer, checkpoint: Checkpoint | None) -> 
     stage.run.metrics.rewind(checkpoint.step)
 
 
-def _trainer(stage: _Stage, data: DataSource, stop: StopRequest) -> Trainer:
+def _trainer(stage: _Stage, data: DataSource, stop: StopRequest, teacher: Teacher | None) -> Trainer:
+    shard(stage.job, stage.model)
     optimizer, schedule = _optimizer(stage, data)
     trainer: Trainer
 
@@ -156,27 +166,41 @@ def _trainer(stage: _Stage, data: DataSource, stop: StopRequest) -> Trainer:
             enter_phase(stage.job, stage.model, trainer.position.epoch)
         if trainer.is_stopped:  # the end of the epoch saves
             return
-        if evaluates or stop.received or timer.is_due():
+        if _agreed(stage, trainer, stop, is_due=timer.is_due()) or evaluates or stop.received:
             _save(stage, trainer)
         if stop.received:
-            raise records.interrupted(stage.job, stop, trainer.position.step)
+            _interrupt(stage, trainer, stop)
 
     def after_epoch() -> None:
         _evaluate(stage, trainer)
         _save(stage, trainer)
+        _agreed(stage, trainer, stop)
         if stop.received and not trainer.is_over:
-            raise records.interrupted(stage.job, stop, trainer.position.step)
+            _interrupt(stage, trainer, stop)
 
     section = stage.job.config.qat
     length = Length(None, section.steps) if section.steps else Length(section.epochs, None)
     log = stage.run.metrics
     scaler = LossScaler.of(stage.job.device, section.autocast, stage.model)
-    trainer = Trainer(
-        stage.job, stage.model, optimizer, schedule, scaler, data, length, log, between_steps, after_epoch
-    )
+    worker = make_worker(stage.job, stage.model, teacher)
+    parts = (stage.model, worker, optimizer, schedule, scaler, data, length, log)
+    trainer = Trainer(stage.job, *parts, between_steps, after_epoch)
     if section.ema is not None:
         trainer.average = WeightAverage(stage.model, section.ema)
     return trainer
+
+
+def _agreed(stage: _Stage, trainer: Trainer, stop: StopRequest, *, is_due: bool = False) -> bool:
+    """Let all ranks know of a stop, and whether the first one finds that a checkpoint is due."""
+    ranks, position = stage.job.ranks, trainer.position
+    wishes = Pulse(position.step, stop=stop.received or 0, save=ranks.is_first and is_due).beat(ranks)
+    stop.receive(wishes.stop)
+    return wishes.save
+
+
+def _interrupt(stage: _Stage, trainer: Trainer, stop: StopRequest) -> None:
+    with stage.job.ranks.alike():
+        raise records.interrupted(stage.job, stop, trainer.position.step)
 
 
 def _optimizer(stage: _Stage, data: DataSource) -> tuple[Any, Schedule]:

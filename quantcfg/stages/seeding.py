@@ -101,5 +101,13 @@ def isolated_randomness() -> Iterator[None]:
         restore_random_state(state)
 
 
+@contextmanager
+def seeded_everywhere(seed: int) -> Iterator[None]:
+    """Like `seeded`, for the generators of Python and NumPy as well."""
+    with isolated_randomness():
+        seed_all(seed)
+        yield
+
+
 def _bytes(state: Tensor) -> Tensor:
     return state.to("cpu", torch.uint8)

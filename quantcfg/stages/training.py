@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -24,16 +24,17 @@ from quantcfg.prepare.state import (
 from quantcfg.runs.metrics import MetricsLog
 from quantcfg.stages.averaging import WeightAverage
 from quantcfg.stages.data import DataSource
-from quantcfg.stages.distillation import Teacher
 from quantcfg.stages.job import Job
 from quantcfg.stages.optimizers import Schedule
+from quantcfg.stages.parallel import Worker
 from quantcfg.stages.progress import Task
 from quantcfg.stages.scaling import MOST_IN_A_ROW, LossScaler
 from quantcfg.stages.seeding import random_state, restorer
+from quantcfg.stages.steps import Turn, steps
+from quantcfg.stages.synchronize import StepStatistics
 from quantcfg.stages.user_code import in_batch
 
 LOG_INTERVAL = 10  # steps between two lines of metrics.jsonl
-_AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _WEIGHT_SLOT = re.compile(r"(^|_)weight(_|$)")
 
 
@@ -63,7 +64,7 @@ class Length:
 
 @dataclass(slots=True)
 class Trainer:
-    """Model, optimizer and position, and how to move them on.
+    """Model, optimizer and position, and how to move them on. ``worker`` computes the losses of ``model``.
 
     ``between_steps`` is called after each optimizer step but the last and may raise; ``after_epoch`` after
     each epoch. Either may set ``is_stopped``, which ends the training early.
@@ -71,6 +72,7 @@ class Trainer:
 
     job: Job
     model: nn.Module
+    worker: Worker
     optimizer: Optimizer
     schedule: Schedule
     scaler: LossScaler
@@ -81,7 +83,6 @@ class Trainer:
     after_epoch: Callable[[], None]
     position: TrainPosition = TrainPosition()
     random: Mapping[str, Any] | None = None
-    teacher: Teacher | None = None
     average: WeightAverage | None = None
     is_stopped: bool = False
     newest_metrics: Mapping[str, float] = field(default_factory=dict)
@@ -126,55 +127,60 @@ class Trainer:
     def _epoch(self, task: Task) -> None:
         enter_phase(self.job, self.model, self.position.epoch)
         restore = restorer(self.random if self.position.batch else None)
-        losses: list[float] = []
-        for index, batch in self.source.batches(
-            self.position.epoch, skip=self.position.batch, after_skip=restore
-        ):
-            losses.append(self._backward(index, batch, is_first=not losses))
-            if len(losses) < self.job.config.qat.accumulate:
-                continue
-            self._update(task, index, losses)
-            losses = []
-            if not self.is_over:
+        size, ranks = self.job.config.qat.accumulate, self.job.ranks
+        statistics = StepStatistics(self.model, ranks, ranks.are_many or size > 1)
+        batches = self.source.batches(self.position.epoch, skip=self.position.batch, after_skip=restore)
+        for turns in steps(batches, size, ranks):
+            num_batches = self._step(task, turns, statistics)
+            if num_batches == size and not self.is_over:
                 self.between_steps()
             if self.is_over:
                 break
-        if losses:
-            self._update(task, index, losses)
         self.position = TrainPosition(self.position.epoch + 1, 0, self.position.step)
         self.schedule.after_epoch()
         self.after_epoch()
 
-    def _backward(self, index: int, batch: Any, *, is_first: bool) -> float:
-        with in_batch(self.source.name, index):
-            loss = self._loss(batch)
-            value = self._finite(loss, self._place(index))
-            if is_first:
-                self.optimizer.zero_grad(set_to_none=True)
-            self.scaler.scaled(loss).backward()  # type: ignore[no-untyped-call]
-        return value
+    def _step(self, task: Task, turns: Iterator[Turn], statistics: StepStatistics) -> int:
+        """Make one optimizer step; how many batches it had."""
+        statistics.begin()
+        self.optimizer.zero_grad(set_to_none=True)
+        for turn in turns:
+            with statistics.batch():
+                loss = self._backward(turn)
+                if turn.counts:
+                    statistics.add(turn.index, loss)
+        losses = statistics.finish()
+        with self.job.ranks.alike():
+            self._require_finite(losses, turn.end - len(losses))
+            self._update(task, turn.end - 1, losses)
+        return len(losses)
 
-    def _finite(self, loss: Tensor, where: str) -> float:
-        value = float(loss.item())
-        if value - value != 0:
-            hint = "look at the data of that batch, or lower the learning rate"
-            if self.scaler.is_enabled:
-                hint += "; float16 ends at 65504: autocast: bfloat16 does not"
-            raise RunError(f"the loss is {value} in {where}; nothing was updated", hint=hint)
-        return value
+    def _backward(self, turn: Turn) -> float:
+        name, epoch = self.source.name, self.position.epoch
+        self.job.ranks.at(self._place(turn.index))
+        with (
+            in_batch(name, turn.index),
+            self.source.drawing(turn.index, epoch),
+            self.worker.turn(is_last=turn.is_last),
+        ):
+            loss = self.worker.loss(turn.batch)
+            (self.scaler.scaled(loss) * turn.counts).backward()  # type: ignore[no-untyped-call]
+        return float(loss.item())
 
-    def _loss(self, batch: Any) -> Tensor:
-        name = self.job.config.qat.autocast
-        dtype = _AUTOCAST[name] if name is not None else torch.float32
-        with torch.autocast(self.job.device.type, dtype, enabled=name is not None):
-            outputs = self.job.model_file.forward(self.model, batch)
-            loss = self.job.model_file.loss(outputs, batch)
-            return loss if self.teacher is None else self.teacher.blend(loss, outputs, batch)
+    def _require_finite(self, losses: Sequence[float], first: int) -> None:
+        index = next((first + place for place, value in enumerate(losses) if value - value != 0), None)
+        if index is None:
+            return
+        hint = "look at the data of that batch, or lower the learning rate"
+        if self.scaler.is_enabled:
+            hint += "; float16 ends at 65504: autocast: bfloat16 does not"
+        value, where = losses[index - first], self._place(index)
+        raise RunError(f"the loss is {value} in {where}; nothing was updated", hint=hint)
 
     def _update(self, task: Task, index: int, losses: list[float]) -> None:
         """Make one optimizer step of the gradients of the batches up to ``index``."""
         rate = self.optimizer.param_groups[0]["lr"]
-        if self._check_and_clip(self._place(index), len(losses)):
+        if self._check_and_clip(self._place(index), len(losses) / self.worker.share):
             self.scaler.step(self.optimizer)
             self.schedule.after_step()
             if self.average is not None:
@@ -187,13 +193,13 @@ class Trainer:
     def _place(self, index: int) -> str:
         return f"step {self.position.step + 1} (epoch {self.position.epoch + 1}, batch {index})"
 
-    def _check_and_clip(self, where: str, num_batches: int) -> bool:
+    def _check_and_clip(self, where: str, divisor: float) -> bool:
         """Make the gradients ready for a step; False where it is to be skipped for a smaller loss scale."""
         self.scaler.unscale(self.optimizer)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in trained if p.grad is not None]
-        if num_batches > 1:
-            torch._foreach_div_(gradients, num_batches)
+        if divisor != 1:
+            torch._foreach_div_(gradients, divisor)
         norm = nn.utils.get_total_norm(gradients)
         if not bool(norm.isfinite()):
             self._refuse_gradient(where)

@@ -42,6 +42,8 @@ class Observer(ExactModule, ABC):
             0.01 unless told otherwise), nothing is recorded for a merge and nothing waits for the device.
         batch_index: place of the next batch in the whole stream, set by who divides it among processes;
             None counts the batches seen here.
+        taken: where each observation leaves what it added, for a trainer that takes in the batches of a step
+            in one order (see `replay`); None: nowhere.
 
     Shapes:
         min_val, max_val: float32, ``(1,)`` per tensor, ``(num_channels,)`` per channel. Before the first
@@ -84,6 +86,7 @@ class Observer(ExactModule, ABC):
         self.name = ""
         self.fold_batches = False
         self.batch_index: int | None = None
+        self.taken: list[Tensor] | None = None
         self.register_buffer("min_val", torch.full((num_channels,), torch.inf))
         self.register_buffer("max_val", torch.full((num_channels,), -torch.inf))
         self.register_buffer("num_batches", torch.zeros(1, dtype=torch.int64))
@@ -195,6 +198,20 @@ class Observer(ExactModule, ABC):
             self.num_batches += other.num_batches
             self.skipped += other.skipped
 
+    @property
+    def taken_size(self) -> int:
+        """How many values an entry of ``taken`` has."""
+        return 2 * self.num_channels + 1
+
+    def replay(self, entry: Tensor) -> None:
+        """Take in again what a batch added, an entry of ``taken``. Batches are not counted again.
+
+        Shapes:
+            entry: float64 ``(taken_size,)``.
+        """
+        low, high = entry[:-1].float().view(2, -1)
+        self._fold((low, high), entry[-1] > 0)
+
     def reset_dtype(self, dtype: str | QuantDType) -> None:
         """Change to the full grid of another dtype; the statistics stay."""
         self.dtype = as_dtype(dtype)
@@ -217,7 +234,12 @@ class Observer(ExactModule, ABC):
         """The range that this one batch asks for."""
         return low, high
 
+    def _note(self, *terms: Tensor) -> None:
+        if self.taken is not None:
+            self.taken.append(torch.cat([term.double().reshape(-1) for term in terms]))
+
     def _fold(self, batch: Range, finite: Tensor) -> None:
+        self._note(*batch, finite)
         if self.records is not None and not self.fold_batches:
             index = self.num_batches if self.batch_index is None else self.batch_index
             self.records.push(index, batch, finite, self._step)

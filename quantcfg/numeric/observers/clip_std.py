@@ -67,11 +67,30 @@ class ClipStdObserver(Observer):
         return int(self.count) == 0
 
     def _observe(self, x: Tensor, low: Tensor, high: Tensor, finite: Tensor) -> None:
-        mean, squares, count = moments(x, self.ch_axis, torch.maximum(low.abs(), high.abs()))
+        mean, squares, number = moments(x, self.ch_axis, torch.maximum(low.abs(), high.abs()))
+        count = torch.full_like(self.num_batches, number)
         if self.averaging_constant is not None:
-            number = torch.full_like(self.num_batches, count)
-            self._fold(self._clipped((low, high), mean, squares, number), finite)
+            self._fold(self._clipped((low, high), mean, squares, count), finite)
+        else:
+            self._add((low, high), mean, squares, count, finite)
+
+    @property
+    def taken_size(self) -> int:
+        """How many values an entry of ``taken`` has."""
+        return super().taken_size if self.averaging_constant is not None else 4 * self.num_channels + 2
+
+    def replay(self, entry: Tensor) -> None:
+        """Take in again what a batch added, an entry of ``taken``. Batches are not counted again."""
+        if self.averaging_constant is not None:
+            super().replay(entry)
             return
+        low, high, mean, squares = entry[:-2].view(4, -1)
+        self._add((low.float(), high.float()), mean, squares, entry[-2:-1].long(), entry[-1] > 0)
+
+    def _add(self, ends: Range, mean: Tensor, squares: Tensor, count: Tensor, finite: Tensor) -> None:
+        """Add the moments of a batch to those of the stream."""
+        low, high = ends
+        self._note(low, high, mean, squares, count, finite)
         self.sum.add(torch.where(finite, mean * count, 0.0))
         self.sum_of_squares.add(torch.where(finite, squares + count * mean.square(), 0.0))
         self.count += torch.where(finite, count, 0)

@@ -1,0 +1,106 @@
+"""What a step goes backward from: the loss of a batch, by one process, DDP or FSDP2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from quantcfg.errors import UsageError, UserCodeError
+from quantcfg.stages.distillation import Teacher
+from quantcfg.stages.job import Job
+from quantcfg.stages.user_code import place_of, user_code
+
+AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Objective(nn.Module):
+    """The model with its loss, one module whose output is a scalar: what DDP can wrap around any forward."""
+
+    def __init__(self, job: Job, model: nn.Module, teacher: Teacher | None) -> None:
+        super().__init__()
+        self.job = job
+        self.model = model
+        self.teacher = teacher
+
+    def forward(self, batch: Any) -> Tensor:
+        """The loss of a batch, under the autocast of the config."""
+        name = self.job.config.qat.autocast
+        dtype = AUTOCAST[name] if name is not None else torch.float32
+        with torch.autocast(self.job.device.type, dtype, enabled=name is not None):
+            outputs = self.job.model_file.forward(self.model, batch)
+            loss = self.job.model_file.loss(outputs, batch)
+            return loss if self.teacher is None else self.teacher.blend(loss, outputs, batch)
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """Computes losses whose gradients all ranks share.
+
+    ``share`` is what the gradients are divided by after they were brought together: the number of ranks, of
+    which DDP and FSDP2 take the mean.
+    """
+
+    objective: Objective | DistributedDataParallel
+    model: nn.Module
+    share: int = 1
+
+    @contextmanager
+    def turn(self, *, is_last: bool) -> Iterator[None]:
+        """Around forward and backward of a batch: only after the last one gradients are brought together."""
+        if isinstance(self.model, FSDPModule):
+            self.model.set_requires_gradient_sync(is_last)
+        if is_last or not isinstance(self.objective, DistributedDataParallel):
+            yield
+            return
+        with self.objective.no_sync():
+            yield
+
+    def loss(self, batch: Any) -> Tensor:
+        """The loss of a batch."""
+        loss: Tensor = self.objective(batch)
+        return loss
+
+
+def make_worker(job: Job, model: nn.Module, teacher: Teacher | None) -> Worker:
+    """The worker of this rank for a ``model`` that is sharded already, if it is to be."""
+    objective = Objective(job, model, teacher)
+    if not job.ranks.are_many:
+        return Worker(objective, model)
+    if isinstance(model, FSDPModule):
+        return Worker(objective, model, job.ranks.size)
+    # Observers and batch norms are kept equal by StepStatistics; a broadcast would undo what ranks have seen.
+    wrapped = DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=True)
+    return Worker(wrapped, model, job.ranks.size)
+
+
+def shard(job: Job, model: nn.Module) -> None:
+    """Shard ``model`` in place by the model file's ``shard(model, mesh)``, if it has one and ranks are many.
+
+    Raises:
+        UserCodeError: ``shard`` raised.
+        UsageError: float16 is asked for as well.
+    """
+    if not (job.ranks.are_many and job.model_file.has("shard")):
+        return
+    if job.config.qat.autocast == "float16":
+        raise UsageError(
+            "qat.autocast: float16 does not go with shard(): ranks would disagree about steps to skip",
+            hint="autocast: bfloat16 needs no loss scale",
+        )
+    function = job.model_file.function("shard")
+    mesh = init_device_mesh(job.device.type, (job.ranks.size,))
+    with user_code("shard()", function):
+        function(model, mesh)
+    if not isinstance(model, FSDPModule):
+        fully_shard(model, mesh=mesh)  # what no part of the model has taken
+    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        raise UserCodeError("shard() left no parameter to shard", where=place_of(function))

@@ -1,0 +1,59 @@
+"""Which batches make an optimizer step, and which rank takes which of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from quantcfg.stages.data import Numbered
+from quantcfg.stages.ranks import Ranks
+from quantcfg.stages.sharding import Pulse
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One batch of one rank, while each other rank has one too.
+
+    Attributes:
+        index, batch: the batch and its number in the epoch.
+        counts: False where there is none left for this rank: it takes another one's along and adds nothing,
+            so that the ranks make the same calls.
+        end: the number after the last batch of this turn on any rank.
+        is_last: of its step: gradients are brought together.
+    """
+
+    index: int
+    batch: Any
+    counts: bool
+    end: int
+    is_last: bool
+
+
+def steps(batches: Iterator[Numbered], size: int, ranks: Ranks) -> Iterator[Iterator[Turn]]:
+    """Divide an epoch into optimizer steps of ``size`` batches; the last one has what is left.
+
+    Of a step's batches rank r takes number r, r + N, ... of N ranks. Each step is to be used up before the
+    next. At most the batches of the next turn are read ahead, and none beyond a step.
+
+    Raises:
+        RunError: The ranks are not at the same batch: their data has different lengths.
+    """
+    end = 0
+    while chunk := list(islice(batches, min(ranks.size, size))):
+        Pulse(chunk[0][0]).beat(ranks)
+        yield _turns(chunk, batches, size, ranks)
+        end = chunk[-1][0]
+    Pulse(end, is_end=True).beat(ranks)
+
+
+def _turns(chunk: list[Numbered], batches: Iterator[Numbered], size: int, ranks: Ranks) -> Iterator[Turn]:
+    left = size - len(chunk)
+    while chunk:
+        following = list(islice(batches, min(ranks.size, left)))
+        left -= len(following)
+        counts = ranks.rank < len(chunk)
+        index, batch = chunk[ranks.rank if counts else -1]
+        yield Turn(index, batch, counts, chunk[-1][0] + 1, is_last=not following)
+        chunk = following
