@@ -80,7 +80,7 @@ class OwnChildren:
     def __call__(self) -> Iterator[tuple[str, nn.Module]]:
         """Yield names and children; outside of a forward (``train``, ``to``, ``apply``) all of them."""
         for name, child in type(self.host).named_children(self.host):
-            if not (self.interceptor.depth and isinstance(child, FakeQuants)):
+            if not (self.interceptor.position.depth and isinstance(child, FakeQuants)):
                 yield name, child
 
 

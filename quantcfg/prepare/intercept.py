@@ -9,9 +9,11 @@ traced, and nothing is global: two prepared models do not know of each other.
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -50,19 +52,14 @@ class Handler(Protocol):
 Memo = dict[int, tuple[Tensor, Tensor]]
 
 
-class Interceptor:
-    """The state of one model's forward. ``active`` off means that the original forward runs untouched."""
+class Position:
+    """Where a forward is: its innermost scope, the calls counted so far and the values quantized so far."""
 
     def __init__(self) -> None:
-        self.handler: Handler | None = None
-        self.active = False
         self.scope: Scope | None = None
         self.depth = 0  # forwards that are running now, in any state
         self.calls: dict[str, int] = {}
         self.memo: Memo = {}
-        self.prepared: Any = None  # what `prepare` left; see prepare/state.py
-        self.pending: Any = None  # a preparation that waits for the first forward
-        self.deferred_state: Any = None  # the state to set after it
 
     def reset(self) -> None:
         """Forget the forward that ended."""
@@ -71,19 +68,44 @@ class Interceptor:
         self.memo = {}
 
 
-class _Mode(TorchFunctionMode):
-    """Hands every torch function of the block to the interceptor's handler."""
+class _ThreadPosition(Position, threading.local):
+    """A position for every thread that asks. No copy and no pickle has one: it starts anew there."""
 
-    def __init__(self, interceptor: Interceptor) -> None:
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(self), ()
+
+
+class Interceptor:
+    """The state of one model's forward. ``active`` off means that the original forward runs untouched."""
+
+    def __init__(self) -> None:
+        self.handler: Handler | None = None
+        self.active = False
+        self._of_thread = _ThreadPosition()
+        self._of_compiler = Position()  # which cannot look into a thread's own
+        self.prepared: Any = None  # what `prepare` left; see prepare/state.py
+        self.pending: Any = None  # a preparation that waits for the first forward
+        self.deferred_state: Any = None  # the state to set after it
+
+    @property
+    def position(self) -> Position:
+        """Where this thread is in the forward."""
+        return self._of_compiler if torch.compiler.is_compiling() else self._of_thread
+
+
+class _Mode(TorchFunctionMode):
+    """Hands every torch function of the block to the handler."""
+
+    def __init__(self, handler: Handler, position: Position) -> None:
         super().__init__()
-        self.interceptor = interceptor
+        self.handler = handler
+        self.position = position
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        interceptor = self.interceptor
-        scope, handler = interceptor.scope, interceptor.handler
-        if scope is None or handler is None:
+        scope = self.position.scope
+        if scope is None:
             return func(*args, **(kwargs or {}))
-        return handler.handle(scope, func, args, kwargs or {}, interceptor.memo)
+        return self.handler.handle(scope, func, args, kwargs or {}, self.position.memo)
 
 
 class ScopedForward:
@@ -103,30 +125,31 @@ class ScopedForward:
         interceptor = self.interceptor
         if interceptor.pending is not None and not self.path:
             interceptor.pending(self.module, args, kwargs)
-        interceptor.depth += 1
+        position = interceptor.position
+        position.depth += 1
         try:
             if not interceptor.active or interceptor.handler is None:
                 return self._inner(*args, **kwargs)
-            return self._scoped(interceptor, interceptor.handler, args, kwargs)
+            return self._scoped(position, interceptor.handler, args, kwargs)
         finally:
-            interceptor.depth -= 1
+            position.depth -= 1
 
-    def _scoped(self, interceptor: Interceptor, handler: Handler, args: Any, kwargs: Any) -> Any:
-        outer = interceptor.scope
-        call = interceptor.calls.get(self.path, 0)
-        interceptor.calls[self.path] = call + 1
-        interceptor.scope = Scope(self.path, call, handler.enter(self.path, call))
+    def _scoped(self, position: Position, handler: Handler, args: Any, kwargs: Any) -> Any:
+        outer = position.scope
+        call = position.calls.get(self.path, 0)
+        position.calls[self.path] = call + 1
+        position.scope = Scope(self.path, call, handler.enter(self.path, call))
         if outer is not None:
             try:
                 return self._inner(*args, **kwargs)
             finally:
-                interceptor.scope = outer
+                position.scope = outer
         try:
             handler.begin(self.module, args, kwargs)
-            with _Mode(interceptor):
+            with _Mode(handler, position):
                 return self._inner(*args, **kwargs)
         finally:
-            interceptor.reset()
+            position.reset()
 
     def _inner(self, *args: Any, **kwargs: Any) -> Any:
         if self.original is not None:
