@@ -91,8 +91,10 @@ class Action:
 def _in_place(fake_quant: FakeQuantizeBase, x: Tensor) -> Tensor:
     """Quantize what an op is about to write into: whoever else sees that memory has to see the result."""
     if fake_quant.quantizing:
-        return x.copy_(fake_quant(x.clone()))
-    return fake_quant(x)
+        x.copy_(fake_quant(x.clone()))
+        return x
+    result: Tensor = fake_quant(x)
+    return result
 
 
 def _shared(key: int, fake_quant: FakeQuantizeBase, memo: Memo, x: Any) -> Any:
