@@ -12,6 +12,7 @@ from pydantic_core import ValidationError
 
 from quantcfg.config.collect import Findings
 from quantcfg.config.compiled import file_validator
+from quantcfg.config.hardware import PROFILES, check_target
 from quantcfg.config.layers import VERSION, Loader
 from quantcfg.config.nodes import Table, plain, renamed
 from quantcfg.config.overrides import apply_overrides
@@ -113,6 +114,7 @@ def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
     tree, broken = _validated(tree, findings)
     stages = _stages(tree, broken, findings)
     _check_guards(tree, findings)
+    _check_target(tree, stages, findings)
     _check_use(tree, stages, findings, Path(paths[-1]))
     findings.raise_if_errors()
     return Config(
@@ -162,6 +164,17 @@ def _check_guards(tree: Table, findings: Findings) -> None:
     ops = guards.get("ops") if isinstance(guards, Table) else None
     for pattern, entry in ops.entries.items() if isinstance(ops, Table) else ():
         check_pattern("module_name", pattern, entry.key_place, findings)
+
+
+def _check_target(tree: Table, stages: Mapping[str, Sequence[Rule]], findings: Findings) -> None:
+    """Refuse what the target of the export takes nowhere, unless the config says what to do about it."""
+    section = tree.get("export")
+    values = plain(section) if isinstance(section, Table) else {}
+    profile = PROFILES.get(str(values.get("target")))
+    if profile is None or values.get("unsupported", "error") != "error":
+        return
+    for rules in stages.values():
+        check_target(profile, rules, findings)
 
 
 def _check_use(tree: Table, stages: Mapping[str, Sequence[Rule]], findings: Findings, path: Path) -> None:

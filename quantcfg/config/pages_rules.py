@@ -67,4 +67,11 @@ RULE_PAGES = (
         "The modules exist, but no op ran inside of them when the model was run once on its example inputs "
         "or first batch. What does not run cannot be quantized.",
     ),
+    Page(
+        "QC216",
+        "an op with what the target does not take",
+        "`export.target` takes another dtype or scheme for these ops than their rule asks for: weights of "
+        "transposed convolutions, for one, have fewer choices on some targets. A scale that is fixed, and "
+        "`pact` where the target wants an affine grid, cannot be adjusted.",
+    ),
 )

@@ -176,4 +176,15 @@ SCHEMA_PAGES = (
         "version: 1\nqconfig:\n  module_type:\n    Lin*: w8a8\n",
         "version: 1\nqconfig:\n  module_type:\n    Linear: w8a8\n",
     ),
+    Page(
+        "QC132",
+        "not what the target takes",
+        "`export.target` names where the model is to run, and a qconfig asks for a dtype or scheme that "
+        "it takes for no op. `export.unsupported: adjust` takes the nearest grid that it has, `float` leaves "
+        "such ops in float; `quantcfg plan` lists what was changed. docs/export.md has the tables.",
+        "version: 1\nqconfig:\n  global: {preset: w8a8, activation_qkwargs: {dtype: qint4}}\n"
+        "export: {target: tensorrt}\n",
+        "version: 1\nqconfig:\n  global: {preset: w8a8, activation_qkwargs: {dtype: qint4}}\n"
+        "export: {target: tensorrt, unsupported: adjust}\n",
+    ),
 )

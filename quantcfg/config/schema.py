@@ -210,6 +210,10 @@ class ExportSection(Section):
 
     format: Literal["onnx", "pt2", "safetensors"] = "onnx"
     """ONNX with QuantizeLinear and DequantizeLinear, torch.export's own, or tensors and a table."""
+    target: Literal["generic", "onnxruntime", "tensorrt", "qnn", "openvino", "horizon"] = "generic"
+    """Where the model is to run: what that takes is checked before anything is computed."""
+    unsupported: Literal["error", "float", "adjust"] = "error"
+    """What becomes of what the target does not take: refused, left in float, or put on the nearest grid."""
 
 
 class OpGuard(Section):

@@ -13,6 +13,7 @@ from quantcfg.errors import Diagnostic, Place
 from quantcfg.numeric.dtypes import as_dtype
 from quantcfg.prepare.assign import Assignment, Assignments, Role, rule_text
 from quantcfg.prepare.flow import Dtypes, Unfused, dtypes_of, unfused_in
+from quantcfg.prepare.hardware import Adjustment
 from quantcfg.prepare.hosts import ATTRIBUTE
 from quantcfg.prepare.ops import OpKind
 from quantcfg.prepare.record import Recording
@@ -96,7 +97,8 @@ class Coverage:
 class Plan:
     """Every op site in the order it ran, what was never run, coverage and findings.
 
-    ``unfused`` lists neighbours that a chip would run as one op and that are not one here, with the reason.
+    ``unfused`` lists neighbours that a chip would run as one op and that are not one here, with the reason;
+    ``adjustments`` what was changed for the target of the export.
     """
 
     stage: str
@@ -106,6 +108,7 @@ class Plan:
     never_run: tuple[str, ...]
     called_often: tuple[tuple[str, int], ...]
     unfused: tuple[Unfused, ...] = ()
+    adjustments: tuple[Adjustment, ...] = ()
     findings: tuple[Diagnostic, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,6 +123,7 @@ class Plan:
             "never_run": list(self.never_run),
             "called_often": [{"module": name, "calls": calls} for name, calls in self.called_often],
             "unfused": [asdict(pair) for pair in self.unfused],
+            "adjustments": [asdict(change) for change in self.adjustments],
             "findings": [asdict(finding) for finding in self.findings],
         }
 
@@ -132,6 +136,7 @@ def make_plan(
     stage: str,
     folded: dict[int, str],
     findings: Sequence[Diagnostic],
+    adjustments: Sequence[Adjustment] = (),
 ) -> Plan:
     """Put the plan together. ``folded`` says what became of batch norms, by site."""
     rows = tuple(
@@ -147,6 +152,7 @@ def make_plan(
         never_run=tuple(path for path in leaves if path not in recording.calls),
         called_often=tuple((path, n) for path, n in recording.calls.items() if n > 1 and path in set(leaves)),
         unfused=unfused_in(recording, assignments),
+        adjustments=tuple(adjustments),
         findings=tuple(findings),
     )
 
@@ -155,7 +161,7 @@ def _is_leaf(path: str, module: nn.Module) -> bool:
     """Whether a module is the user's own and holds no other, quantizers aside."""
     if _OURS in path.split("."):
         return False
-    return all(name == _OURS for name in module._modules)
+    return all(name == _OURS for name, _ in module.named_children())
 
 
 def _row(

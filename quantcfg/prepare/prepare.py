@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantcfg.config.hardware import PROFILES
 from quantcfg.config.load import Config
 from quantcfg.config.rules import Decision, RuleSet
 from quantcfg.errors import PrepareError
 from quantcfg.prepare.apply import BN_MODES, apply
 from quantcfg.prepare.assign import Assignments, assign
+from quantcfg.prepare.hardware import Adjustment, Target, fitted, fitting_spec
 from quantcfg.prepare.intercept import Interceptor, install, interceptor_of, uninstall
 from quantcfg.prepare.outcomes import check_outcomes
 from quantcfg.prepare.plan import Plan, make_plan
@@ -116,6 +118,7 @@ class Request:
     bn: str
     templates: tuple[str, ...] = ()
     setters: tuple[Setter, ...] = ()
+    target: Target | None = None
 
 
 def _request(config: Any, stage: str, bn: str, templates: Sequence[str] | None) -> Request:
@@ -125,9 +128,15 @@ def _request(config: Any, stage: str, bn: str, templates: Sequence[str] | None) 
         raise PrepareError(f"unknown bn '{bn}'; known: {', '.join(BN_MODES)}")
     if isinstance(config, Config):
         named = config.templates(stage) if templates is None else templates
-        return Request(config.rules(stage), stage, bn, tuple(named))
+        return Request(config.rules(stage), stage, bn, tuple(named), target=_target(config))
     rules = config if isinstance(config, RuleSet) else rules_from_dict(config)
     return Request(rules, stage, bn, tuple(templates or ()))
+
+
+def _target(config: Config) -> Target | None:
+    """Where the model is to run; None where every grid is welcome."""
+    section = config.export
+    return None if section.target == "generic" else Target(PROFILES[section.target], section.unsupported)
 
 
 @dataclass(slots=True)
@@ -250,17 +259,25 @@ def _finish(model: nn.Module, interceptor: Interceptor, recording: Recording, re
     decisions = rules.resolve(targets)
     findings = check(rules, model, targets, decisions)
 
-    def assigned(decisions: Sequence[Decision]) -> Assignments:
-        refined = apply_setters(request.setters, recording, targets, list(decisions))
-        refined = with_templates(request.templates, recording, refined)
-        return assign(recording, refined, default_activation(rules))
+    def refined(decisions: Sequence[Decision]) -> list[Decision]:
+        chosen = apply_setters(request.setters, recording, targets, list(decisions))
+        return with_templates(request.templates, recording, chosen)
 
-    assignments = assigned(decisions)
+    def assigned(decisions: Sequence[Decision]) -> Assignments:
+        return _assigned(recording, refined(decisions), rules, request.target)[0]
+
+    assignments, adjustments = _assigned(recording, refined(decisions), rules, request.target)
     told = {finding.place for finding in findings}
     idle = check_outcomes(rules, recording, decisions, assignments, assign=assigned, told=told)
     applied = apply(model, recording, assignments, bn=request.bn)
     plan = make_plan(
-        model, recording, assignments, stage=request.stage, folded=applied.folded, findings=(*findings, *idle)
+        model,
+        recording,
+        assignments,
+        stage=request.stage,
+        folded=applied.folded,
+        findings=(*findings, *idle),
+        adjustments=adjustments,
     )
     if request.bn == "freeze":
         freeze_batch_norm(model)
@@ -268,3 +285,14 @@ def _finish(model: nn.Module, interceptor: Interceptor, recording: Recording, re
     interceptor.prepared = Prepared(request.stage, plan, recording, applied.modules)
     set_fake_quantize(model, STATES[request.stage])
     return plan
+
+
+def _assigned(
+    recording: Recording, decisions: Sequence[Decision], rules: RuleSet, target: Target | None
+) -> tuple[Assignments, tuple[Adjustment, ...]]:
+    """The assignments, on grids that the target takes, and what was changed for that."""
+    default = default_activation(rules)
+    if target is None:
+        return assign(recording, decisions, default), ()
+    fitting, changes = fitted(decisions, lambda chosen: assign(recording, chosen, default), target, rules)
+    return assign(recording, fitting, fitting_spec(default, target)), changes

@@ -169,4 +169,15 @@ def _summary(plan: Plan) -> list[tuple[str, str]]:
     lines += [("not fused", f"{pair.first} + {pair.second}: {pair.reason}") for pair in plan.unfused[:_MOST]]
     if len(plan.unfused) > _MOST:
         lines.append(("", f"and {len(plan.unfused) - _MOST} more pairs; --format json has them all"))
-    return lines
+    return lines + _adjusted(plan)
+
+
+def _adjusted(plan: Plan) -> list[tuple[str, str]]:
+    """What was changed for the target of the export."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for change in plan.adjustments:
+        groups.setdefault((change.slot, change.before, change.after), []).append(change.op)
+    return [
+        ("adjusted", f"{slot}s {before} to {after}: {summarize(ops)}")
+        for (slot, before, after), ops in groups.items()
+    ]
