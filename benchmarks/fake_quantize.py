@@ -1,7 +1,8 @@
 """Fake quantize, forward and backward, beside its peers: ``python -m benchmarks.fake_quantize``.
 
 Budgets are those of the design, in copies of the tensor: a 32x64x56x56 float32 activation, and a 512x512x3x3
-weight for the per-channel rows.
+weight for the per-channel rows. The rows "clone" are the floor: an autograd function that does no arithmetic,
+copies its input in forward and the gradient in backward.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import Case, Result, measure, print_table, write_json
+from benchmarks.harness import Case, Result, keep_memory, measure, print_table, write_json
 from quantcfg.numeric.fake_quantize import FAKE_QUANTIZES, FakeQuantizeBase
 from quantcfg.numeric.observers.min_max import MinMaxObserver
 
@@ -43,8 +44,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--keep-memory", action="store_true", help="have malloc keep what is freed (glibc)")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.keep_memory:
+        keep_memory()
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     results = [
@@ -61,7 +65,26 @@ def _measure(shape: tuple[int, ...], device: str, rounds: int, *, compiled: bool
     torch.manual_seed(0)
     x = torch.randn(shape, device=device)
     cases = [case for work in WORKS if WORKS[work][0] == shape for case in _cases(work, x, compiled=compiled)]
-    return measure(cases, x, rounds=rounds)
+    return measure([*_clones(x, compiled=compiled), *cases], x, rounds=rounds)
+
+
+def _clones(x: Tensor, *, compiled: bool) -> Iterator[Case]:
+    work = f"clone forward + backward, {'x'.join(map(str, x.shape))}"
+    yield Case(work, "torch", _run(_Clone.apply, x=x, backward=True))
+    if compiled:
+        torch._dynamo.reset()
+        clone = torch.compile(lambda x: _Clone.apply(x), fullgraph=True)
+        yield Case(work, "torch compiled", _run(clone, x=x, backward=True))
+
+
+class _Clone(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ARG004
+        return grad.clone()
 
 
 def _cases(work: str, x: Tensor, *, compiled: bool) -> Iterator[Case]:
@@ -83,8 +106,8 @@ def _run(module: Callable[[Tensor], Tensor], *, x: Tensor, backward: bool) -> Ca
     leaf, grad = x.clone().requires_grad_(), torch.randn_like(x)
 
     def step() -> None:
-        leaf.grad = None
         module(leaf).backward(grad)
+        leaf.grad = None
 
     return step
 

@@ -6,7 +6,9 @@ them. The unit is a plain ``y.copy_(x)`` of the same tensor, timed in the same r
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import platform
 import statistics
 import time
@@ -18,6 +20,9 @@ import torch
 from torch import Tensor
 
 Run = Callable[[], object]
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or the profiler tells of its start and end on stderr
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,22 @@ class Result:
     budget: float | None
     peak: float
     saved: float
+
+
+def keep_memory() -> None:
+    """Have glibc keep the large blocks that are freed, which by default it may return to the system.
+
+    Then no page is mapped again and cleared by the kernel, and what is timed is arithmetic and memory alone.
+
+    Raises:
+        OSError: the C library is not glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError as error:
+        raise OSError("only glibc can be told to keep freed memory") from error
+    if not (mallopt(_M_MMAP_THRESHOLD, 1 << 30) and mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)):
+        raise OSError("glibc refused to keep freed memory")
 
 
 def measure(cases: Sequence[Case], x: Tensor, *, rounds: int = 15) -> list[Result]:

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from quantcfg.numeric.qparams import EPS, along
 
 _hardtanh_backward = torch.ops.aten.hardtanh_backward
-_PART_SIZE = 1 << 19  # elements: two float32 temporaries of it fit a core's cache
+_PART_SIZE = 3 << 18  # elements: smaller parts spend more in calls, larger ones in temporaries out of cache
 
 _INTEGERS = {
     torch.float64: torch.int64,
