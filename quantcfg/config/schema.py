@@ -197,6 +197,8 @@ class QatSection(Section):
     """Learn from the outputs of the float model as well; null: from the targets alone."""
     eval_every: Count | None = None
     """Optimizer steps between two evaluations, beside those at the end of each epoch."""
+    check_ranks_every: Count = 100
+    """Under torchrun: optimizer steps between two comparisons of all ranks' qparams and weights."""
     best: Best | None = None
     """Keep the best model by a metric, and stop early; null: the last one is kept."""
     qconfig: Rules = Rules.model_construct()

@@ -13,6 +13,7 @@ from quantcfg.prepare.state import FakeQuantState, calibrating, fake_quants, pla
 from quantcfg.runs.directory import RunDirectory
 from quantcfg.runs.log import LOGGER, logging_to
 from quantcfg.stages import records
+from quantcfg.stages.agreement import require_agreement
 from quantcfg.stages.batches import cut, num_samples
 from quantcfg.stages.clock import Clock, SaveTimer
 from quantcfg.stages.comparison import Comparison, open_comparison, take_observers
@@ -226,6 +227,7 @@ def _calibrate(stage: _Stage, start: _Start) -> Position:
                 _between_rounds(stage, position, start, stop, timer)
         _between_rounds(stage, position, start, stop, timer, is_end=True)
         stage.shards.finish()
+    require_agreement(stage.model, job.ranks, "after the calibration")
     _note_shortage(job, position)
     return Position(position.batches, position.samples, is_solved=True)
 

@@ -70,6 +70,16 @@ class Worker:
         return loss
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this rank holds only a part of the tensor."""
+    return isinstance(tensor, DTensor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor of which this rank may hold a part; then every rank has to ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def make_worker(job: Job, model: nn.Module, teacher: Teacher | None) -> Worker:
     """The worker of this rank for a ``model`` that is sharded already, if it is to be."""
     objective = Objective(job, model, teacher)

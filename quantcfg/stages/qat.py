@@ -236,7 +236,9 @@ def _evaluate(stage: _Stage, trainer: Trainer) -> None:
 
 
 def _save(stage: _Stage, trainer: Trainer) -> None:
-    check_observers(stage.model)
+    with stage.job.ranks.alike():
+        check_observers(stage.model)
+    trainer.require_agreement()
     best, step = stage.selection.best_step, trainer.position.step
     state: Mapping[str, Any] = trainer.state() | {"selection": stage.selection.state()}
     with trainer.result():

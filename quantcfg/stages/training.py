@@ -22,6 +22,7 @@ from quantcfg.prepare.state import (
     set_fake_quantize,
 )
 from quantcfg.runs.metrics import MetricsLog
+from quantcfg.stages.agreement import require_agreement
 from quantcfg.stages.averaging import WeightAverage
 from quantcfg.stages.data import DataSource
 from quantcfg.stages.job import Job
@@ -153,7 +154,17 @@ class Trainer:
         with self.job.ranks.alike():
             self._require_finite(losses, turn.end - len(losses))
             self._update(task, turn.end - 1, losses)
+        if self.position.step % self.job.config.qat.check_ranks_every == 0:
+            self.require_agreement()
         return len(losses)
+
+    def require_agreement(self) -> None:
+        """Compare what all ranks hold.
+
+        Raises:
+            RunError: They differ.
+        """
+        require_agreement(self.model, self.job.ranks, f"after step {self.position.step}")
 
     def _backward(self, turn: Turn) -> float:
         name, epoch = self.source.name, self.position.epoch
