@@ -13,9 +13,13 @@ Related = tuple[tuple[Place, str], ...]
 
 @dataclass(slots=True)
 class Findings:
-    """The texts that were read, by name, and everything found in them."""
+    """The texts that were read, by name, and everything found in them.
+
+    ``doubled`` holds the places of values whose key stands twice.
+    """
 
     sources: dict[str, str] = field(default_factory=dict)
+    doubled: set[Place] = field(default_factory=set)
     _list: DiagnosticList = field(default_factory=DiagnosticList)
     _seen: set[tuple[str, Place | None, str]] = field(default_factory=set)
 

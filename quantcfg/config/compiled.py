@@ -84,7 +84,6 @@ def revived(node: Any) -> Any:
 
 def _deferred(name: str) -> Callable[[Any], Any]:
     """A function by ``module:name``, imported when it is called: some need the models."""
-
     module, _, function = name.partition(":")
 
     def call(value: Any) -> Any:
@@ -99,24 +98,31 @@ def _deferred(name: str) -> Callable[[Any], Any]:
 
 def fields_at(loc: tuple[str | int, ...]) -> list[str]:
     """The keys of the section that a location of an error leads to; tags of unions in it are steps, too."""
-    schema = compiled()["file"]
-    sections = {item["ref"]: item for item in schema.get("definitions", ())}
-    node: CoreSchema | None = schema
+    node: CoreSchema | None = opened()
     for key in loc:
-        node = _step(_opened(node, sections), key) if node else None
-    node = _opened(node, sections) if node else {}
-    return list(node["fields"]) if node.get("type") == "model-fields" else []
+        step = _step(node, key) if node else None
+        node = opened(step) if step else None
+    return list(node["fields"]) if node and node["type"] == "model-fields" else []
 
 
-def _opened(node: CoreSchema, sections: dict[str, CoreSchema]) -> CoreSchema:
-    """A schema without what is wrapped around it: a reference, a default, null as another choice."""
+def opened(node: CoreSchema | None = None) -> CoreSchema:
+    """A schema without what is wrapped around it: a reference, a default, null as another choice.
+
+    Without an argument it is that of the whole file.
+    """
+    node = node or compiled()["file"]
     while True:
         if node["type"] == "definition-ref":
-            node = sections[node["schema_ref"]]
+            node = _definitions()[node["schema_ref"]]
         elif node["type"] in ("definitions", "model", "default", "nullable", "function-after"):
             node = node["schema"]
         else:
             return node
+
+
+@cache
+def _definitions() -> dict[str, CoreSchema]:
+    return {item["ref"]: item for item in compiled()["file"].get("definitions", ())}
 
 
 def _step(node: CoreSchema, key: str | int) -> CoreSchema | None:

@@ -10,6 +10,7 @@ from quantcfg.config.collect import Findings
 from quantcfg.config.matching import NameIndex, first_dead_segment
 from quantcfg.config.nodes import shortened
 from quantcfg.config.patterns import REGEX_PREFIX, is_exact, parse_pattern
+from quantcfg.config.repair import repaired_segment
 from quantcfg.config.rules import Classes, Decision, Rule, RuleSet, Target, resolve_stack
 from quantcfg.config.suggest import listing, nearest
 from quantcfg.errors import Diagnostic
@@ -166,7 +167,7 @@ def _name_hint(rule: Rule, tree: _Tree) -> tuple[str | None, tuple[str, ...]]:
     where = f"`{reached[0]}`" if reached[0] else "the model"
     note = f"matching stops at segment {index + 1}: {where} has "
     note += f"children {listing(children, 12)}" if children else "no children"
-    near = nearest(segments[index], children)
+    near = repaired_segment(segments[index], children)
     if near is None:
         return None, (note,)
     repaired = ".".join([*segments[:index], near, *segments[index + 1 :]])
@@ -186,7 +187,7 @@ def _repaired_anywhere(pattern: str, tree: _Tree) -> str | None:
     segments = [segment.text for segment in parse_pattern(pattern)]
     known = sorted({name for path in tree.paths for name in path.split(".")})
     for position, text in enumerate(segments):
-        near = nearest(text, known) if is_exact(text) and text not in known else None
+        near = repaired_segment(text, known) if text != "**" and text not in known else None
         repaired = ".".join([*segments[:position], near or text, *segments[position + 1 :]])
         if near and tree.matched_by(Rule("module_name", repaired, None)):
             return repaired

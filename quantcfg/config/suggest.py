@@ -27,18 +27,34 @@ def distance(a: str, b: str, limit: int) -> int:
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
     """The candidate that ``name`` was most likely meant to be, or None when none is near.
 
-    Letter case and ``-`` for ``_`` cost less than any edit. Ties go to the earlier candidate.
+    Letter case and ``-`` for ``_`` cost less than any edit. Of candidates equally near, one that a slip of
+    the fingers explains comes first; then the earlier one.
     """
     limit = max(1, len(name) // 3)
     folded = _fold(name)
-    best, best_distance = None, limit + 1
+    best, best_cost = None, (limit + 1, 0)
     for candidate in candidates:
         if _fold(candidate) == folded:
             return candidate
-        edits = distance(name[:200], candidate, min(limit, best_distance - 1, 8))
-        if edits < best_distance and edits < max(len(name), 2):
-            best, best_distance = candidate, edits
+        edits = distance(name[:200], candidate, min(limit, best_cost[0], 8))
+        cost = (edits, 0 if edits > best_cost[0] else _oddness(name, candidate))
+        if cost < best_cost and edits < max(len(name), 2):
+            best, best_cost = candidate, cost
     return best
+
+
+def _oddness(name: str, meant: str) -> int:
+    """0 when letters of ``meant`` were left out, swapped or doubled; 1 when others came in their place."""
+    left_out = _is_inside(name, meant)
+    swapped = sorted(name) == sorted(meant)
+    doubled = _is_inside(meant, name) and set(name) == set(meant)
+    return int(not (left_out or swapped or doubled))
+
+
+def _is_inside(short: str, long: str) -> bool:
+    """Whether the letters of ``short`` stand in ``long`` in the same order."""
+    letters = iter(long)
+    return all(letter in letters for letter in short)
 
 
 def _fold(name: str) -> str:

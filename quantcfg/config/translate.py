@@ -10,6 +10,7 @@ from pydantic_core import ValidationError
 
 from quantcfg.config.collect import MAX_FINDINGS, Findings
 from quantcfg.config.compiled import fields_at
+from quantcfg.config.misplaced import Misplaced, misplaced
 from quantcfg.config.nodes import (
     Leaf,
     Loc,
@@ -23,7 +24,7 @@ from quantcfg.config.nodes import (
     walk,
 )
 from quantcfg.config.refusals import REFUSED
-from quantcfg.config.suggest import listing, nearest
+from quantcfg.config.suggest import distance, listing, nearest
 from quantcfg.errors import Place
 
 Error = Mapping[str, Any]
@@ -70,18 +71,42 @@ class Translator:
         self.findings = findings
         self.broken: set[int] = set()
         self.meant: dict[Loc, Loc] = {}
+        self.misplaced: Mapping[Loc, Misplaced] = {}
+        self._told: set[Misplaced] = set()
 
     def report(self, error: ValidationError) -> None:
         """Report every error once, those in values that were refused already not at all."""
         errors = error.errors(include_url=False)
         unknown = [item for item in errors if item["type"] == "extra_forbidden"][:MAX_FINDINGS]
         self.meant = {item["loc"]: self._meant(item) for item in unknown}
+        self.misplaced = misplaced((item["loc"], self._path(item)) for item in unknown)
         misspelt = set(self.meant.values())
         for item in errors:
             if self.findings.full:
                 return
-            if item["type"] != "missing" or item["loc"] not in misspelt:
+            if (item["type"] != "missing" or item["loc"] not in misspelt) and not self._is_emptied(item):
                 self._one(item)
+
+    def _path(self, error: Error) -> tuple[str, ...]:
+        """A location in the file, without the tags of unions."""
+        return tuple(str(key) for key, _, _ in walk(self.root, error["loc"]))
+
+    def _is_emptied(self, error: Error) -> bool:
+        """Whether a section is empty because what belongs in it stands beside it."""
+        steps = list(walk(self.root, error["loc"]))
+        node, path = (steps[-1][2] if steps else self.root), self._path(error)
+        is_empty = isinstance(node, Leaf) and node.value is None
+        return is_empty and any(item.home == path for item in self.misplaced.values())
+
+    def is_new(self, item: Misplaced) -> bool:
+        """Whether nothing has been said of these keys so far; from then on something has."""
+        is_new = item not in self._told
+        self._told.add(item)
+        return is_new
+
+    def is_doubled(self, loc: Loc) -> bool:
+        """Whether a location lies in a section whose key stands there twice: one of them was another key."""
+        return any(node.place in self.findings.doubled for _, _, node in walk(self.root, loc[:-1]))
 
     def _meant(self, error: Error) -> Loc:
         """Where an unknown key would be if it were spelt like the nearest known one."""
@@ -112,14 +137,29 @@ def _unknown_key(t: Translator, error: Error, loc: Loc, node: Node, place: Place
     key, parent = str(loc[-1]), key_path(loc[:-1])
     keys = t.keys_of(error["loc"][:-1])
     near = nearest(key, [name for name in keys if name not in _siblings(t.root, loc)] + keys)
+    other = t.misplaced.get(error["loc"])
+    within = f" in `{parent}`" if parent else ""
+    if t.is_doubled(loc):
+        return
+    if other and (near is None or distance(key, near, 2) > 1):
+        _misplaced_key(t, other, within, place)
+        return
     t.findings.error(
         "QC101",
-        f"unknown key `{shortened(key)}`" + (f" in `{parent}`" if parent else ""),
+        f"unknown key `{shortened(key)}`{within}",
         place,
         label=f"did you mean `{near}`?" if near else "not a key here",
         notes=(f"keys here: {listing(keys, 12)}",) if keys else (),
         help=f"write `{near}`" if near else "remove it; a key that starts with `x-` is a free note",
     )
+
+
+def _misplaced_key(t: Translator, item: Misplaced, within: str, place: Place) -> None:
+    """One finding for all keys of a section that belong into the same other one."""
+    if t.is_new(item):
+        what = "unknown key" if len(item.keys) == 1 else "unknown keys"
+        summary = f"{what} {listing([f'`{key}`' for key in item.keys])}{within}"
+        t.findings.error("QC101", summary, place, label=item.label, help=item.help)
 
 
 def _siblings(root: Node, loc: Loc) -> Iterable[str]:

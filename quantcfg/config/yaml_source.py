@@ -147,6 +147,7 @@ class _Composer:
         if first is None or self.findings.full:
             parent.entries[key] = Entry(key_place, node)
             return
+        self.findings.doubled.add(first.node.place)
         self.findings.error(
             "QC003",
             f"the key `{shortened(key)}` appears twice",
