@@ -140,10 +140,9 @@ class Observer(ExactModule, ABC):
                 smallest one instead, and `check` raises.
         """
         self.solve()
-        seen = self.min_val <= self.max_val
-        if not self._is_deferred() and not seen.all():
+        if not self._is_deferred() and not self.observed:
             raise self._never_observed()
-        return self._to_qparams(self.min_val.where(seen, 0.0), self.max_val.where(seen, 0.0))
+        return self._to_qparams(self.min_val, self.max_val)
 
     def check(self) -> None:
         """Raise what training could not raise at once; to be called where waiting for the device is fine.
@@ -320,7 +319,7 @@ def _moved(value: Tensor, current: Tensor, averaging_constant: float) -> Tensor:
     if averaging_constant == 0:
         return value
     exact = value.double()
-    return (exact + averaging_constant * (current.double() - exact)).float()
+    return (current - exact).mul_(averaging_constant).add_(exact).float()
 
 
 def channel_aminmax(x: Tensor, ch_axis: int) -> Range:
