@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from quantcfg.numeric import surrogates
 from quantcfg.numeric.qparams import EPS, along
 
 _hardtanh_backward = torch.ops.aten.hardtanh_backward
@@ -138,6 +139,13 @@ class _StraightThrough(torch.autograd.Function):
             _where_zero(*part)
         return grad_x, None, None, None
 
+    @staticmethod
+    def transformed(x: Tensor, scale: Tensor, zero_point: Tensor | None, options: _Options) -> Tensor:
+        steps = _steps(x.detach(), scale, zero_point)
+        surrogate = surrogates.straight_through(x, steps, options[:2])
+        value = _to_real(steps.clamp(*options[:2]), scale, zero_point, x.dtype)
+        return surrogates.with_gradient_of(surrogate, value)
+
 
 class _LearnedStep(torch.autograd.Function):
     @staticmethod
@@ -162,6 +170,19 @@ class _LearnedStep(torch.autograd.Function):
             grad_step = grad_step * signed_step.sign() * _grad_scale(x, signed_step, ctx.options)
             grad_step = grad_step.reshape(ctx.shape)
         return None if grad_x is None else grad_x.to(grad.dtype), grad_step, None, None
+
+    @staticmethod
+    def transformed(x: Tensor, scale: Tensor, zero_point: Tensor | None, options: _Options) -> Tensor:
+        step = along(effective_scale(scale.detach()), x, options.ch_axis)
+        zero_point = None if zero_point is None else along(zero_point, x, options.ch_axis)
+        steps = _steps(x.detach(), step, zero_point)
+        ends = steps.clamp(*options[:2])
+        offset = 0 if zero_point is None else zero_point
+        # The magnitude and not the effective scale, whose gradient would end below its least value.
+        learned = along(scale.abs(), x, options.ch_axis) * _grad_scale(x, step, options)
+        surrogate = surrogates.learned_step(x, steps - offset, x.detach() / step, learned, ends - offset)
+        value = _to_real(ends, step, zero_point, x.dtype)
+        return surrogates.with_gradient_of(surrogate, value)
 
 
 class _LearnedClip(torch.autograd.Function):
@@ -193,6 +214,16 @@ class _LearnedClip(torch.autograd.Function):
         if grad_alpha is not None:
             grad_alpha = (grad_alpha * signed_bound.sign()).reshape(ctx.shape)
         return grad_x, grad_alpha, None, None
+
+    @staticmethod
+    def transformed(x: Tensor, alpha: Tensor, options: _Options) -> Tensor:
+        quant_min, quant_max, ch_axis, _ = options
+        ends = effective_alpha(alpha.detach(), quant_min=quant_min, quant_max=quant_max)
+        bound = along(ends, x, ch_axis)
+        scale = bound / ((quant_max - quant_min) / 2)
+        value = _to_real(_steps(x.detach(), scale, None).clamp(*options[:2]), scale, None, x.dtype)
+        learned = along(alpha.abs(), x, ch_axis)
+        return surrogates.with_gradient_of(surrogates.learned_clip(x, bound, learned), value)
 
 
 def _needs_backward(ctx: Any) -> bool:
@@ -240,12 +271,17 @@ def _learned_step_backward(part: tuple[Any, ...], options: _Options) -> None:
         grad_step.add_(_sum_to(grad_step, slope.mul_(wide)))
 
 
-def _run(function: type[torch.autograd.Function], x: Tensor, *arguments: object) -> Tensor:
+def _run(function: Any, x: Tensor, *arguments: object) -> Tensor:
     # The qparams have one dimension: a scalar would come out as a vector. As vectors, type promotion keeps
     # the arithmetic of half precisions in float32.
     vector = x.reshape(1) if x.dim() == 0 else x
-    result: Tensor = function.apply(vector, *arguments)  # type: ignore[no-untyped-call]
+    result: Tensor = (function.transformed if _is_transformed() else function.apply)(vector, *arguments)
     return result.reshape(()) if x.dim() == 0 else result
+
+
+def _is_transformed() -> bool:
+    """Whether a transform of ``torch.func`` is at work, which takes no hand-written backward as these are."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def _parts(x: Tensor, *others: Tensor | None) -> Iterable[tuple[Any, ...]]:
