@@ -14,13 +14,14 @@ MODELS_READY := .venv-models/.ready
 # Print a command as a user would type it, then run it.
 show = printf '\n$$ %s\n' "$(1)" && PATH="$(BIN):$$PATH" $(1)
 
-.PHONY: help demo test test-slow test-faults mutation lint bench bench-overhead models schema setup clean
+.PHONY: help demo test test-slow test-faults soak strace mutation lint bench bench-overhead models schema setup clean
 
 help:
 	@echo "make demo    calibrate and train a model on real digits, from its config files"
 	@echo "make test    lint, types and the whole test suite"
 	@echo "make test-slow    what takes too long for that: a million cases, every kind of edit"
-	@echo "make test-faults  kill and starve runs at their write-side calls, and compare bytes"
+	@echo "make test-faults  kill and starve runs at their system calls (strace), and compare bytes"
+	@echo "make soak         kill and resume runs at random instants for SECONDS=7200"
 	@echo "make mutation     how many edits of a config are reported, and where"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make bench   the measurements of benchmarks/"
@@ -47,8 +48,17 @@ test: lint
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow --ignore tests/faults
 
-test-faults: $(READY)
+test-faults: $(READY) strace
 	$(BIN)/python -m pytest -m slow tests/faults
+
+soak: SECONDS ?= 7200
+soak: $(READY)
+	$(BIN)/python -m tests.faults.soak $(SECONDS)
+
+strace:
+	@command -v strace >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+		&& echo "installing strace" && apt-get install --quiet --yes strace >/dev/null; } \
+		|| { echo "this needs strace: install it with the package manager of the system"; exit 1; }
 
 mutation: $(READY)
 	$(BIN)/python -m tests.config.mutation

@@ -13,9 +13,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from quantcfg.errors import RunError
-from quantcfg.runs.manifest import verify, write_manifest
+from quantcfg.runs.manifest import record_of, verify, write_records
 from quantcfg.runs.tree import detached_copy, join_tensors, split_tensors
-from quantcfg.runs.writer import new_directory, remove_directory, write_bytes, write_json
+from quantcfg.runs.writer import new_directory, remove_directory, to_json, write_bytes
 
 _MODEL, _TRAINING, _STATE = "model.safetensors", "training.safetensors", "state.json"
 
@@ -33,21 +33,50 @@ class Checkpoint:
     state: Mapping[str, Any]
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A checkpoint that shares memory with nothing: what trains may train on while it is written."""
+
+    step: int
+    model: Mapping[str, Tensor]
+    training: Mapping[str, Tensor]
+    document: Any
+
+    def files(self) -> dict[str, bytes]:
+        """The content of each file."""
+        state = to_json({"step": self.step, "state": self.document}).encode()
+        return {_MODEL: save(dict(self.model)), _TRAINING: save(dict(self.training)), _STATE: state}
+
+
+def snapshot(checkpoint: Checkpoint) -> Snapshot:
+    """Copy a checkpoint out of the model and the optimizer.
+
+    Raises:
+        RunError: Its state holds something that a checkpoint has no place for.
+    """
+    document, tensors = split_tensors(checkpoint.state)
+    model = {name: detached_copy(tensor) for name, tensor in checkpoint.model.items()}
+    return Snapshot(checkpoint.step, model, tensors, document)
+
+
+def write_snapshot(folder: Path, taken: Snapshot) -> Path:
     """Write ``folder/<step>`` under a temporary name, read it back, and only then give it its own.
 
     Raises:
-        RunError: The disk refused, or what was read back differs from what was written.
+        RunError: The disk refused, or what was read back differs from what was to be written.
     """
-    target = folder / str(checkpoint.step)
-    document, tensors = split_tensors(checkpoint.state)
+    target, files = folder / str(taken.step), taken.files()
     with new_directory(target) as temporary:
-        write_bytes(temporary / _MODEL, save({k: detached_copy(v) for k, v in checkpoint.model.items()}))
-        write_bytes(temporary / _TRAINING, save(tensors))
-        write_json(temporary / _STATE, {"step": checkpoint.step, "state": document})
-        write_manifest(temporary, (_MODEL, _TRAINING, _STATE), step=checkpoint.step)
+        for name, data in files.items():
+            write_bytes(temporary / name, data)
+        write_records(temporary, {name: record_of(data) for name, data in files.items()}, step=taken.step)
         verify(temporary)
     return target
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+    """`snapshot` and `write_snapshot` in one."""
+    return write_snapshot(folder, snapshot(checkpoint))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

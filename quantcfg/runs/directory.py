@@ -14,13 +14,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from quantcfg.errors import RunError, UsageError
 from quantcfg.runs import lock, manifest
 from quantcfg.runs.metrics import NAME as METRICS, MetricsLog
+from quantcfg.runs.saver import Saver, settled
 from quantcfg.runs.writer import (
     TEMPORARY_MARK,
     naming,
@@ -49,6 +50,7 @@ class RunDirectory:
     path: Path
     resume: bool = False
     writes: bool = True
+    saver: Saver = field(default_factory=Saver, compare=False, repr=False)
 
     @property
     def checkpoints(self) -> Path:
@@ -183,7 +185,8 @@ def open_run(
         remove_leftovers(path)
         if not resume:
             _refuse_to_destroy(run, force=force)
-        yield run
+        with settled(run.saver):
+            yield run
 
 
 @contextmanager

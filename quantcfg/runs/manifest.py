@@ -35,7 +35,12 @@ class Manifest:
 
 def write_manifest(directory: Path, names: Iterable[str], **facts: Any) -> None:
     """Record ``names``, paths below ``directory``. A writer writes this file last."""
-    files = {name: asdict(record_file(directory / name)) for name in sorted(names)}
+    write_records(directory, {name: record_file(directory / name) for name in names}, **facts)
+
+
+def write_records(directory: Path, records: Mapping[str, FileRecord], **facts: Any) -> None:
+    """The same with what the files have to be known already, as it is to whoever wrote them."""
+    files = {name: asdict(record) for name, record in sorted(records.items())}
     write_json(directory / NAME, {"format_version": FORMAT_VERSION, **facts, "files": files})
 
 
@@ -80,6 +85,11 @@ def record_file(path: Path) -> FileRecord:
         return FileRecord(path.stat().st_size, hash_file(path))
     except OSError as error:
         raise RunError(f"cannot read '{path}': {error.strerror or error}") from error
+
+
+def record_of(data: bytes) -> FileRecord:
+    """Size and hash of what a file has to hold."""
+    return FileRecord(len(data), hashlib.sha256(data).hexdigest())
 
 
 def hash_file(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -120,6 +121,8 @@ def _write_durably(path: Path, data: bytes) -> None:
     try:
         _write_all(handle, data)
         os.fsync(handle)
+        if (size := os.fstat(handle).st_size) != len(data):
+            raise OSError(errno.EIO, f"{size} of {len(data)} bytes are there after writing them")
     finally:
         os.close(handle)
 

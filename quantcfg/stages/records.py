@@ -19,7 +19,8 @@ from quantcfg.runs.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
     prune_checkpoints,
-    save_checkpoint,
+    snapshot,
+    write_snapshot,
 )
 from quantcfg.runs.directory import RunDirectory
 from quantcfg.runs.log import LOGGER
@@ -147,14 +148,20 @@ def save(
     *,
     spare: Collection[int] = (),
 ) -> None:
-    """Write the checkpoint of ``step`` and drop the ones that are too old, but for the steps to ``spare``."""
+    """Save the checkpoint of ``step``, and then drop those that are too old, but for the steps to ``spare``.
+
+    Copies are made at once; writing them goes on beside the work, until `finish` or the end of the run.
+    """
     if not run.writes:
         return
-    save_checkpoint(
-        run.checkpoints, Checkpoint(step, model.state_dict(), {"identity": asdict(identity)} | dict(state))
-    )
-    prune_checkpoints(run.checkpoints, keep=_KEPT, spare=spare)
-    LOGGER.info("saved checkpoint %d", step)
+    taken = snapshot(Checkpoint(step, model.state_dict(), {"identity": asdict(identity)} | dict(state)))
+
+    def write() -> None:
+        write_snapshot(run.checkpoints, taken)
+        prune_checkpoints(run.checkpoints, keep=_KEPT, spare=spare)
+        LOGGER.info("saved checkpoint %d", step)
+
+    run.saver.begin(write)
 
 
 def interrupted(job: Job, stop: StopRequest, step: int) -> Interrupted:
@@ -180,6 +187,7 @@ def finish(
     """Write result and manifest. Of the checkpoints the last one stays, and that of ``step``: the result."""
     if not run.writes:
         return
+    run.saver.wait()
     prune_checkpoints(run.checkpoints, keep=1, spare=(step,))
     LOGGER.info("finished: %s", result["metrics"])
     document = {"format_version": RESULT_VERSION, **result, "checkpoint": f"{run.checkpoints.name}/{step}"}
