@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quantcfg.numeric.histogram import Distribution, Points
+from quantcfg.numeric.distributions import Distribution, Points
 from quantcfg.numeric.observers.base import Observer
 from quantcfg.numeric.observers.histogram_family import HistogramObserver
 from quantcfg.numeric.solve import Grid, squared_error

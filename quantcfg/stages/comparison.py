@@ -12,8 +12,8 @@ from quantcfg.config.calibration import CompareBy
 from quantcfg.config.load import Config
 from quantcfg.config.schema import CalibSection
 from quantcfg.errors import UsageError
+from quantcfg.numeric.bins import Layout
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
-from quantcfg.numeric.histogram import Layout
 from quantcfg.numeric.noise import noise_of
 from quantcfg.numeric.observers.base import Observer
 from quantcfg.numeric.observers.histogram_family import HistogramObserver

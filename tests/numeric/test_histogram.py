@@ -10,7 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from quantcfg.numeric.histogram import Bins, Histogram, Points, choose_layout
+from quantcfg.numeric.bins import choose_layout
+from quantcfg.numeric.distributions import Bins, Points
+from quantcfg.numeric.histogram import Histogram
 
 
 def histogram_of(batches, num_channels=1, ch_axis=-1, **options):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from quantcfg.errors import NumericError
+from quantcfg.numeric.bins import in_memory_order
 from quantcfg.numeric.dtypes import QuantDType, as_dtype, quant_bounds
 from quantcfg.numeric.exact import ExactModule
-from quantcfg.numeric.histogram import in_memory_order
 from quantcfg.numeric.observers.records import BatchRecords, Range
 from quantcfg.numeric.qparams import QParams, as_qscheme, choose_qparams, is_per_channel, is_symmetric
 

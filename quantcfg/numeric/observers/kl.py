@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import Any, final
 
 from quantcfg.numeric.dtypes import QuantDType, as_dtype
-from quantcfg.numeric.histogram import Batch, Histogram
 from quantcfg.numeric.observers.histogram_family import HistogramObserver
-from quantcfg.numeric.observers.records import Range
-from quantcfg.numeric.solve import kl_range
 
 
 @final
@@ -16,8 +13,8 @@ class KLObserver(HistogramObserver):
     """Cuts the range where the Kullback-Leibler divergence of the quantized distribution is least.
 
     The magnitudes are sorted into ``bins`` equal bins and compared with the same in as many levels as the
-    grid has for a magnitude, 2**(num_bits - 1); the steps are in `quantcfg.numeric.solve.kl_range`. With as
-    many levels as bins the two are the same and nothing can be learnt: wide dtypes are refused.
+    grid has for a magnitude, 2**(num_bits - 1); the steps are in `quantcfg.numeric.divergence.kl_range`.
+    With as many levels as bins the two are the same and nothing can be learnt: wide dtypes are refused.
 
     ``update_interval`` is accepted for the reference's configs: it is the number of batches between two
     estimates there. Here the whole stream gives one, and an ``averaging_constant`` one per batch, so that no
@@ -30,6 +27,7 @@ class KLObserver(HistogramObserver):
         Migacz 2017, 8-bit inference with TensorRT, GTC; smoothing and bins as in the reference toolkit.
     """
 
+    kind = "kl"
     own_parameters = ("bins", "update_interval")
 
     def __init__(self, *, bins: int = 512, update_interval: int = 1, **shared: Any) -> None:
@@ -58,6 +56,6 @@ class KLObserver(HistogramObserver):
                 f"use mse, or at least {1 << dtype.num_bits} bins"
             )
 
-    def _solve(self, histogram: Histogram | Batch, ends: Range) -> Range:
-        magnitudes = histogram.magnitudes(ends[0].abs().maximum(ends[1].abs()))
-        return kl_range(magnitudes, ends, levels=1 << (self.dtype.num_bits - 1), bins=self.bins)
+    @property
+    def _own(self) -> tuple[float, ...]:
+        return (1 << (self.dtype.num_bits - 1), self.bins)

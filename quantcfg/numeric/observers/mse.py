@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any, final
 
-from quantcfg.numeric.histogram import Batch, Histogram
 from quantcfg.numeric.observers.histogram_family import HistogramObserver
-from quantcfg.numeric.observers.records import Range
-from quantcfg.numeric.solve import mse_range
 
 
 @final
@@ -21,6 +18,7 @@ class MSEObserver(HistogramObserver):
         ValueError: ``stride`` is not in [1, 20].
     """
 
+    kind = "mse"
     own_parameters = ("stride",)
 
     def __init__(self, *, stride: int = 1, **shared: Any) -> None:
@@ -29,5 +27,6 @@ class MSEObserver(HistogramObserver):
             raise ValueError(f"stride must be in [1, 20] (got {stride})")
         self.stride = stride
 
-    def _solve(self, histogram: Histogram | Batch, ends: Range) -> Range:
-        return mse_range(histogram.distribution(*ends), ends, self.grid, stride=self.stride)
+    @property
+    def _own(self) -> tuple[float, ...]:
+        return (self.stride,)

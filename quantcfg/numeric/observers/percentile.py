@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any, final
 
-from quantcfg.numeric.histogram import Batch, Histogram
 from quantcfg.numeric.observers.histogram_family import HistogramObserver
-from quantcfg.numeric.observers.records import Range
-from quantcfg.numeric.solve import percentile_range
 
 
 @final
@@ -24,6 +21,7 @@ class PercentileObserver(HistogramObserver):
         ValueError: ``percentile`` is not in (0, 100], or ``bins`` not in [16, 4096].
     """
 
+    kind = "percentile"
     own_parameters = ("percentile", "bins")
 
     def __init__(self, *, percentile: float = 99.99, bins: int = 2048, **shared: Any) -> None:
@@ -35,6 +33,6 @@ class PercentileObserver(HistogramObserver):
         self.percentile = percentile
         self.bins = bins
 
-    def _solve(self, histogram: Histogram | Batch, ends: Range) -> Range:
-        most = ends[0].abs().maximum(ends[1].abs())
-        return percentile_range(histogram.magnitudes(most), ends, self.percentile, int(histogram.total))
+    @property
+    def _own(self) -> tuple[float, ...]:
+        return (self.percentile,)
