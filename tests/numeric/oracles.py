@@ -6,6 +6,7 @@ import math
 from fractions import Fraction
 
 import numpy as np
+import torch
 
 EPS = Fraction(1, 2**23)
 
@@ -78,3 +79,16 @@ def central_differences(function, values, weights, step=1e-6):
         down[index] -= step
         gradient[index] = (weights * (function(up) - function(down))).sum() / (2 * step)
     return gradient
+
+
+def cast_once(values, dtype):
+    """Float32 values in another precision, each rounded half to even on its own bits."""
+    values = np.asarray(values, dtype=np.float32)
+    if dtype == torch.bfloat16:
+        bits = values.view(np.uint32).astype(np.uint64)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16
+        return torch.tensor(np.where(np.isnan(values), values, bits.astype(np.uint32).view(np.float32)))
+    if dtype == torch.float16:
+        with np.errstate(over="ignore"):
+            return torch.tensor(values.astype(np.float16).astype(np.float32))
+    return torch.tensor(values)
