@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +17,9 @@ from torch.distributed.rendezvous import rendezvous
 from quantcfg.errors import ConfigError, EchoError, QuantcfgError, RunError, UsageError
 from quantcfg.stages.ranks import Ranks, is_lost_rank
 
-_ROLL_CALL_S = 10.0  # how long a rank that is alive may take to answer when another one is missed
+# How long a rank that is alive may take to answer when another one is missed: after a timeout it may itself
+# still be waiting for its own.
+_ROLL_CALL_S, _ROLL_CALL_AFTER_TIMEOUT_S = 4.0, 20.0
 _POSTING_S = 1.0  # how long the first that fails may take to post its exit code
 _POLL_S = 0.05
 _BUG = 7  # the exit code of an error that is not deliberate
@@ -44,7 +47,7 @@ class Meeting:
 
     def _about_lost(self, error: BaseException) -> BaseException:
         self._answer()
-        missing = self._missing()
+        missing = self._missing(_ROLL_CALL_AFTER_TIMEOUT_S if _timed_out(error) else _ROLL_CALL_S)
         if self._read(_FAILED) is not None:  # somebody failed and has said so, or is about to
             return EchoError(self._posted(error))
         lost = RunError(self._sentence(missing, error), hint=_HINT)
@@ -88,9 +91,9 @@ class Meeting:
         with suppress(RuntimeError):
             self.board.set(f"{_PRESENT}/{self.ranks.rank}", "")
 
-    def _missing(self) -> list[int]:
+    def _missing(self, patience: float) -> list[int]:
         """The ranks that do not answer, or none as soon as one of them turns out to have failed by itself."""
-        missing, deadline = list(range(self.ranks.size)), time.monotonic() + _ROLL_CALL_S
+        missing, deadline = list(range(self.ranks.size)), time.monotonic() + patience
         while missing and time.monotonic() < deadline and self._read(_FAILED) is None:
             missing = [rank for rank in missing if self._read(f"{_PRESENT}/{rank}") is None]
             time.sleep(_POLL_S)
@@ -124,6 +127,7 @@ def meeting(timeout: float, *, rank: int, size: int, local_rank: int) -> Iterato
     try:
         yield ranks
     except BaseException as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends all as soon as one has failed
         verdict = joined.verdict(error)
         if verdict is error:
             raise

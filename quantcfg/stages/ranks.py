@@ -173,7 +173,7 @@ def is_lost_rank(error: BaseException | None) -> bool:
     return False
 
 
-_SIGNS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "ProcessGroup")
+_SIGNS = ("gloo", "NCCL", "ProcessGroup", "Connection closed by peer", "Connection reset by peer", "pair closure")
 
 
 def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -50,8 +50,11 @@ def stop_request(*, can_insist: bool = True) -> Iterator[StopRequest]:
 
     for number in STOP_SIGNALS:
         signal.signal(number, note)
+    failed = True
     try:
         yield request
+        failed = False
     finally:
-        for number, handler in previous.items():
+        # A rank that fails with others is told to stop at once, and has yet to say what it saw.
+        for number, handler in previous.items() if can_insist or not failed else ():
             signal.signal(number, handler)

@@ -89,7 +89,7 @@ class BatchRecords(ExactModule):
         index = torch.cat([stream.index[stream.index >= 0] for stream in streams])
         ranges = torch.cat([stream.ranges[stream.index >= 0] for stream in streams])
         if not self._is_constant(streams, ranges):
-            self._check_order(streams, index)
+            self._check_order(streams)
         start = max(streams, key=lambda stream: (int(stream.base_end), stream._has_base))
         order = torch.argsort(index, stable=True)
         self.restart(*start._base_range())
@@ -102,6 +102,11 @@ class BatchRecords(ExactModule):
 
     def _base_range(self) -> Range:
         return self.base[0], self.base[1]
+
+    def _has_before(self, last: int) -> bool:
+        """Whether a batch that is remembered here belongs before the last one of some stream's base."""
+        ends_there = int(self.base_end) == last  # the rest of that batch may be here
+        return bool(((self.index >= 0) & (self.index < last + (not ends_there))).any())
 
     def _refold(self, index: Tensor, ranges: Tensor, step: Step) -> Range:
         state, yes = self._base_range(), torch.tensor(True, device=index.device)
@@ -118,13 +123,14 @@ class BatchRecords(ExactModule):
         return bool((everything == everything[:1]).all())
 
     @staticmethod
-    def _check_order(streams: Sequence[BatchRecords], index: Tensor) -> None:
-        if len(set(index.tolist())) != index.numel():
+    def _check_order(streams: Sequence[BatchRecords]) -> None:
+        seen = [set(stream.index[stream.index >= 0].tolist()) for stream in streams]
+        if sum(map(len, seen)) != len(set().union(*seen)):  # one stream may see a batch several times
             raise ValueError("two of the merged observers saw a batch of the same index; set batch_index")
         bases = [stream for stream in streams if stream._has_base]
         last = max((int(stream.base_end) for stream in bases), default=-1)
         agree = all(torch.equal(stream.base, bases[0].base) for stream in bases)
-        if not agree or bool((index <= last).any()):
+        if not agree or any(stream._has_before(last) for stream in streams):
             raise ValueError(
                 "batches to merge were folded away already; "
                 f"at most {streams[0].index.numel()} are remembered"
