@@ -26,7 +26,9 @@ _TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 class Profile:
     """One target. The grids are those that it computes with in integers; none listed means any.
 
-    ``weight_of`` has the exceptions by op. ``notes`` are rules of the target that need no setting here.
+    ``weight_of`` has the exceptions by op. ``adds_to_accumulator`` says that a convolution and the add behind
+    it are one op there; where they are not, the convolution gets a quantizer of its own. ``notes`` are rules
+    of the target that need no setting here.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Profile:
     activation: tuple[Grid, ...] = ()
     weight: tuple[Grid, ...] = ()
     weight_of: Mapping[str, tuple[Grid, ...]] = field(default_factory=dict)
+    adds_to_accumulator: bool = True
     notes: str = ""
 
     def grids(self, slot: str, op: str = "") -> tuple[Grid, ...]:
@@ -50,6 +53,7 @@ _PROFILES = (
         was_run=True,
         activation=(("quint8", _AFFINE),),
         weight=(("qint8", _PER_CHANNEL), ("qint8", _SYMMETRIC), ("quint8", _AFFINE)),
+        adds_to_accumulator=False,
         notes="Signed activations are accepted, and a convolution with a ReLU behind it is then computed in "
         "float; 4 and 16 bits are accepted and computed in float.",
     ),
@@ -69,6 +73,7 @@ _PROFILES = (
         was_run=False,
         activation=(("quint8", _AFFINE), ("quint16", _AFFINE)),
         weight=(("qint8", _PER_CHANNEL), ("qint8", _SYMMETRIC), ("quint8", _AFFINE), ("qint4", _PER_CHANNEL)),
+        adds_to_accumulator=False,
     ),
     Profile(
         "openvino",

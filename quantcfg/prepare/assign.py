@@ -63,23 +63,36 @@ class Assignments:
     chains: list[Chain]
 
 
-def assign(recording: Recording, decisions: Sequence[Decision], default: FakeQuantSpec | None) -> Assignments:
+def assign(
+    recording: Recording,
+    decisions: Sequence[Decision],
+    default: FakeQuantSpec | None,
+    *,
+    with_add: bool = True,
+) -> Assignments:
     """Decide every site.
 
     Args:
         recording: what ran.
         decisions: one per site, in its order.
         default: the activation of the global rule, for inputs of ops whose own output stays in 32 bits.
+        with_add: whether a convolution or linear layer may be one with an add behind it.
     """
-    return _Assigner(recording, decisions, default).run()
+    return _Assigner(recording, decisions, default, with_add=with_add).run()
 
 
 class _Assigner:
     def __init__(
-        self, recording: Recording, decisions: Sequence[Decision], default: FakeQuantSpec | None
+        self,
+        recording: Recording,
+        decisions: Sequence[Decision],
+        default: FakeQuantSpec | None,
+        *,
+        with_add: bool,
     ) -> None:
         self.recording = recording
         self.default = default
+        self.with_add = with_add
         self.rows = [
             Assignment(site, decision) for site, decision in zip(recording.sites, decisions, strict=True)
         ]
@@ -100,7 +113,7 @@ class _Assigner:
         eligible = [
             not reason and self._fusable(row) for row, reason in zip(self.rows, blockers, strict=True)
         ]
-        chains = find_chains(self.recording, eligible)
+        chains = find_chains(self.recording, eligible, with_add=self.with_add)
         inside = {index: chain for chain in chains for index in chain.sites}
         for row, reason in zip(self.rows, blockers, strict=True):
             chain = inside.get(row.site.index)

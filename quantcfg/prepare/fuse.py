@@ -34,30 +34,34 @@ class Chain:
         return self.sites[0] if self.end == self.batch_norm and len(self.sites) == 2 else self.end
 
 
-def find_chains(recording: Recording, eligible: Sequence[bool]) -> list[Chain]:
+def find_chains(recording: Recording, eligible: Sequence[bool], *, with_add: bool = True) -> list[Chain]:
     """Chains of GEMM [+ batch norm] [+ add] [+ ReLU], add [+ ReLU] and batch norm [+ ReLU].
 
     A dropout inside a chain belongs to it: nothing is left of it in a deployment.
 
     ``eligible[i]`` says that site ``i`` may be part of one: it is to be quantized, or is an activation whose
-    rule does not leave it in float. A value that anything else reads ends a chain.
+    rule does not leave it in float. A value that anything else reads ends a chain. Without ``with_add`` a
+    GEMM ends before an add: not every target adds to an accumulator.
     """
     taken: set[int] = set()
     chains = []
     for starts in (_is_gemm, _is_batch_norm, _is_add):
         for site in recording.sites:
             if starts(site) and eligible[site.index] and site.index not in taken:
-                chain = _grow(recording, site, eligible, taken)
+                chain = _grow(recording, site, eligible, taken, with_add=with_add)
                 if len(chain.sites) > 1:
                     taken.update(chain.sites)
                     chains.append(chain)
     return sorted(chains, key=lambda chain: chain.sites[0])
 
 
-def _grow(recording: Recording, start: Site, eligible: Sequence[bool], taken: set[int]) -> Chain:
+def _grow(
+    recording: Recording, start: Site, eligible: Sequence[bool], taken: set[int], *, with_add: bool
+) -> Chain:
     sites, batch_norm = [start.index], None
     last = start
-    steps = [_is_batch_norm, _is_add, _is_activation] if _is_gemm(start) else [_is_activation]
+    joins = [_is_batch_norm, _is_add] if with_add else [_is_batch_norm]
+    steps = [*joins, _is_activation] if _is_gemm(start) else [_is_activation]
     for accepts in steps:
         dropouts, follower = _follower(recording, last)
         if (

@@ -294,5 +294,10 @@ def _assigned(
     default = default_activation(rules)
     if target is None:
         return assign(recording, decisions, default), ()
-    fitting, changes = fitted(decisions, lambda chosen: assign(recording, chosen, default), target, rules)
-    return assign(recording, fitting, fitting_spec(default, target)), changes
+    with_add = target.profile.adds_to_accumulator
+
+    def assigned(chosen: Sequence[Decision]) -> Assignments:
+        return assign(recording, chosen, default, with_add=with_add)
+
+    fitting, changes = fitted(decisions, assigned, target, rules)
+    return assign(recording, fitting, fitting_spec(default, target), with_add=with_add), changes

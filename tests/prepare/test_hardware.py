@@ -126,3 +126,10 @@ def test_a_generic_target_takes_everything(tmp_path):
         "qconfig: {global: {preset: w8a8, activation_qkwargs: {dtype: quint3, qscheme: per_tensor_affine}}}\n"
     )
     assert not plan_of(prepare(Upsampler(), config(tmp_path, text), example_inputs=(X,))).adjustments
+
+
+@pytest.mark.parametrize(("target", "fused"), [("onnxruntime", False), ("openvino", True)])
+def test_a_convolution_is_one_with_its_add_only_where_the_target_says_so(tmp_path, target, fused):
+    text = f"qconfig: {{global: w8a8}}\nexport: {{target: {target}, unsupported: adjust}}\n"
+    model = prepare(ResNet(), config(tmp_path, text), example_inputs=(X,))
+    assert ("blocks.0.conv2.output" in fake_quants(model)) is not fused
