@@ -130,6 +130,7 @@ def diff(
     del debug
     from quantcfg.config.compare import compare_rules, compare_settings
 
+    runs = before.is_dir() and after.is_dir()
     a, b = config_of(before), config_of(after)
     changes, ops = compare_settings(a, b), None
     if model is None:
@@ -139,6 +140,10 @@ def diff(
             from quantcfg.stages.comparing import compare_on_model
 
             ops = compare_on_model(_survey(model, a), a, b)
+    if runs:
+        from quantcfg.stages.run_changes import compare_runs
+
+        changes += compare_runs(before, after)
     from quantcfg.render.console import print_json, result_console
     from quantcfg.render.diff import diff_dict, print_diff
 

@@ -75,9 +75,7 @@ def _ranks_of(launch: Launch | None, timeout: float | None) -> Iterator[Ranks | 
         if launch.rank:
             raise EchoError(UsageError.exit_code)
         raise UsageError("this command works in one process", hint="torchrun is for calib and qat")
-    os.environ.setdefault(
-        "TORCH_CPP_LOG_LEVEL", "ERROR"
-    )  # else DDP warns once per rank
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else DDP warns once per rank
     from quantcfg.stages.meeting import meeting
 
     with meeting(timeout, rank=launch.rank, size=launch.size, local_rank=launch.local_rank) as ranks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ class DataSource:
     ranks: Ranks = ALONE
     _data: Iterable[Any] | None = field(default=None, init=False)
     _used: Iterator[Any] | None = field(default=None, init=False)
+    _first: str = field(default="", init=False)
 
     @property
     def exists(self) -> bool:
@@ -75,9 +77,22 @@ class DataSource:
             check_batch(batch, self.name, index)
             if read == 1:
                 self._require_same(index, batch)
+            if index == epoch == 0:
+                self._first = hashlib.sha256(_content(batch)).hexdigest()
             yield index, to_device(batch, self.device)
         if not read and limit != skip:
             raise UserCodeError(f"{self.name}() gave no batch", where=self._place())
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the first batch of the first pass, which is read where it was not seen yet.
+
+        Raises:
+            UserCodeError: It cannot be read.
+        """
+        if not self._first:
+            for _ in self.batches(limit=1):
+                pass
+        return self._first
 
     def drawing(self, index: int, epoch: int = 0) -> AbstractContextManager[None]:
         """For a block that works on one batch: what it draws depends on that batch and changes no other.

@@ -48,6 +48,11 @@ class Job:
             self._sources[name] = DataSource(self.model_file, name, self.seed, self.device, self.ranks)
         return self._sources[name]
 
+    @property
+    def used_sources(self) -> list[DataSource]:
+        """The data functions that something asked for, in the order of their names."""
+        return [self._sources[name] for name in sorted(self._sources)]
+
     def required_source(self, name: str) -> DataSource:
         """Like `source`, and sure to exist.
 

@@ -29,6 +29,7 @@ from quantcfg.runs.tree import join_tensors, split_tensors
 from quantcfg.stages.config_files import config_files, config_identity, is_resolved, resolved_yaml
 from quantcfg.stages.fingerprint import hash_state, hash_text, versions
 from quantcfg.stages.job import Identity, Job
+from quantcfg.stages.provenance import data_fingerprints, git_state
 from quantcfg.stages.ranks import Ranks
 from quantcfg.stages.signals import StopRequest
 
@@ -232,6 +233,11 @@ def _facts(job: Job, identity: Identity) -> dict[str, Any]:
         "command": list(job.command),
         **asdict(identity),
         "model_file": hash_file(Path(source)) if source else None,
+        "git": {
+            "model": git_state(Path(source)) if source else None,
+            "config": git_state(job.config.path.absolute()),
+        },
+        "data": data_fingerprints(job.used_sources),
         "device": str(job.device),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
