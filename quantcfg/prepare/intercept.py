@@ -178,11 +178,17 @@ class ScopedForward:
 
 def interceptor_of(model: nn.Module) -> Interceptor | None:
     """The interceptor of a prepared model or of one of its parts; None for any other module."""
-    for module in model.modules():
+    return next(iter(interceptors_of(model).values()), None)
+
+
+def interceptors_of(model: nn.Module) -> dict[str, Interceptor]:
+    """The interceptors of all prepared models that a module is or holds, by the path of each."""
+    found: dict[Interceptor, str] = {}
+    for path, module in model.named_modules():
         forward = module.__dict__.get("forward")
         if isinstance(forward, ScopedForward):
-            return forward.interceptor
-    return None
+            found.setdefault(forward.interceptor, path)
+    return {path: interceptor for interceptor, path in found.items()}
 
 
 def install(modules: Iterable[tuple[str, nn.Module]], interceptor: Interceptor) -> None:

@@ -19,7 +19,7 @@ from quantcfg.errors import PrepareError
 from quantcfg.prepare.apply import BN_MODES, apply
 from quantcfg.prepare.assign import Assignments, assign
 from quantcfg.prepare.hardware import Adjustment, Target, fitted, fitting_spec
-from quantcfg.prepare.intercept import Interceptor, install, interceptor_of, uninstall
+from quantcfg.prepare.intercept import Interceptor, install, interceptors_of, uninstall
 from quantcfg.prepare.outcomes import check_outcomes
 from quantcfg.prepare.plan import Plan, make_plan
 from quantcfg.prepare.record import Recorder, Recording, run_recorder
@@ -193,18 +193,43 @@ def forward_of(example_inputs: Any) -> Forward:
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    if interceptor_of(model) is not None:
-        raise PrepareError(
-            f"this {type(model).__name__} is prepared already",
-            hint="prepare the float model again, or change the state with set_fake_quantize",
-        )
+    _refuse_unready(model)
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, _derived_tensors(model))
     except Exception as error:  # whatever a user's module raises while it is copied
         raise PrepareError(
             f"the model cannot be copied: {error}",
             hint="modules must not keep tensors that need gradients, open files or locks as attributes",
         ) from error
+
+
+def _refuse_unready(model: nn.Module) -> None:
+    kind = type(model).__name__
+    if interceptors_of(model):
+        raise PrepareError(
+            f"this {kind} is prepared already",
+            hint="prepare the float model again, or change the state with set_fake_quantize",
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise PrepareError(
+            f"this {kind} is compiled: its ops cannot be seen",
+            hint="prepare the model that it was scripted or traced from",
+        )
+    if any(nn.parameter.is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        raise PrepareError(
+            f"this {kind} has parameters whose shapes are not known yet",
+            hint="run one batch through it first, as for an optimizer",
+        )
+
+
+def _derived_tensors(model: nn.Module) -> dict[int, Any]:
+    """Copies, for ``deepcopy``'s memo, of the attributes that are computed from parameters.
+
+    ``torch.nn.utils.weight_norm`` and pruning leave one behind, compute it anew before each forward, and no
+    such tensor lets itself be copied.
+    """
+    attributes = (value for module in model.modules() for value in vars(module).values())
+    return {id(t): t.detach().clone() for t in attributes if isinstance(t, Tensor) and not t.is_leaf}
 
 
 def _instrument(model: nn.Module) -> Interceptor:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from quantcfg.errors import NumericError, PrepareError
+from quantcfg.errors import NumericError, PrepareError, warn
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
 from quantcfg.prepare.hosts import FakeQuants
-from quantcfg.prepare.intercept import Interceptor, interceptor_of
+from quantcfg.prepare.intercept import Interceptor, interceptors_of
 from quantcfg.prepare.plan import Plan
 from quantcfg.prepare.record import Recording
 
@@ -66,7 +66,14 @@ def prepared(model: nn.Module) -> Prepared:
 
 
 def _find(model: nn.Module) -> Interceptor | None:
-    return interceptor_of(model)
+    found = interceptors_of(model)
+    if len(found) > 1:
+        raise PrepareError(
+            f"this {type(model).__name__} holds {len(found)} prepared models: "
+            + ", ".join(f"'{path}'" for path in found),
+            hint="call this for each of them: their quantizers may have the same names",
+        )
+    return next(iter(found.values()), None)
 
 
 def plan_of(model: nn.Module) -> Plan:
@@ -75,7 +82,12 @@ def plan_of(model: nn.Module) -> Plan:
 
 
 def fake_quants(model: nn.Module) -> dict[str, FakeQuantizeBase]:
-    """The fake quantize modules by name: ``conv1.weight``, ``layer1.0.add_0.output``, ``input.x``."""
+    """The fake quantize modules by name: ``conv1.weight``, ``layer1.0.add_0.output``, ``input.x``.
+
+    Raises:
+        PrepareError: the model holds several prepared ones.
+    """
+    _find(model)
     return {module.name: module for module in model.modules() if isinstance(module, FakeQuantizeBase)}
 
 
@@ -128,6 +140,8 @@ def calibrating(model: nn.Module) -> Iterator[nn.Module]:
         NumericError: quantizers that never observed anything; the message lists all of them.
     """
     before = state_of(model)
+    if prepared(model).stage == "qat":
+        _warn_of_unseen_norms(model)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     set_fake_quantize(model, FakeQuantState.CALIBRATION)
@@ -140,6 +154,24 @@ def calibrating(model: nn.Module) -> Iterator[nn.Module]:
             module.training = mode
         set_fake_quantize(model, FakeQuantState.FLOAT)
         set_fake_quantize(model, before)
+
+
+def _warn_of_unseen_norms(model: nn.Module) -> None:
+    """Batch norms that training will change at once: ranges found with their first values are worthless."""
+    norms = [name for name, module in model.named_modules() if _is_unseen_norm(module)]
+    if norms:
+        warn(
+            f"{len(norms)} batch norms have not seen a batch yet, '{norms[0]}' for one: training will "
+            "normalize with other statistics, and the ranges of this calibration will not fit; "
+            "load trained weights, or train without calibrating",
+        )
+
+
+def _is_unseen_norm(module: nn.Module) -> bool:
+    if not isinstance(module, nn.modules.batchnorm._BatchNorm) or module.running_var is None:
+        return False
+    assert module.running_mean is not None
+    return bool((module.running_var == 1).all() and (module.running_mean == 0).all())
 
 
 def finish_calibration(model: nn.Module) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -116,6 +118,62 @@ def test_functional_call_uses_the_tensors_it_is_given() -> None:
     zeros = {"classifier.weight": torch.zeros(3, 8), "classifier.bias": torch.zeros(3)}
 
     assert torch.func.functional_call(prepared, zeros, (IMAGE,)).abs().max() == 0
+
+
+def test_the_gradient_of_torch_func_is_that_of_backward() -> None:
+    prepared = calibrated_resnet().eval()
+    set_fake_quantize(prepared, FakeQuantState.VALIDATION)
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(prepared, parameters, (IMAGE,)).square().sum()
+
+    prepared(IMAGE).square().sum().backward()
+    gradients = torch.func.grad(loss)(dict(prepared.named_parameters()))
+    for name, parameter in prepared.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_vmap_runs_a_prepared_model_per_sample() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(5, 6)
+    prepared = prepare(model, GLOBAL, example_inputs=(x,))
+    with calibrating(prepared):
+        prepared(x)
+    set_fake_quantize(prepared, FakeQuantState.VALIDATION)
+
+    torch.testing.assert_close(torch.func.vmap(prepared)(x), prepared(x))
+
+
+class Handover(nn.Module):
+    """Hands the turn to the other thread in the middle of its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.barrier: threading.Barrier | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x) * 2
+        if self.barrier is not None:
+            self.barrier.wait(timeout=30)
+        return self.second(x * 3) * 5 + x
+
+
+def test_two_threads_run_one_prepared_model_at_the_same_time() -> None:
+    torch.manual_seed(0)
+    batches = [torch.randn(4, 6), torch.randn(4, 6) * 0.1]
+    prepared = prepare(Handover(), GLOBAL, example_inputs=(batches[0],))
+    with calibrating(prepared):
+        prepared(batches[0])
+    set_fake_quantize(prepared, FakeQuantState.VALIDATION)
+    expected = [prepared(batch) for batch in batches]
+    prepared.barrier = threading.Barrier(2)
+
+    with ThreadPoolExecutor(2) as pool:
+        actual = list(pool.map(prepared, batches))
+
+    for result, alone in zip(actual, expected, strict=True):
+        torch.testing.assert_close(result, alone, rtol=0, atol=0)
 
 
 def test_autocast_runs_and_keeps_qparams_in_float32() -> None:
