@@ -11,7 +11,7 @@ from torch import Tensor
 from quantcfg.numeric.bins import choose_layout
 from quantcfg.numeric.distributions import Statistics, batch_statistics
 from quantcfg.numeric.divergence import kl_range
-from quantcfg.numeric.solve import Grid, Range, best_range, mse_range, percentile_range
+from quantcfg.numeric.solve import Grid, Range, ascending, best_range, mse_range, percentile_range
 
 # Channels of one batch that are solved at a time, so that each has all the bins it can use.
 _CHANNELS = 256
@@ -97,7 +97,8 @@ def _batch_range(x: Tensor, ends: Range, ch_axis: int, question: Question) -> Ra
 
 
 def _percentile(statistics: Statistics, ends: Range, grid: Grid, percentile: float) -> Range:  # noqa: ARG001
-    return percentile_range(statistics.magnitudes(_most(ends)), ends, percentile, statistics.count)
+    magnitudes = ascending(statistics.magnitudes(_most(ends)))
+    return percentile_range(magnitudes, ends, percentile, statistics.count)
 
 
 def _mse(statistics: Statistics, ends: Range, grid: Grid, stride: float) -> Range:
@@ -109,7 +110,7 @@ def _kl(statistics: Statistics, ends: Range, grid: Grid, levels: float, bins: fl
 
 
 def _mix(statistics: Statistics, ends: Range, grid: Grid) -> Range:
-    magnitudes, count = statistics.magnitudes(_most(ends)), statistics.count
+    magnitudes, count = ascending(statistics.magnitudes(_most(ends))), statistics.count
     ranges = [percentile_range(magnitudes, ends, percentile, count) for percentile in PERCENTILES]
     return best_range(statistics.distribution(*ends), ranges, grid)
 

@@ -20,6 +20,8 @@ MANTISSA = 23
 _BLOCK, _HOST_BLOCK = 1 << 18, 1 << 20
 # Elements for which a thread gets a table of its own.
 _PER_THREAD = 1 << 20
+# Octaves whose bins matter to a grid: the finest of them has 16 steps to the octave of the largest value.
+_FINE_OCTAVES = 16
 # Counts kept for all channels together, unless that leaves less than the coarsest layout per channel.
 _MOST_COUNTS = 1 << 22
 
@@ -54,12 +56,14 @@ class Tables(NamedTuple):
         slot_of_cell: int32 ``(1 + num_octaves * 2**top_bits,)``, ascending; cell and slot 0 are zero.
         cell_of_slot: int64 ``(num_slots,)``, the lowest cell of each slot.
         last_cell: int64 ``(num_slots - 1,)``, the highest cell of each slot from slot 1 on, less one.
+        first_slot: int64, where the bins begin that matter to a grid, and the end: places in ``edges``.
         edges: float64 ``(num_slots,)``, from the lower edge of slot 1 on, in units of 2**top; the last is 2.
     """
 
     slot_of_cell: Tensor
     cell_of_slot: Tensor
     last_cell: Tensor
+    first_slot: Tensor
     edges: Tensor
 
 
@@ -81,7 +85,11 @@ def _make(layout: Layout, device: torch.device) -> Tables:
     units = torch.exp2(-octaves.double()).index_select(0, group)
     edges = units * (1 + place.double() / (1 << layout.top_bits))
     last_cell = torch.nn.functional.pad(cell_of_slot[2:], (0, 1), value=slot_of_cell.numel()) - 2
-    return Tables(slot_of_cell, cell_of_slot, last_cell, torch.cat((edges, edges.new_full((1,), 2.0))))
+    num_low = max(0, layout.num_octaves - _FINE_OCTAVES) << layout.least_bits
+    low = torch.arange(0, num_low, max(1, (1 << layout.least_bits) // 8), device=device)
+    first_slot = torch.cat((low, torch.arange(num_low, layout.num_slots, device=device)))
+    edges = torch.nn.functional.pad(edges, (0, 1), value=2.0)
+    return Tables(slot_of_cell, cell_of_slot, last_cell, first_slot, edges)
 
 
 _cached = lru_cache(maxsize=32)(_make)

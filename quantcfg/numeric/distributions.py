@@ -17,7 +17,7 @@ class Points(NamedTuple):
     """A distribution known value by value.
 
     Shapes:
-        values: float64 ``(C, V)``, ascending, 0 where ``counts`` is 0; counts: float64 ``(C, V)``.
+        values: float64 ``(C, V)``, 0 where ``counts`` is 0; counts: float64 ``(C, V)``.
     """
 
     values: Tensor
@@ -39,6 +39,11 @@ class Bins(NamedTuple):
 Distribution = Points | Bins
 
 
+def take_rows(distribution: Distribution, rows: slice) -> Distribution:
+    """The distribution of some of the channels."""
+    return type(distribution)(*(tensor[rows] for tensor in distribution))
+
+
 class Statistics(Protocol):
     """What a range can be solved from."""
 
@@ -57,16 +62,21 @@ class BatchValues:
     """All values of one batch: float32 ``(C, V)``."""
 
     def __init__(self, rows: Tensor) -> None:
-        self.values = rows.double().sort(1).values
+        self.values = rows
         self.count = rows.shape[1]
 
     def distribution(self, low: Tensor, high: Tensor) -> Distribution:  # noqa: ARG002
         """Every value once."""
-        return Points(self.values, torch.ones_like(self.values))
+        return _each_once(self.values)
 
     def magnitudes(self, most: Tensor) -> Distribution:  # noqa: ARG002
         """Every magnitude once."""
-        return Points(self.values.abs().sort(1).values, torch.ones_like(self.values))
+        return _each_once(self.values.abs())
+
+
+def _each_once(values: Tensor) -> Points:
+    values = values.double()
+    return Points(values, torch.ones_like(values))
 
 
 class BatchBins:
@@ -96,10 +106,17 @@ def magnitude_bins(slots: Tensor, top: Tensor, layout: Layout, most: Tensor) -> 
 
 
 def signed_bins(slots: Tensor, top: Tensor, layout: Layout, ends: tuple[Tensor, Tensor]) -> Bins:
-    """The bins of counted ``slots`` from the least to the greatest value, ``ends``, each ``(C,)``."""
+    """The bins of counted ``slots`` from the least to the greatest value, ``ends``, each ``(C,)``.
+
+    Those that are far below any step of a grid are taken together, eight to an octave.
+    """
     unit = torch.exp2((top - EXPONENT_BIAS).double())[:, None]
-    magnitudes = tables(layout, slots).edges * unit
-    positive, negative = slots.double().view(len(slots), 2, -1)[:, :, 1:].unbind(1)
+    first = tables(layout, slots).first_slot
+    magnitudes = tables(layout, slots).edges.index_select(0, first) * unit
+    # Bins taken together are neighbours, so their counts are differences of running sums.
+    running = slots.view(len(slots), 2, -1)[:, :, 1:].cumsum(2)
+    last = torch.nn.functional.pad(running, (1, 0)).index_select(2, first)
+    positive, negative = last.diff(dim=2).double().unbind(1)
     edges = torch.cat((-magnitudes.flip(1), magnitudes), 1)
     counts = torch.cat((negative.flip(1), torch.zeros_like(unit), positive), 1)
     low, high = (end.double()[:, None] for end in ends)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from quantcfg.numeric.distributions import Distribution, Points
+from quantcfg.numeric.distributions import Distribution, Points, take_rows
 from quantcfg.numeric.solve import Range, cut
 
 # Stands in for 0 where a quotient is not used.
@@ -30,15 +30,18 @@ def kl_range(magnitudes: Distribution, ends: Range, *, levels: int, bins: int) -
     The mean takes what there is of the nine at both ends, so the largest magnitude itself can be chosen.
     """
     most = torch.maximum(ends[0].abs(), ends[1].abs()).double()
-    counts = linear_counts(magnitudes, most, bins)
-    counts[:, 0] = counts[:, 1]
+    kept = torch.arange(levels, bins + 1, device=most.device)
+    bounds = -(-kept[:, None] * torch.arange(levels + 1, device=most.device) // levels)
     # A channel's table is (bins - levels + 1) x levels: few at a time, to stay in the cache.
     step = max(1, 2 * _CHUNK // (bins * levels))
-    parts = [_divergences(counts[row : row + step], levels) for row in range(0, len(counts), step)]
-    divergence = torch.cat(parts)
-    smooth = _mean_of_nine(divergence)
-    best = smooth.shape[1] - 1 - smooth.flip(1).argmin(1)
-    return cut(ends, most * (best + levels) / bins)
+    widths = []
+    for row in range(0, most.numel(), step):
+        rows = slice(row, row + step)
+        counts = linear_counts(take_rows(magnitudes, rows), most[rows], bins)
+        counts[:, 0] = counts[:, 1]
+        smooth = _mean_of_nine(_divergences(counts, kept, bounds))
+        widths.append(bins - smooth.flip(1).argmin(1))
+    return cut(ends, most * torch.cat(widths) / bins)
 
 
 def linear_counts(magnitudes: Distribution, most: Tensor, bins: int) -> Tensor:
@@ -74,16 +77,13 @@ def _interpolated(places: Tensor, values: Tensor, at: Tensor) -> Tensor:
     return values.gather(1, right - 1).lerp(values.gather(1, right), share)
 
 
-def _divergences(counts: Tensor, levels: int) -> Tensor:
+def _divergences(counts: Tensor, kept: Tensor, bounds: Tensor) -> Tensor:
     """d[levels], ..., d[bins] of `kl_range`, ``(C, bins - levels + 1)``.
 
     Bins of a group are neighbours and have one Q, so sums over groups are differences of running sums:
 
         d[i] = sum of P * log P  -  sum over groups of (their P) * log Q
     """
-    bins = counts.shape[1]
-    kept = torch.arange(levels, bins + 1, device=counts.device)
-    bounds = -(-kept[:, None] * torch.arange(levels + 1, device=counts.device) // levels)
     mass, size = (_running(row)[:, bounds].diff(dim=2) for row in (counts, (counts > 0).double()))
     inside, total = _running(counts)[:, kept], counts.sum(1, keepdim=True)
     share = mass / (size.clamp(min=1) * inside[:, :, None]).clamp(min=_TINY)

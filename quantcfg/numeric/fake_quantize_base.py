@@ -16,6 +16,9 @@ from quantcfg.numeric.observers.fixed_scale import FixedScaleObserver
 from quantcfg.numeric.qparams import QParams, is_per_channel, is_symmetric
 
 
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
 class FakeQuantizeBase(ExactModule, ABC):
     """Rounds a tensor to an integer grid and stays in floating point.
 
@@ -98,7 +101,7 @@ class FakeQuantizeBase(ExactModule, ABC):
         """``x`` observed, fake quantized, both, or the same object, as the switches say.
 
         Raises:
-            NumericError: ``x`` is not floating point or has not the observer's channels; or it is to be
+            NumericError: ``x`` is no dense float tensor or has not the observer's channels; or it is to be
                 quantized and nothing was ever observed.
         """
         if not (self.observing or self.quantizing):
@@ -219,8 +222,9 @@ class FakeQuantizeBase(ExactModule, ABC):
             raise self._never_observed()
 
     def _check_input(self, x: Tensor) -> None:
-        if not x.is_floating_point():
-            raise self._error(f"expected a floating point tensor, got {x.dtype}")
+        if x.dtype not in _DTYPES or x.layout is not torch.strided:
+            layout = "" if x.layout is torch.strided else f" and layout {x.layout}"
+            raise self._error(f"expected a dense tensor of 16, 32 or 64 bit floats, got {x.dtype}{layout}")
         num_channels = self.zero_point.numel()
         if self.ch_axis < 0 or (x.dim() > self.ch_axis and x.shape[self.ch_axis] == num_channels):
             return

@@ -115,9 +115,8 @@ class Histogram(ExactModule):
         """The same without signs, ``most`` being the largest magnitudes, ``(C,)``; from zero up."""
         if not bool(self.is_whole):
             return magnitude_bins(self.slots, self.top, self.layout, most)
-        points = self._points()
-        values, order = points.values.abs().sort(1)
-        return Points(values, points.counts.gather(1, order))
+        values, counts = self._points()
+        return Points(values.abs(), counts)
 
     def _points(self) -> Points:
         entries = self.slots[:, : max(1, self._width())]

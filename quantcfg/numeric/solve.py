@@ -5,6 +5,7 @@ Everything here takes all channels and many candidates at once, and works in flo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,7 +13,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from quantcfg.numeric.distributions import Bins, Distribution, Points
+from quantcfg.numeric.distributions import Bins, Distribution, Points, take_rows
 from quantcfg.numeric.qparams import QParams, choose_qparams
 
 Range = tuple[Tensor, Tensor]
@@ -57,8 +58,19 @@ def rank_of(percentile: float, total: int) -> int:
     return max(1, -(-exact.numerator // exact.denominator))
 
 
+def ascending(magnitudes: Distribution) -> Distribution:
+    """The same distribution with its values in order."""
+    if isinstance(magnitudes, Bins):
+        return magnitudes
+    values, order = magnitudes.values.sort(1)
+    return Points(values, magnitudes.counts.gather(1, order))
+
+
 def magnitude_at(magnitudes: Distribution, rank: int) -> Tensor:
-    """The magnitude of that rank, float64 ``(C,)``: the value itself, or a point inside its bin."""
+    """The magnitude of that rank, float64 ``(C,)``: the value itself, or a point inside its bin.
+
+    The magnitudes are `ascending`.
+    """
     reached = magnitudes.counts.cumsum(1)
     wanted = torch.full_like(reached[:, :1], rank)
     at = torch.searchsorted(reached, wanted).clamp(max=reached.shape[1] - 1)
@@ -77,7 +89,7 @@ def cut(ends: Range, threshold: Tensor) -> Range:
 
 
 def percentile_range(magnitudes: Distribution, ends: Range, percentile: float, total: int) -> Range:
-    """``ends`` cut at that percentile of the magnitudes; 100 is ``ends`` itself."""
+    """``ends`` cut at that percentile of the magnitudes, `ascending` ones; 100 is ``ends`` itself."""
     rank = rank_of(percentile, total)
     return ends if rank >= total else cut(ends, magnitude_at(magnitudes, rank))
 
@@ -153,8 +165,9 @@ def mse_range(distribution: Distribution, ends: Range, grid: Grid, *, count: int
     parts = []
     for first in range(0, ends[0].numel(), _ROWS):
         rows = slice(first, first + _ROWS)
-        part = type(distribution)(*(tensor[rows] for tensor in distribution))
-        parts.append(_mse_ratio(part, (ends[0][rows], ends[1][rows]), grid, stride, count))
+        parts.append(
+            _mse_ratio(take_rows(distribution, rows), (ends[0][rows], ends[1][rows]), grid, stride, count)
+        )
     ratio = torch.cat(parts)[:, 0]
     return (ends[0].double() * ratio).float(), (ends[1].double() * ratio).float()
 
@@ -178,10 +191,15 @@ def best_range(distribution: Distribution, ranges: Sequence[Range], grid: Grid) 
 
 def _coarse(like: Tensor, stride: int) -> tuple[Tensor, Tensor]:
     """The ratios of the first look, descending, and how far the next one is; both ``(C, K)``."""
-    ratios = [1 - 0.01 * step for step in range(0, 95, stride)]
-    while ratios[-1] > _LEAST_RATIO:
-        ratios.append(ratios[-1] * 0.8)
-    coarse = torch.tensor(ratios, dtype=torch.float64, device=like.device).repeat(like.numel(), 1)
+    steps = range(0, 95, stride)
+    last = 1 - 0.01 * steps[-1]
+    rest = math.ceil(math.log(_LEAST_RATIO / last, 0.8))
+    # Made where they are used: a list of numbers would have to wait for the device.
+    linear, powers = (
+        torch.arange(count, dtype=torch.float64, device=like.device) for count in (len(steps), rest)
+    )
+    coarse = torch.cat((1 - 0.01 * stride * linear, last * torch.exp2((powers + 1) * math.log2(0.8))))
+    coarse = coarse.repeat(like.numel(), 1)
     return coarse, -torch.nn.functional.pad(coarse, (1, 0), mode="replicate").diff(dim=1).roll(-1, 1)
 
 
