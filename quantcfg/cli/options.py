@@ -50,6 +50,14 @@ Device: TypeAlias = Annotated[
 Resume: TypeAlias = Annotated[
     bool, typer.Option("--resume", help="go on with the unfinished run in the run directory, if there is one")
 ]
+Checkpoint: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoint",
+        metavar="RUN/checkpoints/STEP",
+        help="like --resume, from this checkpoint and no other; later ones are dropped",
+    ),
+]
 Force: TypeAlias = Annotated[bool, typer.Option("--force", help="replace the run in the run directory")]
 Timeout: TypeAlias = Annotated[
     float,

@@ -35,6 +35,7 @@ def calib(
     seed: options.Seed = 0,
     device: options.Device = "auto",
     resume: options.Resume = False,
+    checkpoint: options.Checkpoint = None,
     force: options.Force = False,
     timeout: options.Timeout = 600.0,
     output_format: options.ReportFormat = options.Format.text,
@@ -50,12 +51,13 @@ def calib(
     path = output or _default_output(config, "calib")
     # before code of the user runs, which may change the current directory
     target, start = path.absolute(), source.absolute() if source else None
+    named = checkpoint.absolute() if checkpoint else None
     with session(quiet=quiet, verbose=verbose, timeout=timeout) as ranks:
         from quantcfg.runs.directory import RunDirectory, open_run
         from quantcfg.stages.calib import run_calib
 
         job = make_job(model, config, overrides, seed=seed, device=device, quiet=quiet, ranks=ranks)
-        with open_run(target, resume=resume, force=force, writes=job.ranks.is_first) as run:
+        with open_run(target, resume=resume, force=force, writes=job.ranks.is_first, checkpoint=named) as run:
             run_calib(job, run, RunDirectory(start) if start else None)
     if job.ranks.is_first:
         _print_run(path, output_format)
@@ -71,6 +73,7 @@ def qat(
     seed: options.Seed = 0,
     device: options.Device = "auto",
     resume: options.Resume = False,
+    checkpoint: options.Checkpoint = None,
     force: options.Force = False,
     timeout: options.Timeout = 600.0,
     output_format: options.ReportFormat = options.Format.text,
@@ -85,12 +88,13 @@ def qat(
     del debug
     path = output or _default_output(config, "qat")
     target, start = path.absolute(), source.absolute() if source else None
+    named = checkpoint.absolute() if checkpoint else None
     with session(quiet=quiet, verbose=verbose, timeout=timeout) as ranks:
         from quantcfg.runs.directory import open_run
         from quantcfg.stages.qat import run_qat
 
         job = make_job(model, config, overrides, seed=seed, device=device, quiet=quiet, ranks=ranks)
-        with open_run(target, resume=resume, force=force, writes=job.ranks.is_first) as run:
+        with open_run(target, resume=resume, force=force, writes=job.ranks.is_first, checkpoint=named) as run:
             run_qat(job, run, start)
     if job.ranks.is_first:
         _print_run(path, output_format)

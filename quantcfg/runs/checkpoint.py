@@ -116,6 +116,13 @@ def checkpoint_paths(folder: Path) -> list[Path]:
     return sorted(paths, key=lambda path: int(path.name))
 
 
+def drop_newer_checkpoints(folder: Path, step: int) -> None:
+    """Delete what lies after ``step``, from where a run goes on: it will be written again."""
+    for path in checkpoint_paths(folder):
+        if int(path.name) > step:
+            remove_directory(path)
+
+
 def prune_checkpoints(folder: Path, *, keep: int, spare: Collection[int] = ()) -> None:
     """Delete all but the newest ``keep`` and those of the steps to ``spare``.
 

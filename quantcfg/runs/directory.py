@@ -44,12 +44,14 @@ class RunDirectory:
     """The paths of one run and the few ways to change what is there.
 
     ``resume``: what is there is to be gone on with; otherwise it is to be replaced. ``writes``: this process
-    is the one that writes; of several that share a run only one does.
+    is the one that writes; of several that share a run only one does. ``checkpoint``: the one to go on from,
+    where the newest is not wanted.
     """
 
     path: Path
     resume: bool = False
     writes: bool = True
+    checkpoint: Path | None = None
     saver: Saver = field(default_factory=Saver, compare=False, repr=False)
 
     @property
@@ -164,19 +166,27 @@ class RunDirectory:
 
 @contextmanager
 def open_run(
-    path: Path, *, resume: bool = False, force: bool = False, writes: bool = True
+    path: Path,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    writes: bool = True,
+    checkpoint: Path | None = None,
 ) -> Iterator[RunDirectory]:
     """Lock ``path`` for one run, and refuse what would destroy another.
 
     A process that does not write touches nothing and leaves that to the one that does.
 
     A new or empty directory is taken, and one whose run failed before its first checkpoint. ``resume`` goes
-    on with an unfinished run, ``force`` lets `RunDirectory.begin` replace one.
+    on with an unfinished run, and so does a ``checkpoint`` of it; ``force`` lets `RunDirectory.begin` replace
+    one.
 
     Raises:
         UsageError: The directory is in use, holds a run, or holds files that are no part of one.
     """
-    run = RunDirectory(path, resume, writes)
+    resume = resume or checkpoint is not None
+    run = RunDirectory(path, resume, writes, checkpoint)
+    _refuse_foreign_checkpoint(run)
     if not writes:
         yield run
         return
@@ -187,6 +197,14 @@ def open_run(
             _refuse_to_destroy(run, force=force)
         with settled(run.saver):
             yield run
+
+
+def _refuse_foreign_checkpoint(run: RunDirectory) -> None:
+    if run.checkpoint is not None and run.checkpoint.parent != run.checkpoints:
+        raise UsageError(
+            f"'{run.checkpoint}' is no checkpoint of the run '{run.path}'",
+            hint=f"-o names the run, and --checkpoint one of '{run.checkpoints}'",
+        )
 
 
 @contextmanager

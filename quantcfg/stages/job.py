@@ -137,7 +137,12 @@ class Job:
     @property
     def resume_command(self) -> str:
         """The command that goes on with this run."""
-        return shlex.join((*self.command, *(() if "--resume" in self.command else ("--resume",))))
+        words = list(self.command)
+        if "--checkpoint" in words:  # that one may be gone by now, and is not the newest
+            place = words.index("--checkpoint")
+            del words[place : place + 2]
+        words = [word for word in words if not word.startswith("--checkpoint=")]
+        return shlex.join((*words, *(() if "--resume" in words else ("--resume",))))
 
 
 def choose_device(name: str) -> torch.device:

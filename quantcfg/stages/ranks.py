@@ -173,7 +173,14 @@ def is_lost_rank(error: BaseException | None) -> bool:
     return False
 
 
-_SIGNS = ("gloo", "NCCL", "ProcessGroup", "Connection closed by peer", "Connection reset by peer", "pair closure")
+_SIGNS = (
+    "gloo",
+    "NCCL",
+    "ProcessGroup",
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "pair closure",
+)
 
 
 def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,6 +16,8 @@ from quantcfg.errors import Interrupted, RunError, UsageError
 from quantcfg.prepare.plan import Plan
 from quantcfg.runs.checkpoint import (
     Checkpoint,
+    checkpoint_paths,
+    drop_newer_checkpoints,
     load_checkpoint,
     newest_checkpoint,
     prune_checkpoints,
@@ -96,7 +98,9 @@ def newest(job: Job, run: RunDirectory, identity: Identity) -> Checkpoint | None
     """The checkpoint to go on from, or None when there is none. Damaged ones are passed over aloud.
 
     Raises:
-        UsageError: The run was begun with another config, model, seed or stage.
+        UsageError: The run was begun with another config, model, seed or stage, or has no checkpoint of the
+            name that was asked for.
+        RunError: The checkpoint that was asked for is damaged.
     """
     if not run.resume:
         return None
@@ -104,7 +108,7 @@ def newest(job: Job, run: RunDirectory, identity: Identity) -> Checkpoint | None
 
 
 def _newest(job: Job, run: RunDirectory, identity: Identity) -> Checkpoint | None:
-    checkpoint, skipped = newest_checkpoint(run.checkpoints)
+    checkpoint, skipped = _read(run)
     for fault in skipped:
         job.progress.note(f"skipped a checkpoint: {fault}")
         LOGGER.warning("skipped a checkpoint: %s", fault)
@@ -116,9 +120,19 @@ def _newest(job: Job, run: RunDirectory, identity: Identity) -> Checkpoint | Non
     if checkpoint is None:
         job.progress.note(f"nothing to resume in '{run.path.name}': starting from the beginning")
         return None
+    drop_newer_checkpoints(run.checkpoints, checkpoint.step)
     job.progress.note(f"going on from step {checkpoint.step} of '{run.path.name}'")
     LOGGER.info("resumed from step %d", checkpoint.step)
     return checkpoint
+
+
+def _read(run: RunDirectory) -> tuple[Checkpoint | None, tuple[str, ...]]:
+    if run.checkpoint is None:
+        return newest_checkpoint(run.checkpoints)
+    if not run.checkpoint.is_dir():
+        steps = ", ".join(path.name for path in checkpoint_paths(run.checkpoints)) or "none"
+        raise UsageError(f"there is no checkpoint '{run.checkpoint}'", hint=f"those of the run: {steps}")
+    return load_checkpoint(run.checkpoint), ()
 
 
 def share_checkpoint(ranks: Ranks, checkpoint: Checkpoint | None) -> Checkpoint | None:

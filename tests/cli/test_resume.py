@@ -144,6 +144,58 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(stoppable, monkeypatch, whole
     assert contents(stoppable.path / "run") == whole
 
 
+def test_a_named_checkpoint_is_gone_on_with(stoppable, monkeypatch, whole):
+    stopped(stoppable, monkeypatch, "loss:8:2", *QAT, "-o", "run")
+    done = stoppable.run(*QAT, "-o", "run", "--checkpoint", "run/checkpoints/6")
+    assert (done.code, done.err.splitlines()[0]) == (0, "note: going on from step 6 of 'run'")
+    assert contents(stoppable.path / "run") == whole
+
+
+@pytest.mark.parametrize("way", [("--checkpoint", "run/checkpoints/6"), ("--checkpoint=run/checkpoints/6",)])
+def test_a_stop_after_a_named_checkpoint_goes_on_from_the_newest(stoppable, monkeypatch, whole, way):
+    stopped(stoppable, monkeypatch, "loss:8:2", *QAT, "-o", "run")
+    done = stopped(stoppable, monkeypatch, "loss:4:2", *QAT, "-o", "run", *way)
+    assert done.err.endswith("hint: resume with: quantcfg qat model.py config.yaml -o run -q --resume\n")
+    assert "checkpoints/10/manifest.json" in stoppable.names("run")
+    assert stoppable.run(*QAT, "-o", "run", "-q", "--resume").code == 0
+    assert contents(stoppable.path / "run") == whole
+
+
+def test_a_named_checkpoint_that_is_damaged_is_an_error(stoppable, monkeypatch):
+    stopped(stoppable, monkeypatch, "loss:8:2", *QAT, "-o", "run")
+    (stoppable.path / "run/checkpoints/8/state.json").write_text("{}")
+    before = contents(stoppable.path / "run")
+    done = stoppable.run(*QAT, "-o", "run", "-q", "--checkpoint", "run/checkpoints/8")
+    assert done.code == 6
+    assert done.err.startswith(
+        "error: 'run/checkpoints/8' does not match its manifest: 'state.json' has 2 bytes"
+    )
+    assert contents(stoppable.path / "run") == before
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("run/checkpoints/7", "error: there is no checkpoint 'run/checkpoints/7'\n"
+                              "hint: those of the run: 6, 8\n"),
+        ("other/checkpoints/8", "error: 'other/checkpoints/8' is no checkpoint of the run 'run'\n"
+                                "hint: -o names the run, and --checkpoint one of 'run/checkpoints'\n"),
+    ],
+)  # fmt: skip
+def test_a_named_checkpoint_must_be_one_of_the_run(stoppable, monkeypatch, named, said):
+    stopped(stoppable, monkeypatch, "loss:8:2", *QAT, "-o", "run")
+    done = stoppable.run(*QAT, "-o", "run", "-q", "--checkpoint", named)
+    assert (done.code, done.err) == (2, said)
+
+
+def test_a_damaged_checkpoint_does_not_push_out_good_ones(stoppable, monkeypatch):
+    stopped(stoppable, monkeypatch, "loss:14:2", *QAT, "-o", "run")
+    (stoppable.path / "run/checkpoints/14/state.json").write_text("{}")
+    stopped(stoppable, monkeypatch, "loss:1:2", *QAT, "-o", "run", "--resume")
+    steps = sorted(int(path.name) for path in (stoppable.path / "run/checkpoints").iterdir())
+    assert steps == [12, 13]
+
+
 def test_the_command_that_is_printed_resumes(stoppable, monkeypatch):
     done = stopped(stoppable, monkeypatch, "loss:2:2", *QAT, "-o", "a run")
     command = shlex.split(done.err.splitlines()[-1].removeprefix("hint: resume with: "))
