@@ -57,10 +57,67 @@ def torchvision_models() -> Iterator[tuple[str, Maker]]:
         if not name.startswith("quantized") and name not in _HUGE:
             yield f"torchvision/{name}", lambda name=name: (_torchvision(models, name), _image(name))
 
+    for package, inputs in _TASKS.items():
+        for name in models.list_models(module=getattr(models, package)):
+            yield (
+                f"torchvision/{name}",
+                lambda name=name, inputs=inputs: (_torchvision(models, name), inputs(name)),
+            )
+
 
 def _torchvision(models: Any, name: str) -> nn.Module:
-    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    return models.get_model(name, weights=None, **options)
+    options: dict[str, Any] = {"weights": None}
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = False
+    if any(part in name for part in ("rcnn", "retinanet", "fcos", "ssd", "deeplab", "fcn", "lraspp")):
+        options["weights_backbone"] = None
+    if any(part in name for part in ("rcnn", "retinanet", "fcos")):
+        options |= {"min_size": 128, "max_size": 160}
+    if "rcnn" in name:
+        options |= dict.fromkeys(("rpn_pre_nms_top_n_train", "rpn_pre_nms_top_n_test"), 50)
+    return models.get_model(name, **options)
+
+
+def _detection(name: str) -> dict[str, Any]:
+    """Two images of different sizes with a box each: a detector returns its losses in training."""
+    size = 320 if "ssd" in name else 128
+    target = {
+        "boxes": torch.tensor([[10.0, 12.0, 90.0, 96.0]]),
+        "labels": torch.tensor([1]),
+        "masks": torch.ones(1, size, size, dtype=torch.uint8),
+        "keypoints": torch.tensor([[[40.0, 40.0, 1.0]] * 17]),
+    }
+    return {
+        "images": [torch.rand(3, size, size), torch.rand(3, size, size - 32)],
+        "targets": [target, target | {"masks": target["masks"][:, :, 32:]}],
+    }
+
+
+def _segmentation(name: str) -> dict[str, Any]:
+    del name
+    return {"x": torch.randn(2, 3, 96, 96)}
+
+
+def _video(name: str) -> dict[str, Any]:
+    frames, size = (16, 224) if "mvit" in name else (16, 112)
+    return {"x": torch.randn(2, 3, frames, size, size)}
+
+
+def _flow(name: str) -> dict[str, Any]:
+    del name
+    return {
+        "image1": torch.randn(1, 3, 128, 128),
+        "image2": torch.randn(1, 3, 128, 128),
+        "num_flow_updates": 3,
+    }
+
+
+_TASKS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "detection": _detection,
+    "segmentation": _segmentation,
+    "video": _video,
+    "optical_flow": _flow,
+}
 
 
 def _image(name: str) -> dict[str, Any]:

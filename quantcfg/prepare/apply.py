@@ -218,7 +218,7 @@ def _slot_name(site: Site, slotted: Slotted) -> str:
 
 
 def _argument(slot: Slot) -> str:
-    return str(slot[0]).removesuffix("_weight")
+    return "_".join(str(key) for key in slot).removesuffix("_weight")
 
 
 def _weight_axis(site: Site, slot: Slot, shape: tuple[int, ...]) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -55,7 +56,12 @@ def writes_mask(op: str, args: Any, kwargs: Any, *, live: bool) -> bool:
     )
 
 
+def is_wrapped(tensor: Tensor) -> bool:
+    """Whether ``torch.func.vmap`` or ``grad`` is at work on a tensor: its elements cannot be looked at."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
 def _lowest(tensor: Tensor) -> float:
-    if tensor.numel() == 0 or tensor.is_meta:
+    if tensor.numel() == 0 or tensor.is_meta or tensor.layout is not torch.strided or is_wrapped(tensor):
         return 0.0
     return float(tensor.detach().amin())

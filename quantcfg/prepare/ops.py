@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
 
 class OpKind(Enum):
     """How an op takes part in quantization."""
@@ -53,6 +56,7 @@ _CLIP = OpSpec(OpKind.CLIP, _FIRST)
 _JOIN = OpSpec(OpKind.JOIN)
 _STATISTIC = OpSpec(OpKind.STATISTIC)
 _CREATE = OpSpec(OpKind.CREATE)
+_SCRIPT = OpSpec(OpKind.FLOAT, reason="TorchScript: its ops cannot be seen")
 _RNN = OpSpec(OpKind.FLOAT, reason="recurrent cell: its gates are computed in one fused float op")
 
 _ATTENTION_WEIGHTS: dict[int | str, int | None] = {
@@ -73,7 +77,7 @@ OPS: dict[str, OpSpec] = {
     "addmm": OpSpec(OpKind.GEMM, frozenset({1, 2, "mat1", "mat2"})),
     "addbmm": OpSpec(OpKind.GEMM, frozenset({1, 2, "batch1", "batch2"})),
     "baddbmm": OpSpec(OpKind.GEMM, frozenset({1, 2, "batch1", "batch2"})),
-    **dict.fromkeys(("einsum", "tensordot", "inner", "outer", "chain_matmul"), _GEMM),
+    **dict.fromkeys(("einsum", "tensordot", "inner", "outer", "chain_matmul", "linalg_multi_dot"), _GEMM),
     **dict.fromkeys(("grouped_mm", "_grouped_mm"), OpSpec(OpKind.GEMM, frozenset({0, 1, "input", "mat2"}))),
     "scaled_dot_product_attention": OpSpec(OpKind.GEMM, frozenset({0, 1, 2, "query", "key", "value"})),
     "multi_head_attention_forward": OpSpec(
@@ -108,6 +112,11 @@ OPS: dict[str, OpSpec] = {
     **dict.fromkeys(("tensor_split", "hsplit", "vsplit", "unfold", "fold", "as_strided"), _MOVE),
     **dict.fromkeys(("take_along_dim", "roll", "flip"), _MOVE),
     "copy": OpSpec(OpKind.MOVE, frozenset({1, "src", "other"})),
+    **dict.fromkeys(("scatter_add", "scatter_reduce", "index_add", "cumprod", "diff"), _COMPUTE),
+    **dict.fromkeys(("scatter", "index_copy"), OpSpec(OpKind.JOIN, _FIRST | {3, "src", "source"})),
+    "masked_scatter": OpSpec(OpKind.JOIN, _FIRST | {2, "source"}),
+    "index_put": OpSpec(OpKind.JOIN, _FIRST | {2, "values"}),
+    "index_fill": _CLIP,
     "setitem": OpSpec(OpKind.FLOAT, frozenset({0, 2}), reason="its readers quantize what it writes"),
     **dict.fromkeys(("rot90", "tril", "triu", "contiguous", "clone", "detach", "alias", "identity"), _MOVE),
     **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"), _MOVE),
@@ -119,6 +128,7 @@ OPS: dict[str, OpSpec] = {
     **dict.fromkeys(("pow", "square", "rsqrt", "sqrt", "reciprocal", "var", "std", "norm"), _STATISTIC),
     **dict.fromkeys(("vector_norm", "linalg_norm", "linalg_vector_norm", "var_mean", "std_mean"), _STATISTIC),
     **dict.fromkeys(("logsumexp", "rpow", "rdiv", "frobenius_norm", "logcumsumexp"), _STATISTIC),
+    "script": _SCRIPT,
     "quant_stub": _COMPUTE,
     "dequant_stub": OpSpec(OpKind.FLOAT),
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell"), _RNN),
@@ -132,6 +142,7 @@ OPS: dict[str, OpSpec] = {
 }  # fmt: skip
 
 UNKNOWN = OpSpec(OpKind.FLOAT)
+UNDER_TRANSFORM = OpSpec(OpKind.FLOAT, reason="runs under torch.func, where no statistics can be kept")
 UNWRITTEN = frozenset({"empty", "empty_like", "new_empty", "empty_strided"})
 """Ops whose result holds whatever the memory held before."""
 
@@ -184,6 +195,7 @@ _CANONICAL: dict[str, str] = {}
 
 
 def _canonical(name: str) -> str:
+    name = name.partition(".")[0]  # an overload, such as aten.linear.default
     if name in _DUNDER_SCALARS:
         return _DUNDER_SCALARS[name]
     if name in _INPLACE_DUNDERS:
@@ -210,3 +222,21 @@ def is_inplace(name: str) -> bool:
 def spec_of(op: str) -> OpSpec:
     """The spec of an op, or that of an unknown one, which stays float."""
     return OPS.get(op, UNKNOWN)
+
+
+def kind_of(op: str, spec: OpSpec, args: Any, kwargs: Any) -> OpKind:
+    """The kind of an op where its arguments decide: nearest upsampling moves, a padding with 3.0 does not."""
+    scalars = [leaf for leaf in pytree.tree_leaves((args[1:], kwargs)) if isinstance(leaf, float)]
+    if spec.kind is OpKind.FLOAT:
+        return spec.kind
+    if op in ("interpolate", "upsample"):
+        mode = kwargs.get("mode", args[3] if len(args) > 3 else "nearest")
+        return OpKind.CLIP if str(mode).startswith("nearest") else spec.kind
+    if op == "masked_fill":
+        filled = kwargs.get("value", args[2] if len(args) > 2 else 0.0)
+        return OpKind.CLIP if not isinstance(filled, Tensor) and filled == 0 else OpKind.COMPUTE
+    if op in ("pad", "scatter", "index_fill"):
+        return OpKind.COMPUTE if any(scalars) else spec.kind
+    if op in ("max", "min") and sum(isinstance(arg, Tensor) for arg in args) > 1:
+        return OpKind.JOIN
+    return spec.kind

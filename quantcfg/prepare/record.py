@@ -8,19 +8,21 @@ listed.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils import _pytree as pytree
 
 from quantcfg.prepare import masks, ops
 from quantcfg.prepare.cost import macs
 from quantcfg.prepare.intercept import Memo, Scope
+from quantcfg.prepare.names import name_sites, named_inputs
 from quantcfg.prepare.ops import OpKind, OpSpec
+from quantcfg.prepare.seeing import memory_of, uncompiled
 from quantcfg.prepare.stubs import DeQuantStub, QuantStub
 
 Slot = tuple[int | str, ...]
@@ -138,6 +140,11 @@ class Recorder:
             id(tensor): ("parameter" if isinstance(tensor, nn.Parameter) else "buffer", name, tensor)
             for name, tensor in _named_tensors(model)
         }
+        self._scripts = {
+            module: path
+            for path, module in model.named_modules()
+            if isinstance(module, torch.jit.ScriptModule)
+        }
         self._stubs = {
             path: module.op
             for path, module in model.named_modules()
@@ -145,6 +152,7 @@ class Recorder:
         }
         self._owned_values: dict[int, int] = {}
         self._keep: list[Tensor] = []
+        self._hidden = False  # something ran that leaves no tags on what it makes
         self._written: dict[int, list[int]] = {}  # memory -> the values written into it, in order
 
     def enter(self, path: str, call: int) -> None:
@@ -153,7 +161,7 @@ class Recorder:
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Give the model's inputs their names."""
-        for name, tensor in _named_inputs(module, args, kwargs):
+        for name, tensor in named_inputs(module, args, kwargs):
             if _is_float(tensor) and not hasattr(tensor, _TAG):
                 value = self._new_value(tensor, "input", name)
                 value.live = True
@@ -166,6 +174,7 @@ class Recorder:
         if op in ops.METADATA:
             return func(*args, **kwargs)
         call = self._count(scope, op, getattr(func, "__name__", op), args, kwargs)
+        self._hidden = self._hidden or self._transformed(args, kwargs)
         operands = list(self._operands(args, kwargs))
         result = func(*args, **kwargs)
         made = args[0] if call.spelling == "__setitem__" else result
@@ -175,12 +184,27 @@ class Recorder:
         inplace = ops.is_inplace(call.spelling) and any(made is arg for arg in args[:1])
         site = self._site(call, operands, inplace=inplace)
         site.outputs = tuple(self._output(site, tensor, position) for position, tensor in enumerate(outputs))
-        if inplace:
-            self._written.setdefault(_memory(outputs[0]), []).append(site.outputs[0])
+        if inplace or kwargs.get("out") is made:
+            self._written.setdefault(memory_of(outputs[0]), []).append(site.outputs[0])
         self._mark_masks(site, operands, outputs, call)
         site.macs = macs(site.op, [self._shape(o) for o in operands], [self._shape(o) for o in site.weights],
                          outputs[0].numel()) if site.kind is OpKind.GEMM else 0  # fmt: skip
-        return self._alias(site, result) if inplace and made is result else result
+        return (
+            self._alias(site, result) if made is result and (inplace or kwargs.get("out") is made) else result
+        )
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Note the call of a TorchScript module, whose ops nobody sees, as one op."""
+        path = self._scripts.get(module)  # type: ignore[call-overload]
+        if path is None:
+            return
+        call = self.recording.calls.get(path, 0)
+        for inner, _ in module.named_modules(prefix=path):
+            self.enter(inner, call)
+        noted = self._count(Scope(path, call, None), "script", "script", args, {})
+        site = self._site(noted, list(self._operands(args, {})), inplace=False)
+        outputs = [leaf for leaf in pytree.tree_leaves(output) if _is_float(leaf)]
+        site.outputs = tuple(self._output(site, tensor, position) for position, tensor in enumerate(outputs))
 
     def _count(self, scope: Scope, op: str, spelling: str, args: Any, kwargs: Any) -> _Call:
         ordinal = scope.next_ordinal(op)
@@ -189,16 +213,21 @@ class Recorder:
         self.recording.counts[key] = scope.counts
         return _Call(scope, self._stubs.get(scope.path, op), op, spelling, ordinal, args, kwargs)
 
+    def _transformed(self, args: Any, kwargs: Any) -> bool:
+        return any(_is_float(leaf) and masks.is_wrapped(leaf) for leaf in pytree.tree_leaves((args, kwargs)))
+
     def _shape(self, operand: Operand) -> tuple[int, ...]:
         return self.recording.values[operand.value].shape
 
     def _site(self, call: _Call, operands: list[Operand], *, inplace: bool) -> Site:
         spec = ops.spec_of(call.op)
+        if self._transformed(call.args, call.kwargs):
+            spec = ops.UNDER_TRANSFORM
         data, weights = self._split(spec, call.op, operands)
         site = Site(
             index=len(self.recording.sites), path=call.scope.path, call=call.scope.call, op=call.op,
             spelling=call.spelling, counted=call.counted, ordinal=call.ordinal, spec=spec,
-            kind=_kind_of(call.op, spec, call.args, call.kwargs), data=tuple(data), weights=tuple(weights),
+            kind=ops.kind_of(call.op, spec, call.args, call.kwargs), data=tuple(data), weights=tuple(weights),
             outputs=(), inplace=inplace,
         )  # fmt: skip
         self.recording.sites.append(site)
@@ -253,6 +282,8 @@ class Recorder:
 
     def _operands(self, args: Any, kwargs: Any) -> Iterator[Operand]:
         for key, argument in (*enumerate(args), *kwargs.items()):
+            if key == "out":
+                continue  # written, not read
             if isinstance(argument, Tensor):
                 yield from self._operand((key,), argument)
             elif isinstance(argument, list | tuple):
@@ -276,7 +307,7 @@ class Recorder:
 
     def _current(self, tensor: Tensor, index: int) -> int:
         """The value of a tensor now: another one, if something was written where it lies in between."""
-        later = [written for written in self._written.get(_memory(tensor), ()) if written > index]
+        later = [written for written in self._written.get(memory_of(tensor), ()) if written > index]
         if not later:
             return index
         values = self.recording.values
@@ -294,7 +325,7 @@ class Recorder:
         owned = self._owned.get(id(tensor))
         if owned is None:
             value = self._new_value(tensor, "constant", "")
-            value.fixed = True
+            value.live, value.fixed = self._hidden, not self._hidden
             value.mask = masks.looks_like_mask(tensor)
             return value.index
         if id(tensor) not in self._owned_values:
@@ -319,7 +350,7 @@ class Recorder:
             if hasattr(tensor, _TAG):
                 delattr(tensor, _TAG)
         self._keep.clear()
-        _name_sites(self.recording)
+        name_sites(self.recording.sites, self.recording.calls)
         return self.recording
 
 
@@ -328,75 +359,8 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers(remove_duplicate=False)
 
 
-def _named_inputs(module: nn.Module, args: Any, kwargs: Any) -> Iterator[tuple[str, Any]]:
-    """The tensors handed to forward, named by its parameters: ``x``, ``batch.image``, ``boxes.0``."""
-    try:
-        bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-    except (TypeError, ValueError):
-        bound = {**{str(i): arg for i, arg in enumerate(args)}, **kwargs}
-    for path, leaf in pytree.tree_flatten_with_path(dict(bound))[0]:
-        names = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in path]
-        yield ".".join(names), leaf
-
-
-def _memory(tensor: Tensor) -> int:
-    """Where the elements of a tensor are kept; tensors that share memory have it in common."""
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (NotImplementedError, RuntimeError):  # a sparse tensor, or one that only pretends to have elements
-        return id(tensor)
-
-
 def _is_float(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
-
-
-def _kind_of(op: str, spec: OpSpec, args: Any, kwargs: Any) -> OpKind:
-    """The kind of an op where its arguments decide: nearest upsampling moves, a padding with 3.0 does not."""
-    scalars = [leaf for leaf in pytree.tree_leaves((args[1:], kwargs)) if isinstance(leaf, float)]
-    if op in ("interpolate", "upsample"):
-        mode = kwargs.get("mode", args[3] if len(args) > 3 else "nearest")
-        return OpKind.CLIP if str(mode).startswith("nearest") else spec.kind
-    if op == "masked_fill":
-        filled = kwargs.get("value", args[2] if len(args) > 2 else 0.0)
-        return OpKind.CLIP if not isinstance(filled, Tensor) and filled == 0 else OpKind.COMPUTE
-    if op == "pad":
-        return OpKind.COMPUTE if any(scalars) else spec.kind
-    if op in ("max", "min") and sum(isinstance(arg, Tensor) for arg in args) > 1:
-        return OpKind.JOIN
-    return spec.kind
-
-
-def _name_sites(recording: Recording) -> None:
-    """Name each site: a leaf module's main op by the module's path, any other by owner, op and ordinal.
-
-    The second and later calls of a module carry ``:1``, ``:2``, ... after its path.
-    """
-    parents = {ancestor for path in recording.calls for ancestor in _ancestors(path)}
-    groups: dict[tuple[str, int], list[Site]] = {}
-    for site in recording.sites:
-        groups.setdefault((site.path, site.call), []).append(site)
-    for (path, call), sites in groups.items():
-        owner = f"{path}:{call}" if call else path
-        main = _main_site(sites) if path and path not in parents else None
-        for site in sites:
-            site.name = owner if site is main else f"{owner}.{site.op}_{site.ordinal}".lstrip(".")
-
-
-def _ancestors(path: str) -> Iterator[str]:
-    """Every module around a module, containers that are never called among them."""
-    while path:
-        path = path.rpartition(".")[0]
-        yield path
-
-
-def _main_site(sites: list[Site]) -> Site | None:
-    gemms = [site for site in sites if site.kind is OpKind.GEMM and site.weights]
-    makers = [site for site in sites if site.kind not in (OpKind.MOVE, OpKind.CREATE)]
-    for candidates in (gemms, makers, sites):
-        if len(candidates) == 1:
-            return candidates[0]
-    return None
 
 
 def tensors_in(result: Any) -> Iterator[Tensor]:
@@ -411,7 +375,13 @@ def tensors_in(result: Any) -> Iterator[Tensor]:
 @torch.no_grad()
 def run_recorder(recorder: Recorder, forward: Callable[[], Any]) -> Recording:
     """Run ``forward`` under a recorder that its modules already hand their ops to."""
-    for tensor in tensors_in(forward()):
+    hook = register_module_forward_hook(recorder.after)
+    try:
+        with uncompiled():
+            result = forward()
+    finally:
+        hook.remove()
+    for tensor in tensors_in(result):
         tag = getattr(tensor, _TAG, None)
         if tag is not None:
             recorder.recording.returned.add(tag if tag >= 0 else -1 - tag)

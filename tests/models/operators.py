@@ -1,20 +1,22 @@
-"""Let torchvision import beside a torch that its wheel was not built for."""
+"""Let torchvision import, and its detectors run, beside a torch that its wheel was not built for."""
 
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 _LIBRARY = torch.library.Library("torchvision", "FRAGMENT")
 
 
 def declare_operators() -> None:
-    """Give torchvision's operators names where its compiled ones do not load.
+    """Stand in for torchvision's compiled operators where they do not load.
 
-    It says which shapes two of them make, which fails unless they exist. As names they suffice: a model that
-    is no detector calls none of them. Call this before torchvision, timm or transformers are imported.
+    It refuses to import unless two of them have a name, and its detectors call one. All else has a form in
+    Python already. Call this before torchvision, timm or transformers are imported.
     """
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
@@ -24,3 +26,22 @@ def declare_operators() -> None:
     except (OSError, ImportError):
         for name in ("nms", "qnms"):
             _LIBRARY.define(f"{name}(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
+        _LIBRARY.impl("nms", _nms, "CPU")
+        from torchvision.ops import boxes
+
+        boxes._assert_has_ops = lambda: None
+        pooling = sys.modules["torchvision.ops.roi_align"]
+        pooling._roi_align = pooling._roi_align.__wrapped__  # without the compiler, which takes minutes
+
+
+def _nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """The boxes, best first, that overlap no better one by more than the threshold."""
+    from torchvision.ops import box_iou
+
+    order = scores.argsort(descending=True)
+    overlaps = box_iou(boxes[order], boxes[order]) > iou_threshold
+    kept = torch.ones(len(order), dtype=torch.bool)
+    for index in range(len(order)):
+        if kept[index]:
+            kept[index + 1 :] &= ~overlaps[index, index + 1 :]
+    return order[kept]
