@@ -114,7 +114,8 @@ def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
     tree, broken = _validated(tree, findings)
     stages = _stages(tree, broken, findings)
     _check_guards(tree, findings)
-    _check_target(tree, stages, findings)
+    if not findings.errors:  # what was meant by a section with an error is not known
+        _check_target(tree, stages, findings)
     _check_use(tree, stages, findings, Path(paths[-1]))
     findings.raise_if_errors()
     return Config(
@@ -153,7 +154,8 @@ def _stages(tree: Table, broken: frozenset[int], findings: Findings) -> dict[str
     stages: dict[str, tuple[Rule, ...]] = {}
     for stage in STAGES:
         table = named if isinstance(named, Table) else Table({}, tree.place)
-        reader = QConfigReader(table, stage, findings, checker, broken)
+        unread = (named is not table and named is not None) or table.place in findings.doubled
+        reader = QConfigReader(table, stage, findings, checker, broken, unread)
         reader.check_named()
         stages[stage] = build_rules(tree, reader, findings)
     return stages

@@ -14,11 +14,16 @@ Loc = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A scalar. ``bad`` marks one that has been reported already, so that nothing else complains about it."""
+    """A scalar.
+
+    ``bad`` marks one that has been reported already, so that nothing else complains about it; ``empty`` the
+    null of a key that nothing is written behind.
+    """
 
     value: Scalar
     place: Place
     bad: bool = False
+    empty: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,12 @@ def _apply(tree: Table, line: str, number: int, findings: Findings) -> Table:
         findings.error("QC110", summary, parts[0][1], help="change it in the file")
         raise Stop
     column = len(path_text) + 1
-    value = parse_yaml(NAME, value_text or "null", findings, start=Place(NAME, number, column + 1))
+    if not value_text.strip():
+        place = Place(NAME, number, 1, max(len(line), 1))
+        summary = f"`--set {shortened(line)}` has no value"
+        findings.error("QC111", summary, place, help="write null to clear it")
+        raise Stop
+    value = parse_yaml(NAME, value_text, findings, start=Place(NAME, number, column + 1))
     return _write(tree, parts, Entry(parts[-1][1], value), (), findings)
 
 

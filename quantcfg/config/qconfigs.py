@@ -43,13 +43,17 @@ class Draft:
 
 @dataclass(slots=True)
 class QConfigReader:
-    """Reads the qconfigs of one stage. What is ``broken`` was reported; nothing complains about it again."""
+    """Reads the qconfigs of one stage. What is ``broken`` was reported; nothing complains about it again.
+
+    ``unread`` says that the section of names has such an error: any name may be one of its.
+    """
 
     named: Table
     stage: str
     findings: Findings
     checker: SlotChecker
     broken: frozenset[int] = frozenset()
+    unread: bool = False
     _broken_names: set[str] = field(default_factory=set)
     _cache: dict[str, Draft | None] = field(default_factory=dict)
     _open: list[str] = field(default_factory=list)
@@ -63,6 +67,7 @@ class QConfigReader:
         if isinstance(node, Leaf) and (node.bad or id(node) in self.broken):
             raise Broken
         if isinstance(node, Leaf) and node.value is None:
+            self._refuse_empty(node)
             return None
         if isinstance(node, Leaf) and isinstance(node.value, str):
             return self._name(node.value, node.place)
@@ -70,6 +75,13 @@ class QConfigReader:
             stage = node.get(self.stage)
             return self.read(stage) if stage is not None else self._mapping(node)
         raise Broken
+
+    def _refuse_empty(self, node: Leaf) -> None:
+        """A null that nobody wrote is more likely forgotten than meant."""
+        if node.empty:
+            advice = "write `null` to leave it in float, or the name of a qconfig"
+            self.findings.error("QC103", "a qconfig is missing here", node.place, help=advice)
+            raise Broken
 
     def check_named(self) -> None:
         """Read every named qconfig, so that unused ones are checked, too."""
@@ -126,6 +138,8 @@ class QConfigReader:
         return self._cache[name]
 
     def _unknown(self, name: str, place: Place) -> None:
+        if self.unread:
+            return
         names = [*self.named.entries, *PRESETS, INHERIT]
         near = nearest(name, names)
         if name == INHERIT:
@@ -142,6 +156,7 @@ class QConfigReader:
             if near and near != name
             else "neither a preset nor under `qconfigs`",
             help=help_text,
+            cause=name,
         )
 
     def _mapping(self, table: Table) -> Draft | None:
@@ -184,6 +199,10 @@ class QConfigReader:
             if key in QKWARGS and isinstance(node, Table):
                 for name, item in node.entries.items():
                     changes[f"{key}.{name}"] = self._parameter(f"{key}.{name}", item.node, item.key_place)
+            elif isinstance(node, Leaf) and node.empty:
+                advice = "write `null` to leave it in float, or remove the key"
+                self.findings.error("QC103", f"`{key}` has no value", entry.key_place, help=advice)
+                raise Broken
             elif key != "preset" and isinstance(node, Leaf):
                 changes[key] = Field(node.value, node.place)
         return changes

@@ -95,6 +95,7 @@ class SlotChecker:
             label=label,
             notes=(f"its parameters: {listing(known, 16)}",) if known else (),
             help=advice,
+            cause=(slot, having[0], _line(item)) if having else None,
         )
         return False
 
@@ -249,6 +250,11 @@ def _text(kwargs: Fields, name: str, default: str) -> str:
 
 def _number(item: Field) -> float:
     return float(item.value) if isinstance(item.value, int | float) else 0.0
+
+
+def _line(item: Field) -> tuple[str, int] | None:
+    """File and line: parameters of one line that miss the same observer miss it together."""
+    return (item.origin.file, item.origin.line) if isinstance(item.origin, Place) else None
 
 
 def _place(fields: Fields, name: str) -> Place | None:

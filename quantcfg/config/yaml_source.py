@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -99,7 +100,7 @@ class _Composer:
             return
         try:
             value = read_plain(event.value) if not event.style else event.value
-            leaf = Leaf(value, place)
+            leaf = Leaf(value, place, empty=not event.value and not event.style)
         except ScalarError as error:
             self.findings.error("QC006", str(error), place, help=error.hint)
             leaf = Leaf(None, place, bad=True)
@@ -201,6 +202,11 @@ class _Composer:
         if error.context_mark and "end of stream" in (error.problem or ""):
             mark = error.context_mark  # where it starts says more than where the file ends
         line = min(mark.line, len(self.lines) - 1) if mark else 0
+        if advice := indentation_advice(self.lines, line):
+            column = len(self.lines[line]) - len(self.lines[line].lstrip())
+            place = self._at(line, column, len(self.lines[line].strip()))
+            self.findings.error("QC001", "not valid YAML: the indentation does not fit", place, help=advice)
+            return
         problem = error.problem or "it cannot be read"
         context = error.context_mark
         self.findings.error(
@@ -210,6 +216,42 @@ class _Composer:
             notes=(f"{error.context}, line {self._at(context.line, 0).line}",) if context else (),
             help=_advice(problem, self.lines[line]),
         )
+
+
+def indentation_advice(lines: list[str], index: int) -> str:
+    """What is wrong with the indentation of a line, given those above it; empty when it is not that."""
+    indent = _indent(lines[index])
+    above = [number for number in range(index) if lines[number].strip() and lines[number].strip()[0] != "#"]
+    if indent is None or not above:
+        return ""
+    previous = _indent(lines[above[-1]])
+    if previous is None:
+        return ""
+    if indent > previous and _has_value(lines[above[-1]]):
+        return f"line {above[-1] + 1} above has its value already: indent both alike"
+    levels = {0} | {level for number in above if (level := _indent(lines[number])) is not None}
+    if indent < previous and indent not in levels:
+        known = " or ".join(map(str, sorted(level for level in levels if level <= previous)))
+        return f"it is indented by {indent}, the lines above it by {known}"
+    return ""
+
+
+def _indent(line: str) -> int | None:
+    """The columns before a key in block style; None for a line that is something else."""
+    match = _KEY.match(line)
+    return len(match[1]) if match else None
+
+
+def _has_value(line: str) -> bool:
+    rest = line.partition(": ")[2].partition(" #")[0].strip()
+    is_open = rest[:1] in _CLOSED_BY and not rest[1:].endswith(_CLOSED_BY[rest[0]])
+    return bool(rest) and rest[0] not in "#&|>" and not is_open
+
+
+_CLOSED_BY = {"[": "]", "{": "}", '"': '"', "'": "'"}
+
+
+_KEY = re.compile(r"( *)(?:[\w.*?{},-]+|\"[^\"]*\"|'[^']*'):(?: |$)")
 
 
 def _advice(problem: str, line: str) -> str:

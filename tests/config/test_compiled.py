@@ -30,10 +30,8 @@ def errors_of(validate, data):
     try:
         validate(data)
     except (ValidationError, CoreError) as error:
-        return sorted(
-            (item["type"], item["loc"], item["msg"])
-            for item in error.errors(include_url=False, include_input=False)
-        )
+        found = error.errors(include_url=False, include_input=False)
+        return sorted(((item["type"], item["loc"], sorted(item.get("ctx", ()))) for item in found), key=str)
     return []
 
 

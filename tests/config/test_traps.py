@@ -87,7 +87,7 @@ YAML = {
     ),
     "indent": (
         "version: 1\ncalib:\n    batches: 1\n  samples: 2\n",
-        ["QC001 4:3 not valid YAML: did not find expected key"],
+        ["QC001 4:3 not valid YAML: the indentation does not fit"],
     ),
     "bracket": (
         "version: 1\nqconfig: {global: w8a8\ncalib:\n  batches: 1\n",
