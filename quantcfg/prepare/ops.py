@@ -28,6 +28,10 @@ class OpKind(Enum):
     CREATE = "create"  # makes a tensor from none
 
 
+COMPUTING = (OpKind.GEMM, OpKind.COMPUTE, OpKind.JOIN)
+"""Kinds of ops that make values of their own, and so would have a quantizer."""
+
+
 @dataclass(frozen=True, slots=True)
 class OpSpec:
     """One op. ``data`` and ``weights`` name arguments by position and by keyword; empty data means every one.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from quantcfg.errors import warn
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
 from quantcfg.prepare.intercept import Memo, Scope
+from quantcfg.prepare.ops import COMPUTING, METADATA, canonical, spec_of
 from quantcfg.prepare.record import Site, Slot
 
 
@@ -130,10 +131,14 @@ def replace_argument(
 
 @dataclass(slots=True)
 class Table:
-    """The actions of one call of one module: which spellings count, and the action of each occurrence."""
+    """The actions of one call of one module: which spellings count, and the action of each occurrence.
+
+    ``known`` has every spelling that ran, with an action or without.
+    """
 
     names: dict[str, str] = field(default_factory=dict)
     actions: dict[str, list[Action | None]] = field(default_factory=dict)
+    known: set[str] = field(default_factory=set)
 
     def set(self, op: str, ordinal: int, action: Action) -> None:
         """Note the action of the ``ordinal``-th occurrence of ``op``."""
@@ -151,6 +156,7 @@ class Table:
         for op in self.actions:
             self.pad(op, counts[op] - 1)
         self.names = {spelling: op for spelling, op in spellings.items() if op in self.actions}
+        self.known = set(spellings)
         return self if self.actions else None
 
 
@@ -170,6 +176,7 @@ class Runner:
         self.unseen = unseen
         self.modules = {} if modules is None else modules
         self.settled = False  # every quantizer has been at work
+        self.strangers: set[str] = set()  # modules that ran what was not recorded
 
     def enter(self, path: str, call: int) -> Table | None:
         """The table of this call."""
@@ -196,6 +203,21 @@ class Runner:
             "prepare with inputs that reach it",
         )
 
+    def _meet(self, path: str, table: Table, name: str, result: Any) -> None:
+        """Say it once for each module when it computes something that was not recorded."""
+        if torch.compiler.is_compiling() or (isinstance(result, Tensor) and not result.is_floating_point()):
+            return
+        table.known.add(name)
+        op = canonical(name)
+        if op in METADATA or spec_of(op).kind not in COMPUTING or path in self.strangers:
+            return
+        self.strangers.add(path)
+        warn(
+            f"'{op}' runs in {path or 'the model'} now but did not with the example inputs: it is in float "
+            "there, and ops after it may not be those that were recorded; prepare with inputs that reach it, "
+            "or leave that part in float",
+        )
+
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
         """Say it once when quantizers have nothing to quantize with, and the model runs in float."""
         if self.settled or torch.compiler.is_compiling():
@@ -213,9 +235,13 @@ class Runner:
         table = scope.table
         if table is None:
             return func(*args, **kwargs)
-        op = table.names.get(getattr(func, "__name__", ""))
+        name = getattr(func, "__name__", "")
+        op = table.names.get(name)
         if op is None:
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            if name not in table.known:
+                self._meet(scope.path, table, name, result)
+            return result
         ordinal = scope.next_ordinal(op)
         actions = table.actions[op]
         action = actions[ordinal] if ordinal < len(actions) else actions[-1]
