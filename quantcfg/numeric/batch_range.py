@@ -15,8 +15,9 @@ from quantcfg.numeric.solve import Grid, Range, ascending, best_range, mse_range
 
 # Channels of one batch that are solved at a time, so that each has all the bins it can use.
 _CHANNELS = 256
-# Values per channel up to which a batch is solved from them all, without a histogram.
-_MOST_VALUES = 8192
+# Values per channel up to which a batch is solved from them all, without a histogram; and how many, of all
+# channels, are then solved at a time.
+_MOST_VALUES, _MOST_TOGETHER = 1 << 14, 1 << 21
 
 PERCENTILES = (99.9, 99.95, 99.99, 99.993, 99.995, 99.997, 99.999, 99.9995, 99.9999)
 """The candidates of mix."""
@@ -83,7 +84,7 @@ def _(x: Tensor, low: Tensor, high: Tensor, *_: object) -> tuple[Tensor, Tensor]
 def _batch_range(x: Tensor, ends: Range, ch_axis: int, question: Question) -> Range:
     num_channels = ends[0].numel()
     count = x.numel() // num_channels
-    at_a_time = max(1, _MOST_VALUES * _CHANNELS // count) if count <= _MOST_VALUES else _CHANNELS
+    at_a_time = max(1, _MOST_TOGETHER // count) if count <= _MOST_VALUES else _CHANNELS
     ranges = []
     for first in range(0, num_channels, at_a_time):
         channels = slice(first, first + at_a_time)

@@ -363,6 +363,55 @@ def test_mse_searches_each_channel_by_itself(size):
         assert found <= 1.005 * oracles.least_error(row, (-128, 127), symmetric=True)
 
 
+def assert_channels_are_best(observer, x, channels):
+    """Each of ``channels`` within half a percent of its own exhaustive search; ``x`` is ``(C, V)``."""
+    scale, zero_point = observer.qparams()
+    grid = (observer.quant_min, observer.quant_max)
+    for channel in channels:
+        row = x[channel].numpy()
+        found = oracles.squared_error(row, float(scale[channel]), int(zero_point[channel]), *grid)
+        best = oracles.least_error(row, grid, symmetric=observer.symmetric)
+        assert found <= 1.005 * best + 1e-12, channel
+
+
+def many_channels(count, size):
+    rows = [data(DATA[place % len(DATA)], size) * 10.0 ** (place % 7 - 3) for place in range(2 * len(DATA))]
+    return torch.stack(rows).repeat(-(-count // len(rows)), 1)[:count]
+
+
+@pytest.mark.parametrize(
+    "count, size",
+    [(600, 5000), (9000, 300), pytest.param(100_000, 64, marks=pytest.mark.slow)],
+)
+@pytest.mark.parametrize("qscheme", ["per_channel_symmetric", "per_channel_affine"])
+def test_mse_of_a_weight_is_within_half_a_percent_for_any_number_of_channels(count, size, qscheme):
+    x = many_channels(count, size)
+    observer = OBSERVERS["mse"](qscheme=qscheme, ch_axis=0, num_channels=count)
+    observer(x)
+    assert not observer.histogram.is_whole  # more values than so many channels can keep
+    assert sum(buffer.nbytes for buffer in observer.buffers()) < 50e6
+    assert_channels_are_best(observer, x, range(count - 10, count))
+
+
+def test_mse_of_an_activation_is_within_half_a_percent_for_as_many_channels_as_have_all_bins():
+    batches = [many_channels(498, 9000), many_channels(498, 9000) * 1.5]
+    observer = OBSERVERS["mse"](qscheme="per_channel_symmetric", ch_axis=0, num_channels=498)
+    observe(observer, *batches)
+    assert_channels_are_best(observer, torch.cat(batches, 1), range(10))
+
+
+def test_a_weight_keeps_its_range_through_a_state_dict_and_a_merge_with_nothing():
+    x = many_channels(9000, 300)
+    first, second, third = (
+        OBSERVERS["mse"](qscheme="per_channel_symmetric", ch_axis=0, num_channels=9000) for _ in range(3)
+    )
+    first(x)
+    second.load_state_dict(first.state_dict())
+    third.merge(first)
+    for other in (second, third):
+        assert torch.equal(other.qparams().scale, first.qparams().scale)
+
+
 # kl
 
 
