@@ -174,7 +174,9 @@ def test_a_float_that_is_no_float_is_refused_by_name():
     module.name = "layer1.0.add_0.output"
     with pytest.raises(NumericError) as caught:
         module(torch.ones(2, dtype=torch.int64))
-    assert str(caught.value) == "layer1.0.add_0.output: expected a floating point tensor, got torch.int64"
+    assert str(caught.value) == (
+        "layer1.0.add_0.output: expected a dense tensor of 16, 32 or 64 bit floats, got torch.int64"
+    )
     assert caught.value.quantizer == module.observer.name == "layer1.0.add_0.output"
 
 
