@@ -35,12 +35,14 @@ help:
 demo test: export OMP_NUM_THREADS ?= 1
 
 demo: $(READY)
-	@rm -rf runs/digits-w8a8 runs/digits-w4a4
+	@rm -rf runs/digits-w8a8 runs/digits-w4a4 runs/digits-wide runs/digits-wide.onnx
 	@$(call show,quantcfg validate configs/digits_w8a8.yaml)
 	@$(call show,quantcfg plan examples/digits/model.py configs/digits_w8a8.yaml)
 	@$(call show,quantcfg calib examples/digits/model.py configs/digits_w8a8.yaml -o runs/digits-w8a8)
 	@$(call show,quantcfg qat examples/digits/model.py configs/digits_w4a4.yaml -o runs/digits-w4a4)
 	@$(call show,quantcfg eval examples/digits/model.py runs/digits-w4a4)
+	@$(call show,quantcfg calib examples/digits/wide.py configs/digits_wide.yaml -o runs/digits-wide)
+	@$(call show,quantcfg export examples/digits/wide.py runs/digits-wide --check)
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses auto

@@ -1,5 +1,7 @@
 """Train the float weights of ``model.py``: ``python examples/digits/train.py [--output FILE]``.
 
+Those of ``wide.py`` come of ``--channels 32 --output examples/digits/wide.safetensors``.
+
 Seeded and on one thread: two runs on one machine give the same file.
 """
 
@@ -39,13 +41,14 @@ def accuracy(model: nn.Module) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=WEIGHTS)
-    output = parser.parse_args().output
+    parser.add_argument("--channels", type=int, default=8)
+    options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
-    model = DigitsNet()
+    model = DigitsNet(options.channels)
     train(model)
-    save_file(model.state_dict(), output)
-    print(f"accuracy on the held-out split: {accuracy(model):.4f} -> {output}")
+    save_file(model.state_dict(), options.output)
+    print(f"accuracy on the held-out split: {accuracy(model):.4f} -> {options.output}")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from quantcfg.export.session import Feeds, FileModel, Runner, input_names, laten
 from quantcfg.prepare.state import plan_of, prepared
 from quantcfg.stages.batches import cut
 from quantcfg.stages.evaluate import evaluate
+from quantcfg.stages.integers import evaluate_integers, integer_report
 from quantcfg.stages.user_code import first_line, in_batch
 
 UNOPTIMISED, OPTIMISED = "ONNX Runtime, unoptimised", "ONNX Runtime"
@@ -160,15 +161,17 @@ def _check(subject: Subject, found: dict[str, Difference], model: nn.Module | No
     metrics = _metrics(subject, model)
     batches = subject.job.source(subject.data).num_batches()
     compared = MAX_BATCHES if batches is None else min(batches, MAX_BATCHES)
-    return Check(metrics, found, error, bounds, compared)
+    integers = integer_report(subject.job, subject.model, subject.data)
+    return Check(metrics, found, error, bounds, compared, integers=integers)
 
 
 def _metrics(subject: Subject, model: nn.Module | None) -> dict[str, dict[str, float]]:
-    """Metrics of float, fake-quant and exported model; the last one only has a forward to be evaluated by."""
+    """Metrics of all four models; the exported one only has a forward to be evaluated by."""
     source, progress = subject.job.source("eval_data"), subject.job.progress
     metrics = {
         "float": evaluate(subject.float_model, source, progress, "evaluating the float model"),
         "fake-quant": evaluate(subject.model, source, progress, "evaluating the fake-quant model"),
+        "integer": evaluate_integers(subject.job, subject.model),
     }
     if model is None:
         return metrics

@@ -11,6 +11,7 @@ from torch import nn
 from quantcfg.export.difference import Difference
 from quantcfg.export.freeze import FrozenModel
 from quantcfg.export.program import Program
+from quantcfg.integer.compare import IntegerReport
 from quantcfg.stages.job import Job
 
 REPORT_VERSION = 1
@@ -53,7 +54,8 @@ class Check:
 
     ``differences`` are from the fake-quant model, by what computed the file; ``bounds`` are the largest root
     mean squares allowed there. ``num_qparams`` counts the scales and zero points that
-    are equal bit for bit. ``latency_s`` is of one batch, ``sizes`` of the files in bytes.
+    are equal bit for bit. ``integers`` compares the integer model with the fake-quant model. ``latency_s`` is
+    of one batch, ``sizes`` of the files in bytes.
     """
 
     metrics: Mapping[str, Mapping[str, float]]
@@ -63,12 +65,16 @@ class Check:
     num_batches: int
     num_qparams: int = 0
     quantizers: tuple[QuantizerDifference, ...] = ()
+    integers: IntegerReport | None = None
     latency_s: Mapping[str, float] | None = None
     sizes: Mapping[str, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The check as plain data."""
-        return asdict(self) | {"differences": {name: _shown(d) for name, d in self.differences.items()}}
+        return asdict(self) | {
+            "differences": {name: _shown(d) for name, d in self.differences.items()},
+            "integers": self.integers.to_dict() if self.integers else None,
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from quantcfg.export.report import Check, ExportReport
 from quantcfg.render.console import print_table
-from quantcfg.render.results import metrics_table
+from quantcfg.render.results import integer_facts, metrics_table
 from quantcfg.render.text import safe_text
 
 _SHOWN = 5  # quantizers that differ
@@ -49,6 +49,8 @@ def _facts(report: ExportReport) -> Iterator[tuple[str, str]]:
         yield "qparams", f"{check.num_qparams} scales and zero points equal bit for bit"
     if check is not None and check.quantizers:
         yield "integers", _integers(check)
+    if check is not None and check.integers is not None:
+        yield from integer_facts(check.integers.to_dict(), "reference")
     if check is not None and check.latency_s and "float" in check.latency_s:
         float_s, quantized_s = check.latency_s["float"], check.latency_s["quantized"]
         speed = f"{float_s / quantized_s:.2f} times as fast"

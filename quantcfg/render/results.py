@@ -62,14 +62,17 @@ def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> Table:
     return table
 
 
-def integer_facts(integers: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """How near the integer model is to the fake-quant model, and what to know of it, as lines."""
+def integer_facts(integers: Mapping[str, Any], name: str = "integers") -> list[tuple[str, str]]:
+    """How near the integer model is to the fake-quant model, and what to know of it, as lines.
+
+    ``name`` stands before the first one.
+    """
     ops, values = integers["ops"], integers["num_values"]
     off, more = (sum(op[name] for op in ops) for name in ("off_by_one", "more"))
     text = f"{integers['equal_share']:.4%} of {values} equal to fake-quant op by op, {off} off by one step"
     text += f", {more} by more" if more else ""
     text += f"; {integers['flowing_share']:.4%} when integers flow through the model"
-    return [("integers", text), *_exceptions(ops)]
+    return [(name, text), *_exceptions(ops)]
 
 
 def _exceptions(ops: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
