@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 _LIBRARY = torch.library.Library("torchvision", "FRAGMENT")
 
 
+@cache
 def declare_operators() -> None:
     """Stand in for torchvision's compiled operators where they do not load.
 
