@@ -23,7 +23,7 @@ _ROLL_CALL_S, _ROLL_CALL_AFTER_TIMEOUT_S = 4.0, 20.0
 _POSTING_S = 1.0  # how long the first that fails may take to post its exit code
 _POLL_S = 0.05
 _BUG = 7  # the exit code of an error that is not deliberate
-_FAILED, _CODE, _PRESENT = "failed", "code", "present"
+_FAILED, _CODE, _PRESENT, _DONE = "failed", "code", "present", "done"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,16 @@ class Meeting:
     ranks: Ranks
     board: Store
     timeout: float
+
+    def part(self) -> None:
+        """Leave when all have done their part: who goes too early looks lost to those that have not."""
+        everyone = [f"{_DONE}/{rank}" for rank in range(self.ranks.size)]
+        deadline = time.monotonic() + self.timeout
+        with suppress(RuntimeError):  # the last to leave may take the board with them
+            self.board.set(everyone[self.ranks.rank], "1")
+            while not self.board.check(everyone) and time.monotonic() < deadline:
+                time.sleep(_POLL_S)
+        dist.destroy_process_group()
 
     def verdict(self, error: BaseException) -> BaseException:
         """What this rank ends with after ``error``: one of all ranks speaks, the others echo its code."""
@@ -89,7 +99,7 @@ class Meeting:
 
     def _answer(self) -> None:
         with suppress(RuntimeError):
-            self.board.set(f"{_PRESENT}/{self.ranks.rank}", "")
+            self.board.set(f"{_PRESENT}/{self.ranks.rank}", "1")
 
     def _missing(self, patience: float) -> list[int]:
         """The ranks that do not answer, or none as soon as one of them turns out to have failed by itself."""
@@ -132,8 +142,7 @@ def meeting(timeout: float, *, rank: int, size: int, local_rank: int) -> Iterato
         if verdict is error:
             raise
         raise verdict from error
-    with suppress(RuntimeError):  # a rank that has done its part may be gone
-        dist.destroy_process_group()
+    joined.part()
 
 
 def _join(timeout: float) -> Store:

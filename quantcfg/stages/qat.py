@@ -63,6 +63,7 @@ def run_qat(job: Job, run: RunDirectory, source: Path | None = None) -> None:
     if source is not None:
         records.require_calibration(job, RunDirectory(source))
     clock, data = Clock(), job.required_source("train_data")
+    _note_idle_ranks(job)
     float_model = job.build_model()
     model = job.prepare(float_model, "qat")
     check_plan(job.config, plan_of(model))
@@ -78,6 +79,16 @@ def run_qat(job: Job, run: RunDirectory, source: Path | None = None) -> None:
         if checkpoint is None:
             _load_ranges(job, calibrated, stage)
         _train(stage, data, checkpoint, _teacher(job, float_model))
+
+
+def _note_idle_ranks(job: Job) -> None:
+    size, batches = job.ranks.size, job.config.qat.accumulate
+    if batches < size:
+        job.progress.note(
+            f"{size - batches} of {size} ranks have nothing to do: a step has {batches} "
+            f"{'batch' if batches == 1 else 'batches'} of train_data(); "
+            f"smaller batches and a qat.accumulate of {size} give each its share"
+        )
 
 
 def _calibrate_first(job: Job, run: RunDirectory, clock: Clock) -> RunDirectory:

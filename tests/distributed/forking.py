@@ -1,0 +1,134 @@
+"""Runs command lines in several ranks each, forked from one process that has imported everything once.
+
+It reads a JSON list of jobs from stdin and prints what became of each: exit codes, stdout and stderr by rank.
+What torchrun sets is set here; torchrun itself is in test_torchrun.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+LIMIT_S = 120
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command line in ``size`` ranks; ``bug`` names a function of bugs.py to call in each first."""
+
+    folder: str
+    arguments: Sequence[str]
+    size: int = 1
+    environment: dict[str, str] = field(default_factory=dict)
+    bug: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the ranks of a job came to."""
+
+    codes: list[int]
+    out: list[str]
+    err: list[str]
+
+    @property
+    def message(self) -> str:
+        """What all ranks wrote to stderr."""
+        return "".join(self.err)
+
+
+def run_jobs(*jobs: Job) -> list[Outcome]:
+    """Run the jobs, one after the other."""
+    asked = json.dumps([vars(job) for job in jobs])
+    command = [sys.executable, "-m", "tests.distributed.forking"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    done = subprocess.run(
+        command, input=asked, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return [Outcome(**outcome) for outcome in json.loads(done.stdout)]
+
+
+def main() -> None:
+    import quantcfg.cli.run_commands
+    import quantcfg.export.export
+    import quantcfg.stages.meeting
+    import quantcfg.stages.qat
+
+    del quantcfg
+    json.dump([run(job) for job in json.load(sys.stdin)], sys.stdout)
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+        free.close()
+        children = [start(job, rank, port, Path(folder)) for rank in range(job["size"])]
+        codes = wait(children)
+        texts = {
+            name: [(Path(folder) / f"{rank}.{name}").read_text() for rank in range(job["size"])]
+            for name in ("out", "err")
+        }
+    return {"codes": codes, **texts}
+
+
+def start(job: dict[str, Any], rank: int, port: int, folder: Path) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 99
+    try:
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(folder / f"{rank}.{name}", os.O_WRONLY | os.O_CREAT), number)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        code = work(job, rank, port)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def work(job: dict[str, Any], rank: int, port: int) -> int:
+    from quantcfg.cli.main import main as command
+
+    os.chdir(job["folder"])
+    os.environ |= job["environment"]
+    if job["size"] > 1:
+        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job["size"], "LOCAL_WORLD_SIZE": job["size"]}
+        os.environ |= {name: str(value) for name, value in own.items()}
+        os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    if job["bug"]:
+        from tests.distributed import bugs
+
+        getattr(bugs, job["bug"])(rank)
+    return command(job["arguments"])
+
+
+def wait(children: list[int]) -> list[int]:
+    """The exit codes, negative for signals; who does not end in time is killed."""
+    codes, deadline = dict.fromkeys(children), time.monotonic() + LIMIT_S
+    while None in codes.values():
+        for child in [child for child, code in codes.items() if code is None]:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                codes[child] = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > deadline:
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.01)
+    return list(codes.values())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Training in several ranks gives what one process gives with the same batches, up to the order of sums."""
+
+import json
+
+import pytest
+import torch
+
+from tests.distributed import projects
+from tests.distributed.forking import Job, run_jobs
+
+TIGHT = {"rtol": 1e-4, "atol": 1e-6}
+
+
+def qat(folder, run, size, *more, environment=None, bug=""):
+    arguments = ["qat", "model.py", "config.yaml", "-o", run, "-q", *more]
+    return Job(str(folder.path), arguments, size, environment or {}, bug)
+
+
+def rewrite(folder, more="", **settings):
+    config = projects.small()
+    config["qat"] |= settings
+    projects.write(folder.path, config, more)
+
+
+def test_ranks_train_as_one_process_does(folder):
+    """Dropout, live batch norms, unused parameters, a ragged last batch and a last step with two batches."""
+    alone, two, three = run_jobs(*(qat(folder, str(size), size) for size in (1, 2, 3)))
+    for done in (alone, two, three):
+        assert (set(done.codes), done.message) == ({0}, "")
+    for size in ("2", "3"):
+        folder.assert_close(size, "1", **TIGHT)
+        assert folder.result(size)["num_steps"] == folder.result("1")["num_steps"] == 6
+    losses = [[row.get("loss", 0) for row in rows(folder, run)] for run in "123"]
+    for found in losses[1:]:
+        assert found == pytest.approx(losses[0], rel=1e-5)
+    assert not torch.equal(folder.model("1")["last.weight"], initial(folder)["last.weight"])
+
+
+def rows(folder, run):
+    return [json.loads(line) for line in (folder.path / run / "metrics.jsonl").read_text().splitlines()]
+
+
+def initial(folder):
+    return folder.model("1/calib")
+
+
+EVERYTHING = {
+    "accumulate": 3,
+    "optimizer": {"name": "AdamW", "lr": 0.01, "quantizer_lr": 0.001},
+    "scheduler": {"name": "onecycle", "max_lr": 0.02},
+    "schedule": {"quantize_activations_after": 1},
+    "autocast": "bfloat16",
+    "grad_clip": 1.0,
+    "ema": 0.75,
+    "distill": {"weight": 0.5, "temperature": 3.0},
+    "eval_every": 1,
+    "best": {"metric": "accuracy"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("qconfig", ["w8a8", "w8a8_lsq", "w8a8_pact"])
+def test_all_of_it_together(folder, qconfig):
+    rewrite(folder, **EVERYTHING)
+    more = ("--set", f"qconfig.global={qconfig}")
+    for done in run_jobs(*(qat(folder, str(size), size, *more) for size in (1, 2, 4))):
+        assert set(done.codes) == {0}, done.message
+    for size in ("2", "4"):
+        folder.assert_close(size, "1", rtol=1e-2, atol=1e-3)  # AdamW divides small sums by small sums
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*projects.OBSERVERS])
+def test_every_observer_is_kept_equal(folder, kind):
+    names = (f"qconfig.global.{slot}_observer={kind}" for slot in ("activation", "weight"))
+    more = [part for name in names for part in ("--set", name)]
+    more += ["--set", "qconfig.global.preset=w8a8"]
+    for done in run_jobs(*(qat(folder, str(size), size, *more) for size in (1, 3))):
+        assert set(done.codes) == {0}, done.message
+    folder.assert_close("3", "1", rtol=1e-3, atol=1e-5)
+
+
+def test_it_goes_on_in_another_number_of_ranks(folder):
+    stop = {"FAULT": "loss:1:7:15"}  # on rank 1, within the fourth step of two ranks
+    whole, stopped, same, other = run_jobs(
+        qat(folder, "whole", 2),
+        qat(folder, "run", 2, environment=stop),
+        qat(folder, "run", 2, "--resume"),
+        qat(folder, "whole3", 3),
+    )
+    assert (whole.codes, stopped.codes, same.codes) == ([0, 0], [143, 143], [0, 0]), stopped.message
+    assert stopped.message.count("error: stopped by SIGTERM after step 4, which is saved") == 1
+    folder.assert_equal("run", "whole")
+    assert other.codes == [0, 0, 0]
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_in_any_number_of_ranks(folder):
+    stop = {"FAULT": "loss:0:5:15"}
+    jobs = [qat(folder, "whole", 1)]
+    for first, second in ((1, 2), (2, 1), (2, 3), (4, 2)):
+        run = f"{first}-{second}"
+        jobs += [qat(folder, run, first, environment=stop), qat(folder, run, second, "--resume")]
+    outcomes = run_jobs(*jobs)
+    assert [set(done.codes) for done in outcomes[1:]] == [{143}, {0}] * 4
+    for first, second in ((1, 2), (2, 1), (2, 3), (4, 2)):
+        folder.assert_close(f"{first}-{second}", "whole", **TIGHT)
+
+
+def test_a_loss_that_is_nan_on_one_rank_stops_all_of_them_once(folder):
+    (done,) = run_jobs(qat(folder, "run", 2, environment={"FAULT": "loss:1:3:nan"}))
+    assert done.codes == [6, 6]
+    assert done.message == (
+        "error: the loss is nan in step 2 (epoch 1, batch 5); nothing was updated\n"
+        "hint: look at the data of that batch, or lower the learning rate\n"
+    )
+
+
+def test_an_observer_that_is_not_synchronised_is_caught(folder):
+    (done,) = run_jobs(qat(folder, "run", 2, bug="observers_of_one_rank"))
+    assert done.codes == [6, 6]
+    assert done.message.startswith("error: rank 1 has other qparams in '")
+    assert "than the other ranks after step 1\n" in done.message
+    assert done.message.count("error:") == 1
+
+
+def test_ranks_that_have_nothing_to_do_are_told(folder):
+    (done,) = run_jobs(Job(str(folder.path), ["qat", "model.py", "config.yaml", "-o", "run", *ONE_BATCH], 2))
+    assert done.codes == [0, 0], done.message
+    assert (
+        "note: 1 of 2 ranks have nothing to do: a step has 1 batch of train_data(); "
+        "smaller batches and a qat.accumulate of 2 give each its share\n"
+    ) in done.err[0]
+
+
+ONE_BATCH = ("--set", "qat.accumulate=1", "--set", "qat.epochs=1")
