@@ -87,8 +87,9 @@ class Observer(ExactModule, ABC):
         self.fold_batches = False
         self.batch_index: int | None = None
         self.taken: list[Tensor] | None = None
-        self.register_buffer("min_val", torch.full((num_channels,), torch.inf))
-        self.register_buffer("max_val", torch.full((num_channels,), -torch.inf))
+        # float32 whatever the default dtype: a model may be built in bfloat16.
+        self.register_buffer("min_val", torch.full((num_channels,), torch.inf, dtype=torch.float32))
+        self.register_buffer("max_val", -self.min_val)
         self.register_buffer("num_batches", torch.zeros(1, dtype=torch.int64))
         self.register_buffer("skipped", torch.zeros(1, dtype=torch.int64))
         self.records = None if averaging_constant is None else BatchRecords(num_channels)
@@ -121,8 +122,9 @@ class Observer(ExactModule, ABC):
         low, high = channel_aminmax(x, self.ch_axis)
         finite = (torch.maximum(low.abs(), high.abs()) < torch.inf).all()  # a third of the cost of isfinite
         self._observe(x, low, high, finite)
-        self.num_batches += 1
-        self.skipped += ~finite
+        # In place by name: `+=` assigns to a buffer, which a module takes 8 us for and compiles badly.
+        self.num_batches.add_(1)
+        self.skipped.add_(~finite)
         if self.nonfinite == "error" and not self._is_deferred() and not finite:
             raise self._error(
                 f"batch {self._index_of_last()} held {_count_nonfinite(x)} NaN or inf of {x.numel()} values",
@@ -194,8 +196,8 @@ class Observer(ExactModule, ABC):
         else:
             self._merge_records(others)
         for other in others:
-            self.num_batches += other.num_batches
-            self.skipped += other.skipped
+            self.num_batches.add_(other.num_batches)
+            self.skipped.add_(other.skipped)
 
     @property
     def taken_size(self) -> int:
@@ -279,7 +281,7 @@ class Observer(ExactModule, ABC):
             )
         if x.is_complex() or x.is_quantized or x.layout != torch.strided:
             raise self._error(f"cannot observe a tensor of {x.dtype} and layout {x.layout}")
-        x = x.detach()
+        x = x.detach().resolve_neg()
         return x if x.dtype in _NATIVE else x.float()
 
     def _is_deferred(self) -> bool:
