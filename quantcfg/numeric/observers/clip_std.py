@@ -93,7 +93,7 @@ class ClipStdObserver(Observer):
         self._note(low, high, mean, squares, count, finite)
         self.sum.add(torch.where(finite, mean * count, 0.0))
         self.sum_of_squares.add(torch.where(finite, squares + count * mean.square(), 0.0))
-        self.count += torch.where(finite, count, 0)
+        self.count.add_(torch.where(finite, count, 0))
         torch.minimum(self.low, low.where(finite, self.low), out=self.low)
         torch.maximum(self.high, high.where(finite, self.high), out=self.high)
         # What was solved, or loaded, is no longer true.
@@ -111,7 +111,7 @@ class ClipStdObserver(Observer):
         other = cast(ClipStdObserver, other)
         self.sum.digits += other.sum.digits
         self.sum_of_squares.digits += other.sum_of_squares.digits
-        self.count += other.count
+        self.count.add_(other.count)
         torch.minimum(self.low, other.low, out=self.low)
         torch.maximum(self.high, other.high, out=self.high)
         self.min_val.masked_fill_(other.count > 0, torch.inf)

@@ -31,7 +31,7 @@ class ExactSum(ExactModule):
 
     def add(self, terms: Tensor) -> None:
         """Add one float64 term per channel, ``(num_channels,)``; finite, and below 2**288."""
-        self.digits += (terms[:, None] / self._weights()).trunc().fmod(2.0**_BITS).long()
+        self.digits.add_((terms[:, None] / self._weights()).trunc().fmod(2.0**_BITS).long())
 
     def value(self) -> Tensor:
         """The sums, float64 ``(num_channels,)``."""
