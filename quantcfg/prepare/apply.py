@@ -63,6 +63,7 @@ class _Builder:
         self.modules = dict(model.named_modules())
         modules: dict[str, FakeQuantizeBase] = {}
         self.applied = Applied(Runner({}, set(self.modules) - set(recording.calls), modules), modules)
+        self.factories: dict[FakeQuantSpec, FakeQuantFactory] = {}
         self.shared: dict[int, FakeQuantizeBase] = {}
         self.weights: dict[tuple[str, str, int, Slot], FakeQuantizeBase] = {}
         self.behind: dict[int, int] = {}  # GEMM -> the batch norm that stays and whose output is quantized
@@ -170,9 +171,7 @@ class _Builder:
         return self.weights[key]
 
     def _make(self, site: Site, slotted: Slotted) -> FakeQuantizeBase:
-        factory = qconfig_from_spec(QConfigSpec(slotted.spec, None)).activation
-        assert factory is not None
-        module = _build(factory, slotted)
+        module = _build(self._factory(slotted.spec), slotted)
         path, prefix = host_of(site.path, self.modules)
         container = container_of(self.modules[path], self.interceptor)
         key = f"{prefix}{_slot_name(site, slotted)}"
@@ -181,6 +180,13 @@ class _Builder:
         container[key] = module.to(_device(self.modules[path], self.model)).train(self.model.training)
         self.applied.modules[slotted.name] = module
         return module
+
+    def _factory(self, spec: FakeQuantSpec) -> FakeQuantFactory:
+        if spec not in self.factories:
+            factory = qconfig_from_spec(QConfigSpec(spec, None)).activation
+            assert factory is not None
+            self.factories[spec] = factory
+        return self.factories[spec]
 
     def _table(self, site: Site) -> Table:
         tables = self.applied.runner.tables.setdefault(site.path, [])

@@ -36,16 +36,15 @@ def fold_batch_norm(host: Any, norm: Any, *, axis: int) -> None:
     convolution has ``out_channels / groups`` entries there, group by group.
     """
     factor, shift = _affine(norm)
-    weight = host.weight.double()
+    weight = host.weight.detach()
     groups = getattr(host, "groups", 1) if axis == 1 else 1
-    if axis == 1:
-        per_group = weight.reshape(groups, -1, *weight.shape[1:])
-        scaled = per_group * factor.reshape(groups, 1, -1, *[1] * (weight.dim() - 2))
-        folded = scaled.reshape(weight.shape)
-    else:
-        folded = weight * factor.reshape(-1, *[1] * (weight.dim() - 1))
+    leading = (groups, 1, -1) if axis == 1 else (1, -1)
+    channels = weight.reshape(groups, -1, *weight.shape[1:]) if axis == 1 else weight[None]
+    factor_of_weight = factor.reshape(*leading, *[1] * (channels.dim() - len(leading)))
+    # Into a buffer of the weight's dtype: every product is computed in float64, and none is stored in it.
+    folded = torch.mul(channels, factor_of_weight, out=torch.empty_like(channels)).reshape(weight.shape)
     bias = torch.zeros_like(shift) if host.bias is None else host.bias.double()
-    host.weight.data = folded.to(host.weight.dtype)
+    host.weight.data = folded
     new_bias = (bias * factor + shift).to(host.weight.dtype)
     if host.bias is None:
         host.bias = nn.Parameter(new_bias, requires_grad=host.weight.requires_grad)
