@@ -1,0 +1,263 @@
+"""Small models that write where others read, hide what they compute, or compute something else next time.
+
+The oracle is 16 bits: a quantizer in the right place changes almost nothing, one that loses a write, or that
+takes a copy for the tensor itself, changes everything.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quantcfg.errors import QuantcfgWarning
+from quantcfg.prepare.plan import OpRow
+from quantcfg.prepare.prepare import prepare
+from quantcfg.prepare.state import FakeQuantState, calibrating, fake_quants, plan_of, set_fake_quantize
+from quantcfg.qconfig import get_default_qconfig
+
+INT16 = get_default_qconfig(activation_qkwargs={"dtype": "qint16"}, weight_qkwargs={"dtype": "qint16"})
+BATCH = torch.randn(48, 8, generator=torch.Generator().manual_seed(0))
+TRAPS: dict[str, Callable[[], nn.Module]] = {}
+
+
+class Trap(nn.Module):
+    """Two linear layers, a matrix and a vector around a forward that a test brings."""
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.matrix = nn.Parameter(torch.randn(8, 8) / 3)
+        self.vector = nn.Parameter(torch.randn(8))
+        self.run = run
+
+    def forward(self, x: Tensor, **options: Any) -> Any:
+        return self.run(self, x, **options)
+
+
+def trap(run: Callable[..., Any]) -> Callable[..., Any]:
+    TRAPS[run.__name__] = lambda: Trap(run)
+    return run
+
+
+@trap
+def result_of_an_in_place_op_discarded(m: Trap, x: Tensor) -> Tensor:
+    y = (
+        torch.cumprod(m.a(x), -1).erfinv().nan_to_num(0.1, 0.2, 0.3)
+    )  # float: what is written into has a quantizer
+    y.add_(m.vector)
+    y.mul_(2)
+    return m.b(y)
+
+
+@trap
+def written_through_a_view(m: Trap, x: Tensor) -> Tensor:
+    y = m.a(x)
+    y[:, :4].add_(1.0)
+    return m.b(y)
+
+
+@trap
+def read_through_an_older_view(m: Trap, x: Tensor) -> Tensor:
+    y = m.a(x)
+    view = y.view(-1, 2, 4)
+    y += m.vector
+    return m.b(view.reshape(-1, 8))
+
+
+@trap
+def assembled_in_empty_memory(m: Trap, x: Tensor) -> Tensor:
+    y = x.new_empty(len(x), 8)
+    y[:, :4].copy_(m.a(x)[:, :4])
+    y[:, 4:] = x[:, 4:]
+    return m.b(y)
+
+
+@trap
+def assembled_by_mask(m: Trap, x: Tensor) -> Tensor:
+    y = torch.zeros_like(x)
+    chosen = x[:, 0] > 0
+    y[chosen] = m.a(x[chosen])
+    y[~chosen] = m.b(x[~chosen])
+    return m.b(y)
+
+
+@trap
+def activated_in_place_and_read_twice(m: Trap, x: Tensor) -> Tensor:
+    y = m.a(x)
+    F.relu(y, inplace=True)
+    return m.b(y) + y
+
+
+@trap
+def scattered(m: Trap, x: Tensor) -> Tensor:
+    values, where = m.a(x).topk(3, -1)
+    y = torch.zeros_like(x).scatter_(-1, where, values)
+    y = y.index_add(0, torch.tensor([0, 2]), x[:2]).index_copy(1, torch.tensor([0]), x[:, :1])
+    return m.b(y.masked_scatter(y > 1, x))
+
+
+@trap
+def under_vmap(m: Trap, x: Tensor) -> Tensor:
+    return m.b(torch.func.vmap(lambda row: m.a(row) * 2 + row.sum())(x))
+
+
+@trap
+def a_chain_of_matrices(m: Trap, x: Tensor) -> Tensor:
+    return torch.linalg.multi_dot([m.a(x), m.matrix, m.matrix.t(), m.matrix])
+
+
+@trap
+def overloads_called_by_name(m: Trap, x: Tensor) -> Tensor:
+    y = torch.ops.aten.linear.default(m.a(x), m.matrix)
+    return m.b(torch.ops.aten.gelu(y))
+
+
+@trap
+def sparse_product(m: Trap, x: Tensor) -> Tensor:
+    return m.b(torch.sparse.mm(torch.eye(len(x)).to_sparse(), m.a(x)))
+
+
+@trap
+def dunders(m: Trap, x: Tensor) -> Tensor:
+    return m.a(x).__matmul__(m.matrix).__add__(1).__radd__(x)
+
+
+@trap
+def slices_of_a_weight(m: Trap, x: Tensor) -> Tensor:
+    return F.linear(x, m.matrix[:4], m.vector[:4]) + F.linear(m.a(x), m.matrix[4:])
+
+
+@trap
+def a_generator(m: Trap, x: Tensor) -> Tensor:
+    def parts() -> Iterator[Tensor]:
+        yield m.a(x)
+        yield m.b(x)
+
+    return sum(parts(), torch.zeros(8))
+
+
+@pytest.fixture(params=TRAPS)
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    torch.manual_seed(0)
+    return TRAPS[request.param]().eval()
+
+
+def calibrated(model: nn.Module, **options: Any) -> nn.Module:
+    prepared = prepare(model, {"": INT16}, example_inputs=(BATCH.clone(),), **options)
+    with calibrating(prepared), torch.no_grad():
+        prepared(BATCH.clone())
+    set_fake_quantize(prepared, FakeQuantState.VALIDATION)
+    return prepared
+
+
+def rows(prepared: nn.Module) -> dict[str, OpRow]:
+    return {row.name: row for row in plan_of(prepared).rows}
+
+
+def test_nothing_that_is_written_gets_lost(model: nn.Module) -> None:
+    expected = model(BATCH.clone())
+    prepared = calibrated(model)
+    actual = prepared(BATCH.clone())
+    set_fake_quantize(prepared, FakeQuantState.FLOAT)
+
+    torch.testing.assert_close(actual, expected, rtol=2e-3, atol=2e-3)
+    assert torch.equal(prepared(BATCH.clone()), expected)
+
+
+def test_every_gradient_of_float_is_there(model: nn.Module) -> None:
+    trained = copy.deepcopy(model).train()
+    prepared = calibrated(model).train()
+    set_fake_quantize(prepared, FakeQuantState.QAT)
+    for module in (trained, prepared):
+        module(BATCH.clone()).square().mean().backward()
+
+    found = dict(prepared.named_parameters())
+    for name, parameter in trained.named_parameters():
+        if parameter.grad is not None:
+            gradient = found[name].grad  # 0 where a value is the largest of its range, as for every clip
+            assert F.cosine_similarity(gradient.flatten(), parameter.grad.flatten(), dim=0) > 0.7
+
+
+def test_two_preparations_agree(model: nn.Module) -> None:
+    first, second = (calibrated(model) for _ in range(2))
+
+    assert first.state_dict().keys() == second.state_dict().keys()
+    second.load_state_dict(first.state_dict())
+
+
+def test_an_out_argument_is_written_to() -> None:
+    def run(m: Trap, x: Tensor) -> Tensor:
+        y, into = m.a(x), torch.empty(len(x), 8)
+        torch.add(y.detach(), x, out=into)
+        return m.b(into)
+
+    torch.manual_seed(0)
+    model = Trap(run).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(calibrated(model)(BATCH), model(BATCH), rtol=2e-3, atol=2e-3)
+
+
+def test_what_an_unseen_part_makes_is_quantized_again() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # and yet models hold such modules
+        script = torch.jit.trace(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), BATCH)
+    model = Trap(lambda m, x: m.b(m.script(m.a(x))))
+    model.script = script
+    prepared = calibrated(model)
+
+    found = rows(prepared)
+    assert found["script.script_0"].reason == "TorchScript: its ops cannot be seen"
+    assert found["b"].inputs == ("script.script_0: qint16",)
+    assert plan_of(prepared).never_run == ()
+
+
+def test_ops_under_vmap_are_float_with_the_reason() -> None:
+    found = rows(calibrated(TRAPS["under_vmap"]()))
+
+    assert found["a"].reason.startswith("runs under torch.func")
+    assert found["b"].role == "quantized"
+
+
+def test_a_longer_loop_uses_the_last_quantizer() -> None:
+    def run(m: Trap, x: Tensor, steps: int = 2) -> Tensor:
+        for _ in range(steps):
+            x = x + torch.tanh(x @ m.matrix)
+        return x
+
+    prepared = calibrated(Trap(run))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for steps in (0, 1, 5):
+            output = prepared(BATCH, steps=steps)
+            assert output.shape == BATCH.shape
+    last = fake_quants(prepared)["add_1.output"]
+    assert torch.equal(output, last(output))  # on the grid of the last addition
+
+
+def test_another_branch_is_told_once() -> None:
+    def run(m: Trap, x: Tensor, other: bool = False) -> Tensor:
+        y = m.a(x)
+        return F.gelu(y) @ m.matrix if other else torch.tanh(y)
+
+    prepared = calibrated(Trap(run))
+    with pytest.warns(QuantcfgWarning, match="'gelu' runs in the model now but did not"):
+        prepared(BATCH, other=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepared(BATCH, other=True)
+        prepared(BATCH)
+
+
+def test_integers_that_only_training_counts_are_not_told() -> None:
+    model = nn.Sequential(nn.GELU(), nn.BatchNorm1d(8), nn.Linear(8, 8))
+    prepared = prepare(model, {"": INT16}, example_inputs=(BATCH,), stage="qat").train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepared(BATCH)
