@@ -15,7 +15,6 @@ from quantcfg.numeric.observers.base import Observer
 from quantcfg.numeric.observers.fixed_scale import FixedScaleObserver
 from quantcfg.numeric.qparams import QParams, is_per_channel, is_symmetric
 
-
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 

@@ -327,12 +327,12 @@ def _where_inside(value: Tensor, steps: Tensor, options: _Options, *, out: Tenso
 
 
 def _where_zero(flags: Tensor, value: Tensor, out: Tensor) -> None:
-    """Write ``value`` where the int8 ``flags`` are 0, else 0."""
+    """Write ``value`` where the int8 ``flags`` are 0, and 0 where they are 1 or -1."""
     if torch.compiler.is_compiling():
         # With a comparison here the compiler would keep its bool result for backward and not the flags, and
         # it stores and loads bools one by one: 15 copies of the tensor, this 2.6.
         bits = _INTEGERS[value.dtype]
-        out.copy_((value.view(bits) & (flags.to(bits).abs().clamp(max=1) - 1)).view(value.dtype))
+        out.copy_((value.view(bits) & ((flags.to(bits) & 1) - 1)).view(value.dtype))
     else:
         # torch.where over bytes is not vectorised on a CPU: 2.4 copies, this 1.7.
         _hardtanh_backward.grad_input(value, out.copy_(flags), -0.5, 0.5, grad_input=out)

@@ -541,18 +541,22 @@ def test_an_export_holds_the_forward_alone_and_gives_its_bits(kind, qscheme):
 
 @compiles
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("kind", "qscheme"), KINDS)
-def test_the_generated_kernels_give_the_eager_bits(kind, qscheme):
+def test_the_generated_kernels_give_the_eager_bits_in_training(kind, qscheme, dtype):
     torch._dynamo.reset()
-    x, grad = torch.randn(4, 3, 64), torch.randn(4, 3, 64)
-    x[0, 0, :4] = torch.tensor([-1e-9, -0.0, 1e30, -1e30])
-    module = calibrated(torch.randn(4, 3, 64), kind, qscheme)
-    one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
-    y, z = module(one), torch.compile(module, fullgraph=True)(two)
-    y.backward(grad)
-    z.backward(grad)
-    assert same_bits(y, z)
-    assert torch.equal(one.grad, two.grad)
+    eager, other = train(build(kind, qscheme)), train(build(kind, qscheme))
+    compiled = torch.compile(other, fullgraph=True)
+    for batch in (4, 6):
+        x = (3 * torch.randn(batch, 3, 37)).to(dtype)
+        x[0, 0, :4] = torch.tensor([-1e-9, -0.0, 6e4, -6e4]).to(dtype)
+        one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
+        y, z, grad = eager(one), compiled(two), torch.randn_like(x)
+        y.backward(grad)
+        z.backward(grad)
+        assert same_bits(y, z)
+        assert torch.equal(one.grad, two.grad)
+    assert torch.equal(eager.qparams().scale, other.qparams().scale)
 
 
 @pytest.mark.gpu
