@@ -48,9 +48,7 @@ def trap(run: Callable[..., Any]) -> Callable[..., Any]:
 
 @trap
 def result_of_an_in_place_op_discarded(m: Trap, x: Tensor) -> Tensor:
-    y = (
-        torch.cumprod(m.a(x), -1).erfinv().nan_to_num(0.1, 0.2, 0.3)
-    )  # float: what is written into has a quantizer
+    y = torch.asinh(m.a(x))  # in float: where it is written into, it meets a quantizer first
     y.add_(m.vector)
     y.mul_(2)
     return m.b(y)
