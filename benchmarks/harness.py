@@ -76,6 +76,12 @@ def measure(cases: Sequence[Case], x: Tensor, *, rounds: int = 15) -> list[Resul
     return [_result(case, k, seconds, x) for k, case in enumerate(cases, start=1)]
 
 
+def milliseconds(runs: Sequence[Run], x: Tensor, *, rounds: int = 15) -> list[float]:
+    """The median time of each, taken in turn, for work that has no size to compare it with."""
+    seconds = [[_seconds(run, x) for run in runs] for _ in range(rounds)]
+    return [1e3 * statistics.median(times) for times in zip(*seconds, strict=True)]
+
+
 def _result(case: Case, k: int, seconds: list[list[float]], x: Tensor) -> Result:
     size = x.numel() * x.element_size()
     return Result(
@@ -157,7 +163,7 @@ def print_table(results: Sequence[Result]) -> None:
         )
 
 
-def write_json(path: Path, results: Sequence[Result]) -> None:
-    """The same figures, with the machine they come from."""
-    record = {"machine": machine(), "results": [asdict(result) for result in results]}
+def write_json(path: Path, results: Sequence[Result], **more: object) -> None:
+    """The same figures and ``more``, with the machine they come from."""
+    record = {"machine": machine(), "results": [asdict(result) for result in results], **more}
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -1,145 +1,159 @@
-"""Observers side by side: what a batch and the end of a calibration cost, as multiples of one copy.
+"""Observers beside their peers, one batch and the solving at the end: ``python -m benchmarks.observers``.
 
-    python benchmarks/observers.py [--rounds N] [--threads N] [--device cpu|cuda] [--json FILE]
-
-Every round times each candidate once, in turn, so that a busy machine slows all of them alike; the table has
-the median, and the least of the rounds beside it. Peers that are not installed are left out.
+Budgets are those of the design: a batch in copies of a 32x64x56x56 float32 activation, solving in
+milliseconds, and the true squared error of the range that mse finds over that of the best of 1,000.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import json
-import platform
-import statistics
-import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from benchmarks.harness import Case, measure, milliseconds, print_table, write_json
 from quantcfg.numeric.observers import OBSERVERS
+from quantcfg.numeric.observers.base import Observer
+from quantcfg.numeric.qparams import QParams, choose_qparams, fake_quantize
 
-SHAPE = (32, 64, 56, 56)
-BUDGETS = {"min_max": 1.0, "percentile": 6.0, "mse": 6.0, "kl": 6.0, "mix": 6.0}
-SOLVE_BUDGET_MS = 5.0
+ACTIVATION, SMALL, WEIGHT = (32, 64, 56, 56), (16, 128, 384), (512, 512, 3, 3)
+SOLVED = ("percentile", "mse", "kl", "mix")
+BUDGETS = {"min_max": 1.0, **dict.fromkeys(SOLVED, 6.0)}
+SOLVING_BUDGET, ERROR_BUDGET = 5.0, 1.005
 
 
 def main() -> None:
-    arguments = parse()
-    torch.manual_seed(0)
-    torch.set_num_threads(arguments.threads)
-    x = torch.randn(SHAPE, device=arguments.device)
-    batch = measure(batch_candidates(x), arguments.rounds, arguments.device)
-    solve = measure(solve_candidates(x), arguments.rounds, arguments.device)
-    report = {
-        "machine": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "threads": arguments.threads,
-        "device": arguments.device,
-        "copy_ms": batch["copy"][0],
-        "batch_copies": {
-            name: [time_ms / batch["copy"][k] for k, time_ms in enumerate(times)]
-            for name, times in batch.items()
-        },
-        "solve_ms": solve,
-    }
-    print_report(report)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=15)
+    """Parse the command line, measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path)
-    return parser.parse_args()
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    x = torch.randn(ACTIVATION, device=options.device)
+    small = torch.randn(SMALL, device=options.device)
+    results = measure(list(_cases(x)), x, rounds=options.rounds)
+    results += measure(list(_small_cases(small)), small, rounds=options.rounds)
+    print_table(results)
+    solving, errors = _solving(x, rounds=options.rounds), _errors(options.device)
+    _print_figures("solving, ms", solving, {f"{kind}, tensor": SOLVING_BUDGET for kind in SOLVED})
+    _print_figures("error of mse over the best of 1,000", errors, dict.fromkeys(errors, ERROR_BUDGET))
+    if options.json:
+        write_json(options.json, results, solving_ms=solving, mse_over_best=errors)
 
 
-def batch_candidates(x: torch.Tensor) -> dict[str, Callable[[], object]]:
-    copy = torch.empty_like(x)
-    candidates: dict[str, Callable[[], object]] = {"copy": lambda: copy.copy_(x)}
+def _cases(x: Tensor) -> Iterator[Case]:
     for kind, observer_type in OBSERVERS.items():
-        observer = observer_type().to(x.device)
-        candidates[kind] = lambda observer=observer: observer(x)
-    per_channel = {"qscheme": "per_channel_symmetric", "ch_axis": 1, "num_channels": SHAPE[1]}
+        yield Case(f"{kind}, one batch", "quantcfg", _see(observer_type(), x), BUDGETS.get(kind))
+    yield Case("relu, mse, one batch", "quantcfg", _see(OBSERVERS["mse"](), x.relu()), BUDGETS["mse"])
     for kind in ("min_max", "mse"):
-        observer = OBSERVERS[kind](**per_channel).to(x.device)
-        candidates[f"{kind} per channel"] = lambda observer=observer: observer(x)
-    return candidates | peers(x)
+        yield Case(f"{kind} per channel, one batch", "quantcfg", _see(_per_channel(kind, x, 1), x))
+    for kind in SOLVED:
+        yield Case(f"{kind}, one step of training", "quantcfg", _see(_training(kind), x))
+    yield from (Case("one batch", tool, run) for tool, run in _peers(x))
 
 
-def peers(x: torch.Tensor) -> dict[str, Callable[[], object]]:
+def _small_cases(x: Tensor) -> Iterator[Case]:
+    shape = "x".join(map(str, x.shape))
+    for kind in ("min_max", *SOLVED):
+        yield Case(f"{kind}, one batch of {shape}", "quantcfg", _see(OBSERVERS[kind](), x))
+    yield from (Case(f"one batch of {shape}", tool, run) for tool, run in _peers(x))
+
+
+def _see(observer: Observer, x: Tensor) -> Callable[[], object]:
+    return partial(observer.to(x.device), x)
+
+
+def _per_channel(kind: str, x: Tensor, ch_axis: int) -> Observer:
+    channels = {"ch_axis": ch_axis, "num_channels": x.shape[ch_axis]}
+    return OBSERVERS[kind](qscheme="per_channel_symmetric", **channels).to(x.device)
+
+
+def _training(kind: str) -> Observer:
+    observer = OBSERVERS[kind]()
+    observer.fold_batches = True
+    return observer
+
+
+def _peers(x: Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
     """torch.ao's observers, while torch still has them."""
     try:
         module = importlib.import_module("torch.ao.quantization.observer")
     except ImportError:
-        return {}
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = [getattr(module, name)().to(x.device) for name in ("MinMaxObserver", "HistogramObserver")]
-    return {
-        f"torch.ao {type(observer).__name__}": lambda observer=observer: observer(x) for observer in found
-    }
+        for name in ("MinMaxObserver", "HistogramObserver"):
+            yield f"ao {name.removesuffix('Observer')}", partial(getattr(module, name)().to(x.device), x)
 
 
-def solve_candidates(x: torch.Tensor) -> dict[str, Callable[[], object]]:
-    candidates: dict[str, Callable[[], object]] = {}
-    for kind in ("percentile", "mse", "kl", "mix"):
+def _solving(x: Tensor, *, rounds: int) -> dict[str, float]:
+    """Milliseconds for the range of the activation, and to see a weight and choose its ranges."""
+    weight = torch.randn(WEIGHT, device=x.device)
+    runs: dict[str, Callable[[], object]] = {}
+    for kind in SOLVED:
         observer = OBSERVERS[kind]().to(x.device)
         observer(x)
-
-        def solve(observer=observer) -> None:
-            observer.reset_dtype("qint8")  # forgets the solution and nothing else
-            observer.qparams()
-
-        candidates[kind] = solve
-    return candidates
+        runs[f"{kind}, tensor"] = partial(_solve_again, observer)
+        runs[f"{kind}, weight of {WEIGHT[0]} channels"] = partial(_see_once, kind, weight)
+    return dict(zip(runs, milliseconds(list(runs.values()), x, rounds=rounds), strict=True))
 
 
-def measure(
-    candidates: dict[str, Callable[[], object]], rounds: int, device: str
-) -> dict[str, tuple[float, float]]:
-    """Milliseconds of each candidate: the median and the least."""
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for turn in range(rounds + 2):
-        for name, run in candidates.items():
-            elapsed = timed(run, device)
-            if turn >= 2:  # the first two warm up
-                times[name].append(elapsed)
-    return {name: (statistics.median(found), min(found)) for name, found in times.items()}
+def _solve_again(observer: Observer) -> QParams:
+    observer.reset_dtype("qint8")  # forgets the solution and nothing else
+    return observer.qparams()
 
 
-def timed(run: Callable[[], object], device: str) -> float:
-    synchronize(device)
-    start = time.perf_counter()
-    run()
-    synchronize(device)
-    return (time.perf_counter() - start) * 1e3
+def _see_once(kind: str, weight: Tensor) -> QParams:
+    observer = _per_channel(kind, weight, 0)
+    observer(weight)
+    return observer.qparams()
 
 
-def synchronize(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+def _errors(device: str) -> dict[str, float]:
+    """The squared error of what mse finds over the least of 1,000 ranges; qint8, 200,000 values."""
+    normal = torch.randn(200_000, device=device)
+    outliers = torch.where(torch.rand_like(normal) < 0.003, normal * 30, normal)
+    data = {
+        "student-t(3)": torch.distributions.StudentT(3.0).sample((200_000,)).to(device),
+        "laplace": torch.distributions.Laplace(0.0, 1.0).sample((200_000,)).to(device),
+        "relu of normal": normal.relu(),
+        "outliers": outliers,
+    }
+    return {name: _error_of_mse(x) / _least_error(x) for name, x in data.items()}
 
 
-def print_report(report: dict) -> None:
-    print(
-        f"torch {report['torch']}, {report['threads']} threads, {report['device']}: "
-        f"one copy {report['copy_ms']:.2f} ms"
+def _error_of_mse(x: Tensor) -> float:
+    observer = OBSERVERS["mse"]().to(x.device)
+    observer(x)
+    return _squared_error(x, observer.qparams())
+
+
+def _least_error(x: Tensor) -> float:
+    low, high = x.min(), x.max()
+    grid = {"quant_min": -128, "quant_max": 127, "symmetric": True}
+    return min(
+        _squared_error(x, choose_qparams(low * k / 1000, high * k / 1000, **grid)) for k in range(1, 1001)
     )
-    print(f"{'one batch':<28}{'copies':>8}{'least':>8}{'budget':>8}")
-    for name, (median, least) in report["batch_copies"].items():
-        print(f"{name:<28}{median:>8.2f}{least:>8.2f}{BUDGETS.get(name, ''):>8}")
-    print(f"{'solving':<28}{'ms':>8}{'least':>8}{'budget':>8}")
-    for name, (median, least) in report["solve_ms"].items():
-        print(f"{name:<28}{median:>8.2f}{least:>8.2f}{SOLVE_BUDGET_MS:>8}")
+
+
+def _squared_error(x: Tensor, qparams: QParams) -> float:
+    error = fake_quantize(x, qparams, quant_min=-128, quant_max=127) - x
+    return float(error.square().sum(dtype=torch.float64))
+
+
+def _print_figures(title: str, figures: dict[str, float], budgets: dict[str, float]) -> None:
+    print(f"\n{title}")
+    for name, figure in figures.items():
+        missed = " missed" if figure > budgets.get(name, figure) else ""
+        print(f"{name:<46} {figure:8.3f} {budgets.get(name, ''):>7}{missed}")
 
 
 if __name__ == "__main__":

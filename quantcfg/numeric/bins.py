@@ -17,7 +17,7 @@ from torch import Tensor
 EXPONENT_BIAS = 127
 MANTISSA = 23
 # Elements counted at a time: the index of a block stays in the cache, and no large temporary is mapped.
-_BLOCK, _HOST_BLOCK = 1 << 18, 1 << 20
+_BLOCK, _HOST_BLOCK = 1 << 19, 1 << 20
 # Elements for which a thread gets a table of its own.
 _PER_THREAD = 1 << 20
 # Octaves whose bins matter to a grid: the finest of them has 16 steps to the octave of the largest value.

@@ -246,7 +246,10 @@ def _of_their_own(contest: Contest, watching: list[Observer]) -> Iterator[tuple[
     for kind, spec in contest.candidates.items():
         observer = make_observer(spec, watching[0])
         counted = next(other for other in watching if _count_alike(other, observer))
-        observer.load_state_dict(counted.state_dict())
+        if isinstance(observer, HistogramObserver) and isinstance(counted, HistogramObserver):
+            observer.count_like(counted)
+        else:
+            observer.load_state_dict(counted.state_dict())
         observer.solve()
         yield kind, observer
 
@@ -258,9 +261,9 @@ def _count_alike(one: Observer, other: Observer) -> bool:
 
 
 def _layout(observer: Observer) -> Layout | None:
-    """The bins that an observer of a whole stream counts in; None for one that does not count."""
+    """The bins that an observer of a whole stream counts in; None where its range rests on more than them."""
     histogram = observer.histogram if isinstance(observer, HistogramObserver) else None
-    return None if histogram is None else histogram.layout
+    return None if histogram is None or histogram.shares_bins else histogram.layout
 
 
 def _counter(fake_quant: FakeQuantizeBase) -> HistogramObserver:

@@ -36,7 +36,7 @@ class HistogramObserver(Observer):
     high: Tensor
     _is_stale = False
 
-    def __init__(self, *, top_bits: int = 9, averaging_constant: float | None = None, **shared: Any) -> None:
+    def __init__(self, *, top_bits: int = 11, averaging_constant: float | None = None, **shared: Any) -> None:
         super().__init__(averaging_constant=averaging_constant, **shared)
         self._top_bits = top_bits
         self.histogram: Histogram | None = None
@@ -84,6 +84,13 @@ class HistogramObserver(Observer):
         same = self._question() == other._question()
         found = (other.min_val, other.max_val)
         self.load_range(*(found if same else self._solve(other.histogram, (other.low, other.high))))
+
+    def count_like(self, other: HistogramObserver) -> None:
+        """Become what this kind would be, had it seen what ``other`` has counted in the same bins."""
+        self.load_state_dict(other.state_dict())
+        self._forget_solution()
+        if self.fold_batches:
+            self.solve()
 
     def load_range(self, min_val: Tensor, max_val: Tensor) -> None:
         """See `Observer.load_range`; what was counted before is counted on when data comes."""

@@ -30,7 +30,7 @@ class MSEObserver(HistogramObserver):
     own_parameters = ("stride",)
 
     def __init__(self, *, stride: int = 1, **shared: Any) -> None:
-        super().__init__(top_bits=11, **shared)
+        super().__init__(**shared)
         if not 1 <= stride <= 20:
             raise ValueError(f"stride must be in [1, 20] (got {stride})")
         self.stride = stride
