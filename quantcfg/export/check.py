@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from quantcfg.export.difference import (
     difference,
     holds,
 )
+from quantcfg.export.external import data_name_of
 from quantcfg.export.freeze import FrozenModel
 from quantcfg.export.report import Check, QuantizerDifference, Subject
 from quantcfg.export.session import Feeds, FileModel, Runner, input_names, latencies_s, open_session, runner
@@ -41,36 +43,45 @@ MAX_REFERENCE_MACS = 200_000_000  # beyond it the reference evaluator would take
 _REFERENCE_SAMPLES = 2
 
 
-def check_onnx(subject: Subject, proto: onnx.ModelProto, float_proto: onnx.ModelProto | None) -> Check:
-    """Run ``proto`` in ONNX Runtime in three ways, and in ONNX's reference evaluator.
+def check_onnx(subject: Subject, path: Path, float_path: Path | None) -> Check:
+    """Run the file at ``path`` in ONNX Runtime in three ways, and in ONNX's reference evaluator.
+
+    ``float_path`` is the float model in the same format. The folder of ``path`` is ours to write to.
 
     Raises:
         RunError: Qparams differ in a bit, or outputs by more than the bound.
     """
+    proto = onnx.load(path, load_external_data=False)
     num_equal = check_qparams(subject, _qparams_in(proto))
-    content, names = proto.SerializeToString(), input_names(proto)
+    names = input_names(proto)
     files = {
-        name: FileModel(subject.exported, names, runner(open_session(content, **options)))
+        name: FileModel(subject.exported, names, runner(open_session(path, **options)))
         for name, options in _SESSIONS.items()
     }
-    found = _compare(subject, files) | _reference_evaluator(subject, proto)
+    found = _compare(subject, files) | _reference_evaluator(subject, proto, path)
     check = _check(subject, found, files[OPTIMISED])
     feeds = files[OPTIMISED].feeds(subject.exported.call)
-    check = replace(check, num_qparams=num_equal, quantizers=tuple(_quantizers(subject, proto, feeds)))
-    if float_proto is None:
+    check = replace(check, num_qparams=num_equal, quantizers=tuple(_quantizers(subject, proto, path, feeds)))
+    if float_path is None:
         return check
-    return _beside_float(check, files[OPTIMISED].run, content, float_proto.SerializeToString(), feeds)
+    return _beside_float(check, files[OPTIMISED].run, path, float_path, feeds)
 
 
-def _beside_float(check: Check, run: Runner, quantized: bytes, content: bytes, feeds: Feeds) -> Check:
+def _beside_float(check: Check, run: Runner, path: Path, float_path: Path, feeds: Feeds) -> Check:
     """Add latency and size of the file and of the float model's, in the same format and runtime."""
-    float_run = runner(open_session(content, optimised=True))
+    float_run = runner(open_session(float_path, optimised=True))
     float_s, quantized_s = latencies_s([(float_run, feeds), (run, feeds)])
     return replace(
         check,
         latency_s={"float": float_s, "quantized": quantized_s},
-        sizes={"float": len(content), "quantized": len(quantized)},
+        sizes={"float": _size(float_path), "quantized": _size(path)},
     )
+
+
+def _size(path: Path) -> int:
+    """The bytes of a file and of the data beside it."""
+    data = path.with_name(data_name_of(path.name))
+    return path.stat().st_size + (data.stat().st_size if data.exists() else 0)
 
 
 def check_program(subject: Subject, loaded: Callable[..., Any]) -> Check:
@@ -126,7 +137,11 @@ def _refuse_other_bits(name: str, field: str, expected: np.ndarray, found: np.nd
 
 def _qparams_in(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
     """Scale and zero point of each quantizer, as its nodes have them."""
-    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    constants = {
+        tensor.name: onnx.numpy_helper.to_array(tensor)
+        for tensor in proto.graph.initializer
+        if tensor.data_location != onnx.TensorProto.EXTERNAL
+    }
     return {
         f"{node.name.rpartition('.')[0]}.{field}": constants[name]
         for node in proto.graph.node
@@ -196,7 +211,7 @@ def _refuse_beyond_bound(name: str, found: Difference, allowed: float) -> None:
     )
 
 
-def _reference_evaluator(subject: Subject, proto: onnx.ModelProto) -> dict[str, Difference]:
+def _reference_evaluator(subject: Subject, proto: onnx.ModelProto, path: Path) -> dict[str, Difference]:
     """ONNX's own evaluator on two samples; nothing where the model is too large or has an op it lacks."""
     from onnx.reference import ReferenceEvaluator
 
@@ -206,7 +221,7 @@ def _reference_evaluator(subject: Subject, proto: onnx.ModelProto) -> dict[str, 
     source, forward = subject.job.source(subject.data), subject.job.model_file.forward
     batch = cut(next(iter(source.batches(limit=1)))[1], _REFERENCE_SAMPLES)
     try:
-        evaluator = ReferenceEvaluator(proto)
+        evaluator = ReferenceEvaluator(str(path))
         file = FileModel(subject.exported, input_names(proto), lambda feeds: _arrays(evaluator, feeds))
         with np.errstate(all="ignore"):
             exported = forward(file, batch)
@@ -221,7 +236,9 @@ def _arrays(evaluator: Any, feeds: Feeds) -> list[np.ndarray]:
     return [np.asarray(array) for array in evaluator.run(None, feeds)]
 
 
-def _quantizers(subject: Subject, proto: onnx.ModelProto, feeds: Feeds) -> Iterator[QuantizerDifference]:
+def _quantizers(
+    subject: Subject, proto: onnx.ModelProto, path: Path, feeds: Feeds
+) -> Iterator[QuantizerDifference]:
     """Compare what leaves each activation quantizer, in the order of the graph, on the example call."""
     outputs = _dequantized(proto)
     copied = onnx.ModelProto()
@@ -232,7 +249,9 @@ def _quantizers(subject: Subject, proto: onnx.ModelProto, feeds: Feeds) -> Itera
             copied.graph.output.append(
                 onnx.helper.make_tensor_value_info(value, onnx.TensorProto.FLOAT, None)
             )
-    session = open_session(copied.SerializeToString(), optimised=False)
+    watched = path.with_name("watched.onnx")
+    onnx.save(copied, watched)
+    session = open_session(watched, optimised=False)
     arrays = dict(zip(outputs, session.run(list(outputs.values()), feeds), strict=True))
     with _passing(subject.frozen) as seen, torch.no_grad():
         subject.frozen.model(*subject.exported.call.args, **subject.exported.call.kwargs)

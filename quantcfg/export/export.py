@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,13 +15,14 @@ from torch import nn
 from quantcfg.errors import QuantcfgError, UsageError
 from quantcfg.export import table
 from quantcfg.export.calls import Call, example_calls, source_name, varying_axes
+from quantcfg.export.files import publish, staged, write_durably
 from quantcfg.export.freeze import FrozenModel, freeze
 from quantcfg.export.ops import PLAIN, SINGLE, Ops
 from quantcfg.export.program import Program, export_program, quiet
 from quantcfg.export.report import Check, ExportReport, Subject
 from quantcfg.prepare.state import FakeQuantState, plan_of, set_fake_quantize
 from quantcfg.runs.directory import RunDirectory
-from quantcfg.runs.writer import to_json, write_bytes, write_text
+from quantcfg.runs.writer import to_json
 from quantcfg.stages import records
 from quantcfg.stages.fingerprint import versions
 from quantcfg.stages.job import Job
@@ -77,13 +78,17 @@ class _Work:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """The content of the files, and a check that has yet to be run."""
+    """The files by name, and a check that has yet to be run on them, in the folder where they lie."""
 
     frozen: FrozenModel
-    content: bytes
-    check: Callable[[], Check]
+    contents: Mapping[str, bytes]
+    check: Callable[[Path], Check]
     program: Program | None = None
-    table: str = ""
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the model: the table of a ``safetensors`` export is not part of it."""
+        return sum(len(content) for name, content in self.contents.items() if not name.endswith(".json"))
 
 
 def export_run(job: Job, run: RunDirectory, request: Request) -> ExportReport:
@@ -97,15 +102,15 @@ def export_run(job: Job, run: RunDirectory, request: Request) -> ExportReport:
     wants_check = _wants_check(request)
     work = _work(job, run)
     with torch.no_grad():
-        made = _MAKERS[request.format](work)
-        check = made.check() if wants_check else None
-    write_bytes(request.output, made.content)
-    if made.table:
-        write_text(request.table, made.table)
+        made = _MAKERS[request.format](work, request)
+        _refuse_paths([request.output.with_name(name) for name in made.contents], force=request.force)
+        with staged(request.output, made.contents) as folder:
+            check = made.check(folder) if wants_check else None
+            publish(folder, request.output, list(made.contents))
     return ExportReport(
         path=str(request.output),
         format=request.format,
-        size_bytes=len(made.content),
+        size_bytes=made.size_bytes,
         num_weights=len(made.frozen.weights),
         num_activations=len(made.frozen.activations),
         dynamic_axes=_dynamic_axes(made.program),
@@ -117,12 +122,16 @@ def _refuse_output(request: Request) -> None:
     missing = [name for name in _NEEDED[request.format] if find_spec(name) is None]
     if missing:
         raise UsageError(f"--format {request.format} needs {' and '.join(missing)}", hint=_INSTALL)
-    for path in request.files:
+    _refuse_paths(request.files, force=request.force)
+
+
+def _refuse_paths(paths: Iterable[Path], *, force: bool) -> None:
+    for path in paths:
         if path.is_symlink():
             raise UsageError(f"'{path}' is a link", hint="name the file itself with -o")
         if path.exists() and not path.is_file():
             raise UsageError(f"'{path}' is no file", hint="choose another name with -o")
-        if path.exists() and not request.force:
+        if path.exists() and not force:
             raise UsageError(f"'{path}' exists already", hint="--force replaces it; -o names another file")
         if not path.parent.is_dir():
             raise UsageError(
@@ -168,33 +177,40 @@ def _prefixed(found: Mapping[str, str]) -> dict[str, str]:
     return {f"version.{name}": version for name, version in found.items()}
 
 
-def _make_onnx(work: _Work) -> _Made:
-    from quantcfg.export.onnx_file import to_onnx
+def _make_onnx(work: _Work, request: Request) -> _Made:
+    from quantcfg.export.external import contents_of
+    from quantcfg.export.onnx_file import check_file, to_onnx
 
     frozen = work.freeze(SINGLE)
     program = work.export(frozen.model)
     proto = to_onnx(program, work.metadata)
 
-    def check() -> Check:
+    def check(folder: Path) -> Check:
         from quantcfg.export.check import check_onnx
 
-        return check_onnx(_subject(work, frozen, program), proto, _float_proto(work))
+        path = folder / request.output.name
+        check_file(path)
+        return check_onnx(_subject(work, frozen, program), path, _float_file(work, folder))
 
-    return _Made(frozen, proto.SerializeToString(), check, program)
+    return _Made(frozen, contents_of(proto, request.output.name), check, program)
 
 
-def _float_proto(work: _Work) -> Any:
+def _float_file(work: _Work, folder: Path) -> Path | None:
     """The float model in the same format, to compare size and speed with; None where it cannot be made."""
+    from quantcfg.export.external import contents_of
     from quantcfg.export.onnx_file import to_onnx
 
     try:
-        return to_onnx(work.export(work.float_model), {})
+        contents = contents_of(to_onnx(work.export(work.float_model), {}), "float.onnx")
     except QuantcfgError as error:
         work.job.progress.note(f"no float file to compare with: {error.message}")
         return None
+    for name, content in contents.items():
+        write_durably(folder / name, content)
+    return folder / "float.onnx"
 
 
-def _make_pt2(work: _Work) -> _Made:
+def _make_pt2(work: _Work, request: Request) -> _Made:
     frozen = work.freeze(PLAIN)
     program = work.export(frozen.model)
     for node in program.exported.graph.nodes:
@@ -204,36 +220,36 @@ def _make_pt2(work: _Work) -> _Made:
     with quiet():
         torch.export.save(program.exported, stream, extra_files=dict(work.metadata))
 
-    def check() -> Check:
+    def check(folder: Path) -> Check:
         from quantcfg.export.check import check_program
 
         with quiet():
-            loaded = torch.export.load(io.BytesIO(stream.getvalue())).module()
+            loaded = torch.export.load(folder / request.output.name).module()
         return check_program(_subject(work, frozen, program), loaded)
 
-    return _Made(frozen, stream.getvalue(), check, program)
+    return _Made(frozen, {request.output.name: stream.getvalue()}, check, program)
 
 
-def _make_safetensors(work: _Work) -> _Made:
+def _make_safetensors(work: _Work, request: Request) -> _Made:
     frozen = work.freeze(PLAIN)
     content = table.to_safetensors(frozen, work.metadata)
 
-    def check() -> Check:
+    def check(folder: Path) -> Check:
         from quantcfg.export.check import check_tensors
 
-        tensors = table.tensors_of(content)
+        tensors = table.tensors_of((folder / request.output.name).read_bytes())
         arrays = {name: tensor.numpy() for name, tensor in tensors.items() if name.endswith(_QPARAMS)}
         return check_tensors(_subject(work, frozen, None), arrays)
 
     rows = to_json(table.to_table(frozen, plan_of(work.model), work.metadata))
-    return _Made(frozen, content, check, None, rows)
+    return _Made(frozen, {request.table.name: rows.encode(), request.output.name: content}, check)
 
 
 def _subject(work: _Work, frozen: FrozenModel, program: Program | None) -> Subject:
     return Subject(work.job, work.float_model, work.model, frozen, program, source_name(work.job))
 
 
-_MAKERS: dict[str, Callable[[_Work], _Made]] = {
+_MAKERS: dict[str, Callable[[_Work, Request], _Made]] = {
     "onnx": _make_onnx,
     "safetensors": _make_safetensors,
     "pt2": _make_pt2,

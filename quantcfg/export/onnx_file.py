@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -13,14 +14,13 @@ from onnxscript import opset20, opset21
 from torch.export import ExportedProgram
 
 from quantcfg.errors import RunError
-from quantcfg.export import onnx_graph
+from quantcfg.export import external, onnx_graph
 from quantcfg.export.grids import storage_named
 from quantcfg.export.program import Program, quiet
 from quantcfg.stages.user_code import first_line
 
 _OPSET_OF_8_BITS = 20
 _OPSET_OF_OTHER_BITS = 21  # the first one whose QuantizeLinear has 4 and 16 bits
-_MAX_BYTES = 2**31 - 1  # of a protobuf message
 _NODE = re.compile(r"Error when translating node %(\w+)")
 _OPERATOR = re.compile(r"OpOverload\(op='([\w.]+)'")
 
@@ -63,13 +63,26 @@ def _opset(program: ExportedProgram) -> int:
 def _checked(model: ir.Model) -> onnx.ModelProto:
     proto = ir.to_proto(model)
     del proto.graph.value_info[:]  # whoever wants shapes infers them
-    if proto.ByteSize() > _MAX_BYTES:
-        raise RunError(f"the ONNX file would have {proto.ByteSize()} bytes; one file holds 2 GiB at most")
+    if proto.ByteSize() > external.MAX_BYTES:
+        return proto  # no message can hold it; it is checked where it lies, see `check_file`
+    _check(proto)
+    return proto
+
+
+def check_file(path: Path) -> None:
+    """Let ONNX's checker read a file whose data lies beside it.
+
+    Raises:
+        RunError: it is not a valid one.
+    """
+    _check(str(path))
+
+
+def _check(model: onnx.ModelProto | str) -> None:
     try:
-        onnx.checker.check_model(proto, full_check=True)
+        onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise RunError(f"the ONNX checker refuses the file: {first_line(error)}") from error
-    return proto
 
 
 def _translations(opset: int) -> dict[Callable[..., Any], Callable[..., Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -64,9 +65,9 @@ def input_names(proto: onnx.ModelProto) -> list[str]:
 
 
 def open_session(
-    content: bytes, *, optimised: bool, without: Sequence[str] = ()
+    content: bytes | Path, *, optimised: bool, without: Sequence[str] = ()
 ) -> onnxruntime.InferenceSession:
-    """The file in ONNX Runtime, on the CPU and on as many threads as torch; ``without`` names optimisations.
+    """A file in ONNX Runtime, on the CPU and on as many threads as torch; ``without`` names optimisations.
 
     Raises:
         RunError: ONNX Runtime refuses the file.
@@ -78,7 +79,10 @@ def open_session(
     options.log_severity_level = _ERRORS_ONLY
     try:
         return onnxruntime.InferenceSession(
-            content, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without)
+            content if isinstance(content, bytes) else str(content),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=list(without),
         )
     except Exception as error:  # onnxruntime has a type for each of its status codes, and no base of them
         raise RunError(f"ONNX Runtime refuses the file: {first_line(error)}") from error

@@ -162,11 +162,12 @@ def test_a_missing_package_is_named(calibrated_project, monkeypatch, missing, ar
     assert (done.code, done.err) == (2, f"error: {text}\nhint: pip install 'quantcfg[export]'\n")
 
 
-def test_the_text_report_compares_all_three(calibrated_project):
+def test_the_text_report_compares_all_four(calibrated_project):
     done = calibrated_project.run(*EXPORT)
     lines = [line.split()[0] for line in done.out.splitlines()]
-    assert lines[1:4] == ["float", "fake-quant", "exported"]
-    assert lines[-6:] == ["qparams", "integers", "latency", "size", "quantizers", "file"]
+    assert lines[1:5] == ["float", "fake-quant", "integer", "exported"]
+    ends = [line for line in lines[lines.index("qparams") :] if line != "differ"]
+    assert ends == ["qparams", "integers", "reference", "latency", "size", "quantizers", "file"]
 
 
 UNUSUAL = """
@@ -211,5 +212,46 @@ def test_an_evaluation_that_looks_inside_the_model_is_noted(project):
     assert project.run("calib", "model.py", "config.yaml", "-o", "run", "-q").code == 0
     done = project.run("export", "model.py", "run", "--json")
     assert done.code == 0
-    assert list(json.loads(done.out)["check"]["metrics"]) == ["float", "fake-quant"]
+    assert list(json.loads(done.out)["check"]["metrics"]) == ["float", "fake-quant", "integer"]
     assert "note: no metric of the exported file: evaluate() raised AttributeError" in done.err
+
+
+def test_what_one_file_cannot_hold_lies_beside_it(calibrated_project, monkeypatch):
+    monkeypatch.setattr("quantcfg.export.external.MAX_BYTES", 100)
+    monkeypatch.setattr("quantcfg.export.external._LEAST", 36)  # the convolution's integers
+    done = calibrated_project.run(*EXPORT)
+    assert (done.code, done.err) == (0, "")
+    assert written(calibrated_project) == {"run.onnx", "run.data"}
+    path = calibrated_project.path / "run.onnx"
+    alone = onnx.load(path, load_external_data=False)
+    entries = [entry for tensor in alone.graph.initializer for entry in tensor.external_data]
+    places = {entry.value for entry in entries if entry.key == "location"}
+    assert places == {"run.data"}
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def test_data_that_is_in_the_way_is_not_replaced(calibrated_project, monkeypatch):
+    monkeypatch.setattr("quantcfg.export.external.MAX_BYTES", 100)
+    (calibrated_project.path / "run.data").write_text("mine")
+    done = calibrated_project.run(*EXPORT, "--no-check")
+    assert (done.code, done.err.splitlines()[0]) == (2, "error: 'run.data' exists already")
+    assert written(calibrated_project) == {"run.data"}
+    (calibrated_project.path / "run.data").unlink()
+    (calibrated_project.path / "victim").write_text("mine")
+    (calibrated_project.path / "run.data").symlink_to(calibrated_project.path / "victim")
+    done = calibrated_project.run(*EXPORT, "--no-check", "--force")
+    assert (done.code, done.err.splitlines()[0]) == (2, "error: 'run.data' is a link")
+    assert (calibrated_project.path / "victim").read_text() == "mine"
+
+
+def test_a_pair_of_files_appears_together_or_not_at_all(calibrated_project, monkeypatch):
+    replace = os.replace
+
+    def refuse(source, target):
+        if str(target).endswith("run.safetensors"):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    done = calibrated_project.run(*EXPORT, "--no-check", "--format", "safetensors")
+    assert (done.code, written(calibrated_project)) == (6, set())
