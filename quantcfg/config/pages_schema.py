@@ -187,4 +187,15 @@ SCHEMA_PAGES = (
         "version: 1\nqconfig:\n  global: {preset: w8a8, activation_qkwargs: {dtype: qint4}}\n"
         "export: {target: tensorrt, unsupported: adjust}\n",
     ),
+    Page(
+        "QC133",
+        "an unsigned dtype with a symmetric qscheme (warning)",
+        "The zero point of a symmetric qscheme is 0, the lowest integer of an unsigned dtype: every value "
+        "below 0 becomes 0. The scale is that of the range from -max to max, whose lower half the grid does "
+        "not have, so values above 0 use half of the integers. A `scale` that is written out, with "
+        "`fixed_scale`, may use them all.",
+        "version: 1\nqconfig:\n  global: {preset: w8a8, activation_qkwargs: {dtype: quint8}}\n",
+        "version: 1\nqconfig:\n"
+        "  global: {preset: w8a8, activation_qkwargs: {dtype: quint8, qscheme: per_tensor_affine}}\n",
+    ),
 )

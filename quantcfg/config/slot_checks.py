@@ -145,6 +145,8 @@ class SlotChecker:
         self._bounds(slot, kwargs)
         self._axis(slot, kwargs)
         self._affine(slot, fake_quant, kwargs)
+        if fake_quant != "pact":
+            self._unsigned(slot, kwargs)
         self._observer(slot, observer, kwargs)
 
     def _bounds(self, slot: str, kwargs: Fields) -> None:
@@ -164,8 +166,7 @@ class SlotChecker:
             self._conflict(summary, low if quant_min < smallest or quant_min > 0 else high, "")
 
     def _axis(self, slot: str, kwargs: Fields) -> None:
-        default = "per_channel_symmetric" if slot == "weight" else "per_tensor_symmetric"
-        qscheme, axis = _text(kwargs, "qscheme", default), kwargs.get("ch_axis")
+        qscheme, axis = _qscheme(slot, kwargs), kwargs.get("ch_axis")
         if axis is not None and axis.value is not None and qscheme.startswith("per_tensor"):
             advice = f"remove it, or write `qscheme: {qscheme.replace('per_tensor', 'per_channel')}`"
             summary = f"`{slot}_qkwargs.ch_axis` has no meaning with the qscheme {qscheme}"
@@ -186,6 +187,20 @@ class SlotChecker:
         if fake_quant == "pact" and dtype and str(dtype.value).startswith("qu"):
             summary = f"`{slot}_fake_quant: pact` clips on both sides of 0 and has no unsigned form"
             self._conflict(summary, dtype, f"write `dtype: {str(dtype.value).replace('qu', 'q')}`")
+
+    def _unsigned(self, slot: str, kwargs: Fields) -> None:
+        dtype, qscheme = kwargs.get("dtype"), _qscheme(slot, kwargs)
+        # A scale that is written out, and not derived from a range, may use the whole grid.
+        if dtype is None or not str(dtype.value).startswith("qu") or "affine" in qscheme or "scale" in kwargs:
+            return
+        self.findings.warning(
+            "QC133",
+            f"{dtype.value} with the symmetric qscheme of `{slot}_qkwargs` clips all below 0 and leaves half "
+            "of its integers unused",
+            dtype.origin if isinstance(dtype.origin, Place) else None,
+            help=f"write `qscheme: {qscheme.replace('symmetric', 'affine')}`, "
+            f"or `dtype: {str(dtype.value).replace('qu', 'q')}`",
+        )
 
     def _observer(self, slot: str, observer: str, kwargs: Fields) -> None:
         check = OBSERVER_CHECKS.get(observer)
@@ -242,6 +257,11 @@ def dtype_bounds(dtype: str) -> tuple[int, int]:
     """Smallest and largest integer of a quantized dtype."""
     bits = dtype_bits(dtype)
     return (0, (1 << bits) - 1) if dtype.startswith("qu") else (-(1 << bits - 1), (1 << bits - 1) - 1)
+
+
+def _qscheme(slot: str, kwargs: Fields) -> str:
+    default = "per_channel_symmetric" if slot == "weight" else "per_tensor_symmetric"
+    return _text(kwargs, "qscheme", default)
 
 
 def _text(kwargs: Fields, name: str, default: str) -> str:

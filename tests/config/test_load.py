@@ -224,6 +224,22 @@ def test_a_deprecated_preset_warns_with_its_new_name(load):
     ]
 
 
+@pytest.mark.parametrize(
+    ("kwargs", "warned"),
+    [
+        ("activation_qkwargs: {dtype: quint8}", True),
+        ("weight_qkwargs: {dtype: quint4, qscheme: per_tensor_symmetric}", True),
+        ("activation_observer: fixed_scale, activation_qkwargs: {dtype: quint8, threshold: 6.0}", True),
+        ("activation_observer: fixed_scale, activation_qkwargs: {dtype: quint8, scale: 0.01}", False),
+        ("activation_qkwargs: {dtype: quint8, qscheme: per_tensor_affine}", False),
+        ("activation_qkwargs: {dtype: qint8}", False),
+    ],
+)
+def test_an_unsigned_dtype_with_a_symmetric_qscheme_warns(kwargs, warned, load):
+    warnings = load(V + f"qconfig: {{global: {{preset: w8a8, {kwargs}}}}}\n").warnings
+    assert [item.code for item in warnings] == ["QC133"] * warned
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_can_be_used_and_changed(name, load):
     config = load(
