@@ -15,11 +15,13 @@ Related = tuple[tuple[Place, str], ...]
 class Findings:
     """The texts that were read, by name, and everything found in them.
 
-    ``doubled`` holds the places of values whose key stands twice.
+    ``doubled`` holds the places of values whose key stands twice, ``checked`` the patterns of names and types
+    that were looked at, by kind.
     """
 
     sources: dict[str, str] = field(default_factory=dict)
     doubled: set[Place] = field(default_factory=set)
+    checked: set[tuple[str, str]] = field(default_factory=set)
     _list: DiagnosticList = field(default_factory=DiagnosticList)
     _seen: set[tuple[str, Place | None, str]] = field(default_factory=set)
     _causes: dict[tuple[str, Hashable], int] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from quantcfg.config.collect import Findings
 from quantcfg.config.layers import is_free
 from quantcfg.config.nodes import Entry, Table, describe, key_path, shortened
-from quantcfg.config.source import CONTROL, Stop
+from quantcfg.config.source import CONTROL, MAX_DEPTH, Stop
 from quantcfg.config.yaml_source import parse_yaml
 from quantcfg.errors import Place
 
@@ -67,6 +67,9 @@ def _parts(tree: Table, text: str, number: int, findings: Findings) -> list[Part
             findings.error("QC111", f"`--set {shortened(text)}`: an empty key", place)
             raise Stop
         parts.append((name, place))
+        if len(parts) > MAX_DEPTH:
+            findings.error("QC004", f"nested deeper than {MAX_DEPTH} levels", place)
+            raise Stop
         following = node.get(name)
         node = following if isinstance(following, Table) else Table({}, place)
         offset += length + 1

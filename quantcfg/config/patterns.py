@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 REGEX_PREFIX = "re:"
 MAX_LENGTH = 1000
 MAX_RANGE = 10_000
 MAX_REPEATS = 4
+MAX_BRACES = 16
 _SPECIAL = re.compile(r"[*?{}\[\]]")
 _RANGE = re.compile(r"(0|[1-9]\d{0,8})\.\.(0|[1-9]\d{0,8})")
 
@@ -23,12 +25,20 @@ class PatternError(ValueError):
         self.hint = hint
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Segment:
-    """One part of a pattern between dots: a literal name, a glob, or ``**``."""
+    """One part of a pattern between dots: a literal name, a glob, or ``**``.
+
+    ``glob`` is the regular expression of a glob; it is compiled when a name is first compared with it.
+    """
 
     text: str
-    regex: re.Pattern[str] | None = None
+    glob: str | None = None
+
+    @cached_property
+    def regex(self) -> re.Pattern[str] | None:
+        """The compiled glob; None for a literal name and for ``**``."""
+        return None if self.glob is None else re.compile(self.glob, re.DOTALL)
 
     @property
     def is_any_depth(self) -> bool:
@@ -138,9 +148,11 @@ def _segment(text: str, offset: int) -> Segment:
         raise PatternError("`[` and `]` are not part of patterns", offset + position, hint=hint)
     if not _SPECIAL.search(text):
         return Segment(text)
+    if text.count("{") > MAX_BRACES:
+        raise PatternError(f"more than {MAX_BRACES} `{{...}}` in one segment", offset)
     if text.count("*") > MAX_REPEATS:
         raise PatternError(f"more than {MAX_REPEATS} `*` in one segment", offset)
-    return Segment(text, re.compile(_glob_regex(text, offset), re.DOTALL))
+    return Segment(text, _glob_regex(text, offset))
 
 
 def _glob_regex(text: str, offset: int) -> str:
@@ -161,24 +173,42 @@ def _glob_regex(text: str, offset: int) -> str:
 def _braces(body: str, offset: int) -> str:
     span = _RANGE.fullmatch(body)
     if span:
-        names = _range_names(int(span[1]), int(span[2]), offset)
-    elif ".." in body:
+        return _range(int(span[1]), int(span[2]), offset)
+    if ".." in body:
         raise PatternError(f"`{{{body}}}` is not a range of two whole numbers", offset)
-    else:
-        names = body.split(",")
-        if len(names) < 2 or not all(names):
-            raise PatternError(f"`{{{body}}}` needs two or more alternatives", offset)
-        if "." in body:
-            raise PatternError("alternatives hold one segment each, without dots", offset)
+    names = body.split(",")
+    if len(names) < 2 or not all(names):
+        raise PatternError(f"`{{{body}}}` needs two or more alternatives", offset)
+    if "." in body:
+        raise PatternError("alternatives hold one segment each, without dots", offset)
     return f"(?:{'|'.join(_alternative(name) for name in names)})"
 
 
-def _range_names(first: int, last: int, offset: int) -> list[str]:
+def _range(first: int, last: int, offset: int) -> str:
     if first > last:
         raise PatternError(f"the range is empty: {first} is above {last}", offset)
     if last - first > MAX_RANGE:
         raise PatternError(f"a range of more than {MAX_RANGE} numbers", offset)
-    return [str(number) for number in range(first, last + 1)]
+    return _any_number(first, last)
+
+
+@lru_cache(maxsize=256)
+def _any_number(first: int, last: int) -> str:
+    return f"(?:{'|'.join(_numbers(first, last))})"
+
+
+def _numbers(first: int, last: int) -> Iterator[str]:
+    """Regular expressions for the numbers of a range: one for each run that ends in any digits."""
+    while first <= last:
+        step = 1
+        while first % (step * 10) == 0 and first + step * 10 - 1 <= last and _same_length(first, step * 10):
+            step *= 10
+        yield str(first // step if step > 1 else first) + "[0-9]" * (len(str(step)) - 1)
+        first += step
+
+
+def _same_length(first: int, step: int) -> bool:
+    return len(str(first)) == len(str(first + step - 1)) and first > 0
 
 
 def _alternative(name: str) -> str:

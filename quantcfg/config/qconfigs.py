@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 
 from quantcfg.config.collect import Findings
 from quantcfg.config.nodes import Leaf, Node, Table, bad_leaves, describe, shortened
@@ -22,7 +23,7 @@ class Broken(Exception):  # noqa: N818  a signal inside the config stack, never 
     """A qconfig that cannot be built; why has been reported."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Draft:
     """A qconfig being read: its fields, the label for the plan, and whether it starts from the next rule."""
 
@@ -30,7 +31,7 @@ class Draft:
     label: str
     inherits: bool = False
 
-    @property
+    @cached_property
     def spec(self) -> QConfigSpec:
         """The finished qconfig."""
         return make_spec(self.fields, name=self.label)
@@ -39,6 +40,11 @@ class Draft:
     def inherited(self) -> tuple[tuple[str, Field], ...] | None:
         """The changes that it makes to the next rule's qconfig; None where it stands alone."""
         return tuple(self.fields.items()) if self.inherits else None
+
+
+@cache
+def _preset_draft(name: str, stage: str) -> Draft:
+    return Draft(PRESETS[name].stage(stage).fields(), name)
 
 
 @dataclass(slots=True)
@@ -112,7 +118,7 @@ class QConfigReader:
         if preset.deprecated_for:
             summary = f"the preset `{name}` is now called `{preset.deprecated_for}`"
             self.findings.warning("QC128", summary, place, help=f"write `{preset.deprecated_for}`")
-        return Draft(preset.stage(self.stage).fields(), name)
+        return _preset_draft(name, self.stage)
 
     def _use(self, name: str, place: Place) -> Draft | None:
         if name in self._open:

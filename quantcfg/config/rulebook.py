@@ -18,6 +18,7 @@ from quantcfg.errors import Place
 
 _TYPE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z][A-Za-z0-9_]*)*")
 MAX_TYPE_NAME = 200
+MAX_REGEXES = 1000
 
 
 def stage_rules(tree: Table, stage: str) -> Table:
@@ -37,8 +38,13 @@ def stage_templates(tree: Table, stage: str) -> tuple[str, ...]:
 def build_rules(tree: Table, reader: QConfigReader, findings: Findings) -> tuple[Rule, ...]:
     """Every rule of the reader's stage in the order of the file; broken ones are left out and reported."""
     rules: list[Rule] = []
+    regexes = 0
     for kind, pattern, entry in _rule_entries(stage_rules(tree, reader.stage)):
         if findings.full:
+            break
+        if pattern.startswith(REGEX_PREFIX) and (regexes := regexes + 1) > MAX_REGEXES:
+            summary = f"more than {MAX_REGEXES} rules with a regular expression"
+            findings.error("QC004", summary, entry.key_place, help="patterns without `re:` are not limited")
             break
         check_pattern(kind, pattern, entry.key_place, findings)
         try:
@@ -121,7 +127,10 @@ def _switched_on(node: Table, key: str) -> Place | None:
 
 
 def check_pattern(kind: str, pattern: str, place: Place, findings: Findings) -> None:
-    """Report a type or pattern that cannot be read."""
+    """Report a type or pattern that cannot be read; each is looked at once, though two stages share it."""
+    if (kind, pattern) in findings.checked:
+        return
+    findings.checked.add((kind, pattern))
     if kind == "module_type" and (not _TYPE_NAME.fullmatch(pattern) or len(pattern) > MAX_TYPE_NAME):
         findings.error(
             "QC131",

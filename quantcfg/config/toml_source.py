@@ -20,6 +20,8 @@ _TOKENS = re.compile(
     r"|(?P<open>[\[{])|(?P<close>[\]}])|(?P<value>[,=])",
     re.DOTALL,
 )
+_KEY = r"(?:[A-Za-z0-9_-]+|\"(?:\\.|[^\"\\\n])*\"|'[^'\n]*')"
+_DEEP_KEY = re.compile(rf"(?:^|[\[{{,])[ \t]*(?:{_KEY}[ \t]*\.[ \t]*){{{MAX_DEPTH}}}")
 _AT = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)")
 
 
@@ -46,9 +48,10 @@ def parse_toml(name: str, text: str, findings: Findings) -> Node:
 
 
 def _check_budget(name: str, text: str, findings: Findings) -> None:
+    _refuse_deep_keys(name, text, findings)
     depth = values = 0
     for token in _TOKENS.finditer(text):
-        values += token["value"] is not None
+        values += _COSTS.get(token[0], 0)
         if values > MAX_NODES:
             place = place_at(name, text, token.start())
             findings.error("QC004", f"more than {MAX_NODES} values", place)
@@ -65,6 +68,19 @@ def _check_budget(name: str, text: str, findings: Findings) -> None:
         if token["long"]:
             place = place_at(name, text, token.start(), len(token["long"]))
             findings.error("QC006", "the number does not fit into 64 bits", place)
+            raise Stop
+
+
+_COSTS = {"=": 2, ",": 1, "[": 1, "{": 1}
+"""How many nodes a token stands for: an assignment is a key and a value."""
+
+
+def _refuse_deep_keys(name: str, text: str, findings: Findings) -> None:
+    """Refuse ``a.a.a...``, for which `tomllib` takes memory by the square of its length."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.count(".") >= MAX_DEPTH and (found := _DEEP_KEY.search(line)):
+            place = Place(name, number, found.start() + 1)
+            findings.error("QC004", f"nested deeper than {MAX_DEPTH} levels", place)
             raise Stop
 
 
