@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import onnx
 import pytest
@@ -255,3 +257,22 @@ def test_a_pair_of_files_appears_together_or_not_at_all(calibrated_project, monk
     monkeypatch.setattr(os, "replace", refuse)
     done = calibrated_project.run(*EXPORT, "--no-check", "--format", "safetensors")
     assert (done.code, written(calibrated_project)) == (6, set())
+
+
+ALONE = """
+import sys
+sys.modules["quantcfg"] = None  # importing it fails
+import torch
+from safetensors.torch import load_file
+print(tuple(torch.export.load("run.pt2").module()(torch.rand(3, 1, 4, 4)).shape))
+tensors = load_file("run.safetensors")
+print(tensors["conv.weight.integers"].dtype, tensors["conv.weight.scale"].dtype)
+"""
+
+
+def test_files_are_read_where_quantcfg_is_not_installed(calibrated_project):
+    for kind in ("pt2", "safetensors"):
+        assert calibrated_project.run(*EXPORT, "--format", kind, "--no-check").code == 0
+    command = [sys.executable, "-W", "ignore", "-c", ALONE]
+    done = subprocess.run(command, cwd=calibrated_project.path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["(3, 3)", "torch.int8 torch.float32"]
