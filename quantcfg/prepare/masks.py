@@ -10,7 +10,8 @@ from torch.utils import _pytree as pytree
 
 CARRIERS = frozenset({
     "add", "sub", "mul", "div", "masked_fill", "where", "cat", "stack", "maximum", "pad", "setitem",
-    "index_fill", "index_copy", "index_put", "index_add", "scatter", "scatter_add", "masked_scatter",
+    "max", "min", "amax", "clamp", "index_fill", "index_copy", "index_put", "index_add", "scatter",
+    "scatter_add", "masked_scatter",
 })  # fmt: skip
 """Ops whose result still holds the mask of an operand; a softmax, for one, does not."""
 
@@ -44,16 +45,25 @@ def looks_like_mask(tensor: Tensor) -> bool:
     return lowest <= _MAYBE_MASK and bool(((tensor == 0) | (tensor == lowest)).all())
 
 
-def writes_mask(op: str, args: Any, kwargs: Any, *, live: bool) -> bool:
-    """Whether a hugely negative scalar ends up in the result, even if nothing is masked this time."""
-    if op not in _WRITERS and (live or op not in ("mul", "add")):
-        return False
-    leaves = pytree.tree_leaves((args, kwargs))
-    return any(
-        leaf <= _SURELY_MASK
-        for leaf in leaves
+def writes_mask(op: str, args: Any, kwargs: Any, *, live: bool, fixed: bool) -> bool:
+    """Whether a hugely negative scalar ends up in the result, even if nothing is masked this time.
+
+    What is neither ``live`` nor ``fixed`` was made from integers and booleans: its logarithm, and its product
+    with a number of the size of a mask (which may be subtracted later), are masks.
+    """
+    made = not live and not fixed
+    if op == "log":
+        return made
+    scalars = [
+        leaf
+        for leaf in pytree.tree_leaves((args, kwargs))
         if isinstance(leaf, float | int) and not isinstance(leaf, bool)
-    )
+    ]
+    if op in ("mul", "add") and not live:
+        return any(
+            leaf <= (_MAYBE_MASK if made else _SURELY_MASK) or leaf >= -_SURELY_MASK for leaf in scalars
+        )
+    return op in _WRITERS and any(leaf <= _SURELY_MASK for leaf in scalars)
 
 
 def is_wrapped(tensor: Tensor) -> bool:

@@ -267,7 +267,8 @@ class Recorder:
         inherits = site.kind is OpKind.MOVE or site.op in masks.CARRIERS
         carried = inherits and any(values[operand.value].mask for operand in operands)
         live = any(values[index].live for index in site.outputs)
-        written = masks.writes_mask(site.op, call.args, call.kwargs, live=live)
+        fixed = all(values[index].fixed for index in site.outputs)
+        written = masks.writes_mask(site.op, call.args, call.kwargs, live=live, fixed=fixed)
         for index, tensor in zip(site.outputs, outputs, strict=True):
             looks = masks.has_sentinel if values[index].live else masks.looks_like_mask
             values[index].mask = carried or written or (not values[index].unwritten and looks(tensor))

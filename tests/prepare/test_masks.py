@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -66,3 +68,53 @@ def test_a_small_constant_mask_is_seen_as_one() -> None:
     prepared = prepare(Windowed(), {"": get_default_qconfig()}, example_inputs=(torch.randn(3, 2, 4),))
 
     assert set(fake_quants(prepared)) == {"input.x", "matmul_0.output", "softmax_0.output"}
+
+
+LOWEST = torch.finfo(torch.float32).min
+MORE_WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "a small product": lambda scores, keep: scores + (1.0 - keep.float()) * -100.0,
+    "its logarithm": lambda scores, keep: scores + keep.float().log(),
+    "subtracted": lambda scores, keep: scores * keep - 1e4 * (~keep),
+    "written": lambda scores, keep: scores.masked_fill_(~keep, -1e9),
+    "assigned": lambda scores, keep: _assigned(scores, ~keep.expand_as(scores)),
+    "bounded": lambda scores, keep: torch.max(scores + (~keep) * LOWEST, torch.tensor(LOWEST)),
+    "clamped": lambda scores, keep: (scores + (~keep) * LOWEST).clamp(min=LOWEST),
+    "with a bias": lambda scores, keep: scores + (scores[:1] + torch.where(keep, 0.0, LOWEST)),
+}
+
+
+def _assigned(scores: Tensor, hidden: Tensor) -> Tensor:
+    scores[hidden] = float("-inf")
+    return scores
+
+
+class Attention(nn.Module):
+    """One head; ``weights`` of the last call are kept."""
+
+    def __init__(self, mask: Callable[[Tensor, Tensor], Tensor], width: int = 16) -> None:
+        super().__init__()
+        self.mask = mask
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        scores = self.query(x) @ self.key(x).transpose(-1, -2)
+        self.weights = self.mask(scores, keep[:, None, :]).softmax(-1)
+        return self.weights @ self.value(x)
+
+
+@pytest.mark.parametrize("example_padded", [True, False])
+@pytest.mark.parametrize("way", MORE_WAYS)
+def test_other_ways_to_write_a_mask(way: str, example_padded: bool) -> None:
+    torch.manual_seed(0)
+    model, x, keep = Attention(MORE_WAYS[way]), torch.randn(3, 6, 16), torch.ones(3, 6, dtype=torch.bool)
+    keep[0, 2:] = keep[1, 4:] = False
+    example = (x, keep if example_padded else torch.ones_like(keep))
+    prepared = prepare(model, {"": get_default_qconfig()}, example_inputs=example)
+    with calibrating(prepared):
+        prepared(x, keep)
+    set_fake_quantize(prepared, FakeQuantState.VALIDATION)
+
+    similarity = torch.cosine_similarity(prepared(x, keep).flatten(), model(x, keep).flatten(), dim=0)
+    assert similarity > 0.99
+    assert not prepared.weights.masked_select(~keep[:, None, :]).any()
+    assert min(module.observer.min_val.min() for module in fake_quants(prepared).values()) > -50
