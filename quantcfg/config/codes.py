@@ -16,7 +16,8 @@ def page_text(page: Page) -> str:
     """A page as Markdown."""
     parts = [f"## {page.code}: {page.title}", page.text]
     if page.failing:
-        parts += ["Fails:", _block(page.failing), "Fixed:", _block(page.fixed)]
+        parts += [f"Fails{_with(page.fails_with)}:", _block(page.failing)]
+        parts += [f"Fixed{_with(page.fixed_with)}:", _block(page.fixed)]
     return "\n\n".join(parts)
 
 
@@ -28,6 +29,10 @@ def all_pages() -> str:
         "QC2xx: its rules on a model.\n"
     )
     return "\n".join([head, *(page_text(page) + "\n" for page in CODES.values())])
+
+
+def _with(override: str) -> str:
+    return f" with `--set '{override}'`" if override else ""
 
 
 def _block(example: str) -> str:

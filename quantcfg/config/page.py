@@ -9,6 +9,8 @@ from dataclasses import dataclass
 class Page:
     """What a code means. ``failing`` gives it; ``fixed`` is the same config mended.
 
+    ``fails_with`` and ``fixed_with`` are values of ``--set`` that belong to them.
+
     Where the fault is not in the text alone, both are empty: a second file or the encoding of the bytes.
     """
 
@@ -17,3 +19,5 @@ class Page:
     text: str
     failing: str = ""
     fixed: str = ""
+    fails_with: str = ""
+    fixed_with: str = ""

@@ -68,19 +68,29 @@ SCHEMA_PAGES = (
     Page(
         "QC109",
         "`extends` goes in a circle",
-        "A file extends itself, directly or through others; the message shows the way round.",
+        "A file extends itself, directly or through others; the message shows the way round. This is c.yaml:",
+        "version: 1\nextends: c.yaml\n",
+        "version: 1\nextends: w8a8\n",
     ),
     Page(
         "QC110",
         "`--set` names what cannot be set",
         "`--set a.b=1` needs `a` to be a mapping. Set `a` itself, or write it out in the file. "
         "`version` and `extends` belong to a file.",
+        "version: 1\nqconfig: {global: w8a8}\nqat: {epochs: 3}\n",
+        "version: 1\nqconfig: {global: w8a8}\nqat: {epochs: 3}\n",
+        fails_with="qat.epochs.first=2",
+        fixed_with="qat.epochs=2",
     ),
     Page(
         "QC111",
         "`--set` is not of the form path.to.key=value",
         "The value is read as YAML. Names with dots stand for themselves under `module_name` and "
         '`module_type`; elsewhere quote them: `a."b.c"=1`.',
+        "version: 1\nqconfig: {global: w8a8}\n",
+        "version: 1\nqconfig: {global: w8a8}\n",
+        fails_with="qat.epochs 5",
+        fixed_with="qat.epochs=5",
     ),
     Page(
         "QC120",
