@@ -1,8 +1,6 @@
 """``python -m quantcfg`` is ``quantcfg``."""
 
-import sys
-
-from quantcfg.cli.main import main
+from quantcfg.cli.main import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import NoReturn
 
 from quantcfg.cli.boundary import exit_code_of
 from quantcfg.cli.validation import plain_request, run_validation
@@ -13,6 +17,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code of design section 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     return exit_code_of(lambda: _run(given), debug="--debug" in given)
+
+
+def program() -> NoReturn:
+    """Run the command line of this process and end it, whatever threads a model file has left running."""
+    code = main()
+    left = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if any(not thread.daemon for thread in left):
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):  # a closed stream, or none
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _run(arguments: list[str]) -> None:

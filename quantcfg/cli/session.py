@@ -6,12 +6,13 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, chdir, contextmanager, redirect_stdout
+from contextlib import ExitStack, chdir, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from quantcfg.cli import options
 from quantcfg.cli.launch import Launch, launch_of
+from quantcfg.cli.streams import stdout_for_results
 from quantcfg.errors import EchoError, Interrupted, QuantcfgWarning, UsageError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def session(*, quiet: bool, verbose: bool, timeout: float | None = None) -> Iter
 
     with (
         ExitStack() as stack,
-        redirect_stdout(sys.stderr if speaks else stack.enter_context(_nowhere())),
+        stdout_for_results(sys.stderr if speaks else stack.enter_context(_nowhere())),
         warnings.catch_warnings(),
         logging_on_stderr(enabled=verbose and speaks),
         _ranks_of(launch, timeout) as ranks,

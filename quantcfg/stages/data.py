@@ -46,10 +46,11 @@ class DataSource:
     def num_batches(self) -> int | None:
         """The length that the data claims; None when it has none."""
         length = getattr(self._open(), "__len__", None)
-        try:
-            return int(length()) if length is not None else None
-        except TypeError:  # a DataLoader over an iterable dataset has __len__ and no length
-            return None
+        with user_code(f"the length of {self.name}()", self.model_file.function(self.name)):
+            try:
+                return int(length()) if length is not None else None
+            except TypeError:  # a DataLoader over an iterable dataset has __len__ and no length
+                return None
 
     def batches(
         self,

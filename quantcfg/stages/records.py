@@ -246,7 +246,7 @@ def _facts(job: Job, identity: Identity) -> dict[str, Any]:
     return {
         "command": list(job.command),
         **asdict(identity),
-        "model_file": hash_file(Path(source)) if source else None,
+        "model_file": hash_file(Path(source)) if source and Path(source).is_file() else None,
         "git": {
             "model": git_state(Path(source)) if source else None,
             "config": git_state(job.config.path.absolute()),

@@ -171,6 +171,7 @@ class Trainer:
         self.job.ranks.at(self._place(turn.index))
         with (
             in_batch(name, turn.index),
+            torch.enable_grad(),  # whatever the model file has left behind
             self.source.drawing(turn.index, epoch),
             self.worker.turn(is_last=turn.is_last),
         ):

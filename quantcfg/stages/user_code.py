@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import site
 import sysconfig
 import traceback
@@ -22,6 +23,9 @@ _INSTALLED = (
     *site.getsitepackages(),
     *map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib")),
 )
+_LONGEST = 500  # characters of a message on one line
+_IN_WORKER = re.compile(r"^Caught \w+ in DataLoader worker process")
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _NOT_THE_USERS = tuple(f"{Path(folder).resolve()}{os.sep}" for folder in _INSTALLED)
 
 
@@ -39,8 +43,10 @@ def user_code(what: str, function: Callable[..., Any] | None = None) -> Iterator
     except SyntaxError as error:
         where = f"{Path(error.filename).absolute()}:{error.lineno}" if error.filename else place_of(function)
         raise _error(what, error, where) from error
-    except (Exception, SystemExit) as error:
-        where = innermost_line(error.__traceback__) or place_of(function)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # user code may raise what it likes, GeneratorExit or a root of its own
+        where = _line_in_worker(error) or innermost_line(error.__traceback__) or place_of(function)
         raise _error(what, error, where) from error
 
 
@@ -94,12 +100,38 @@ def place_of(function: Callable[..., Any] | None) -> str:
 
 def first_line(error: BaseException) -> str:
     """The type of an exception and the first line of what it says."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    lines = [line.strip() for line in _said(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if _IN_WORKER.search(
+        lines[0]
+    ):  # then the traceback of the worker follows, and what was raised is its end
+        return _shortened(lines[-1])
+    return _shortened(f"{type(error).__name__}: {lines[0]}")
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # its own __str__ is user code, too
+        return ""
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _line_in_worker(error: BaseException) -> str:
+    """``file:line`` of the user's code in the traceback that a DataLoader's worker sent, if any."""
+    said = _said(error)
+    if not _IN_WORKER.search(said):
+        return ""
+    lines = [f"{file}:{line}" for file, line in _FRAME.findall(said) if is_users(file)]
+    return lines[-1] if lines else ""
 
 
 def _is_worker_death(error: BaseException) -> bool:
-    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+    return isinstance(error, RuntimeError) and _said(error).startswith("DataLoader worker (pid")
 
 
 def _error(what: str, error: BaseException, where: str) -> UserCodeError:

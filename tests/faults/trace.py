@@ -139,7 +139,10 @@ def one_point(command, kind, call, whole):
     ran = run(command, inject)
     wrong = violations(folder) if folder.exists() else []
     wrong += ["a traceback"] if "Traceback" in ran.said or ran.code == 7 else []
-    if kind in ERRORS and ran.code not in (0, 2, 6):
+    speechless = (
+        kind == "ENOSPC" and call.name == "write" and ran.code == 120
+    )  # nothing can be written to stderr
+    if kind in ERRORS and ran.code not in (0, 2, 6) and not speechless:
         wrong.append(f"exit code {ran.code}: {ran.said}")
     if kind == "lie" and ran.code == 0 and contents(folder) != whole:
         wrong.append("a lie was believed")

@@ -1,0 +1,45 @@
+"""Whatever a model file does, the command works or says in one line what went wrong, and where."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.misbehaviour import ENDS, WORKS
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """Every kind by its name and stage: line of the code, exit code, stdout, stderr."""
+    here, folder = Path(__file__).parent, tmp_path_factory.mktemp("misbehaviour")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, here / "misbehaviour.py", folder]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return {(kind, stage): tuple(rest) for kind, stage, *rest in json.loads(done.stdout)}
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_what_cannot_work_ends_in_one_line_with_its_place(outcomes, kind):
+    line, code, out, err = outcomes[kind, "calib"]
+    first = err.splitlines()[0]
+    assert (code, out) == (5, ""), err
+    assert first.startswith(f"error: model.py:{line}: " if line else "error: ")
+    assert ENDS[kind][1] in first
+    assert len(first) < 1000
+    assert "Traceback" not in err
+    assert "\x1b" not in err
+
+
+@pytest.mark.parametrize("kind", WORKS)
+def test_what_can_work_works_and_leaves_stdout_to_the_result(outcomes, kind):
+    _, code, out, err = outcomes[kind, "qat"]
+    assert code == 0, err
+    assert json.loads(out)["result"]["stage"] == "qat"
+
+
+def test_there_are_more_than_thirty_kinds():
+    assert len(ENDS) + len(WORKS) > 30
