@@ -200,13 +200,14 @@ def finish(
     timing: Mapping[str, float],
 ) -> None:
     """Write result and manifest. Of the checkpoints the last one stays, and that of ``step``: the result."""
+    facts = _facts(job, identity)  # on every rank: what is not read yet, all read together
     if not run.writes:
         return
     run.saver.wait()
     prune_checkpoints(run.checkpoints, keep=1, spare=(step,))
     LOGGER.info("finished: %s", result["metrics"])
     document = {"format_version": RESULT_VERSION, **result, "checkpoint": f"{run.checkpoints.name}/{step}"}
-    run.finish(result=document, timing=timing, facts=_facts(job, identity))
+    run.finish(result=document, timing=timing, facts=facts)
 
 
 def rebuild(job: Job, run: RunDirectory) -> Rebuilt:
