@@ -14,12 +14,15 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress as Bars,
+    ProgressColumn,
     SpinnerColumn,
+    Task as RichTask,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from quantcfg.render.console import message_console, say
 
@@ -97,10 +100,11 @@ class _LineTask:
         return time.monotonic() - self.began
 
     def _remaining(self) -> str:
+        rate = _rate((self.done - self.begun_at) / max(self.elapsed(), 1e-9))
         if not self.total:
-            return f"{self.elapsed():.0f} s so far"
+            return f"{rate}, {self.elapsed():.0f} s so far"
         left = (self.total - self.done) * self.elapsed() / max(1, self.done - self.begun_at)
-        return f"{left:.0f} s left"
+        return f"{rate}, {left:.0f} s left"
 
 
 def progress_on_stderr(*, quiet: bool) -> BarProgress | LineProgress | QuietProgress:
@@ -127,7 +131,19 @@ class QuietProgress:
         """Say nothing."""
 
 
-def _columns() -> tuple[SpinnerColumn | TextColumn | BarColumn | MofNCompleteColumn | TimeElapsedColumn, ...]:
+class _RateColumn(ProgressColumn):
+    """How many batches or steps a second."""
+
+    def render(self, task: RichTask) -> Text:
+        """The rate of the last seconds; nothing before the first ones."""
+        return Text(_rate(task.speed) if task.speed else "")
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:.3g}/s"
+
+
+def _columns() -> tuple[ProgressColumn, ...]:
     text, values = (
         TextColumn("{task.description}", markup=False),
         TextColumn("{task.fields[values]}", markup=False),
@@ -139,8 +155,9 @@ def _columns() -> tuple[SpinnerColumn | TextColumn | BarColumn | MofNCompleteCol
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        _RateColumn(),
         values,
-    )  # type: ignore[return-value]
+    )
 
 
 def _text(values: dict[str, float]) -> str:

@@ -22,8 +22,8 @@ def test_a_line_every_few_seconds_and_one_at_the_end(capsys, clock):
 
     assert captured.out == ""
     assert captured.err.splitlines() == [
-        "calibrating: 3/8 batches, loss 0.1235, 10 s left",
-        "calibrating: 6/8 batches, loss 0.1235, 4 s left",
+        "calibrating: 3/8 batches, loss 0.1235, 0.5/s, 10 s left",
+        "calibrating: 6/8 batches, loss 0.1235, 0.5/s, 4 s left",
         "calibrating: 8/8 batches, loss 0.1235, 16.0 s",
     ]
 
@@ -33,7 +33,7 @@ def test_the_time_left_counts_what_a_resumed_run_did_itself(capsys, clock):
         for _ in range(5):
             clock[0] += 2.0
             task.advance()
-    assert capsys.readouterr().err.splitlines()[0] == "training: 93/100 batches, 14 s left"
+    assert capsys.readouterr().err.splitlines()[0] == "training: 93/100 batches, 0.5/s, 14 s left"
 
 
 def test_without_a_length_the_time_so_far_is_given(capsys, clock):
@@ -41,7 +41,7 @@ def test_without_a_length_the_time_so_far_is_given(capsys, clock):
         clock[0] += 6.0
         task.advance()
     assert capsys.readouterr().err.splitlines() == [
-        "calibrating: 1 batches, 6 s so far",
+        "calibrating: 1 batches, 0.167/s, 6 s so far",
         "calibrating: 1 batches, 6.0 s",
     ]
 
