@@ -40,7 +40,7 @@ def misplaced(unknown: Iterable[tuple[Loc, Path]]) -> Mapping[Loc, Misplaced]:
     """
     by_section: dict[Path, list[tuple[Loc, str]]] = {}
     for loc, path in unknown:
-        if homes(path[-1]):
+        if homes(path[-1]) and not _is_qconfig(path[:-1]):
             by_section.setdefault(path[:-1], []).append((loc, path[-1]))
     found: dict[Loc, Misplaced] = {}
     for section, keys in by_section.items():
@@ -51,6 +51,11 @@ def misplaced(unknown: Iterable[tuple[Loc, Path]]) -> Mapping[Loc, Misplaced]:
             if home is not None:
                 found[loc] = Misplaced(home, names if together is not None else (name,))
     return found
+
+
+def _is_qconfig(section: Path) -> bool:
+    """Whether a section is inside of a qconfig, whose keys have nothing to do with those of others."""
+    return len(section) > 1 and section[0] in ("qconfig", "qconfigs")
 
 
 def _nearest_home(section: Path, candidates: set[Path]) -> Path | None:

@@ -146,6 +146,9 @@ def _segment(text: str, offset: int) -> Segment:
         position = next(i for i, char in enumerate(text) if char in "[]")
         hint = "write `{a,b}` or `{0..9}`, or start the pattern with `re:`"
         raise PatternError("`[` and `]` are not part of patterns", offset + position, hint=hint)
+    if text.startswith("^") or text.endswith("$"):
+        hint = "write `re:` before a regular expression, without `^` and `$`: it matches whole names"
+        raise PatternError("`^` and `$` are not part of patterns", offset, hint=hint)
     if not _SPECIAL.search(text):
         return Segment(text)
     if text.count("{") > MAX_BRACES:

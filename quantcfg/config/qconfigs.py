@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 
 from quantcfg.config.collect import Findings
+from quantcfg.config.foreign import FLOAT_WORDS
 from quantcfg.config.nodes import Leaf, Node, Table, bad_leaves, describe, shortened
 from quantcfg.config.overlay import overlay
 from quantcfg.config.presets import PRESETS
@@ -150,6 +151,8 @@ class QConfigReader:
         near = nearest(name, names)
         if name == INHERIT:
             help_text = "write `{preset: inherit, ...}` with the fields that change"
+        elif name.lower() in FLOAT_WORDS:
+            near, help_text = None, "write `null` to leave it in float"
         elif near:
             help_text = f"write `{near}`"
         else:

@@ -10,6 +10,7 @@ from pydantic_core import ValidationError
 
 from quantcfg.config.collect import Findings
 from quantcfg.config.compiled import parameter_validator
+from quantcfg.config.foreign import native
 from quantcfg.config.kinds import accepted, observers, owners
 from quantcfg.config.nodes import Leaf, describe, shortened
 from quantcfg.config.overlay import kind
@@ -130,7 +131,7 @@ class SlotChecker:
             summary = f"`{path}`: expected a text, got {describe(leaf)}"
             self.findings.error("QC103", summary, leaf.place, label="expected a text")
             return
-        near = nearest(leaf.value, choices)
+        near = native(leaf.value, choices) or nearest(leaf.value, choices)
         self.findings.error(
             code,
             f"unknown {what} `{shortened(leaf.value)}`",

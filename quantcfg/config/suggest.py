@@ -58,7 +58,7 @@ def _is_inside(short: str, long: str) -> bool:
 
 
 def _fold(name: str) -> str:
-    return name.lower().replace("-", "_").replace(" ", "_")
+    return name.strip("\u201c\u201d\u2018\u2019\"'").lower().replace("-", "_").replace(" ", "_")
 
 
 def listing(names: Iterable[str], limit: int = 8) -> str:

@@ -100,8 +100,19 @@ def _report_syntax(name: str, text: str, message: str, findings: Findings) -> No
     found = _AT.search(message)
     line, column = (int(found[1]), int(found[2])) if found and found[1] else _end(text)
     summary = _AT.sub("", message)
-    findings.error("QC001", f"not valid TOML: {summary[:1].lower()}{summary[1:]}", Place(name, line, column))
+    advice = _advice(summary, text.split("\n")[line - 1])
+    summary = f"not valid TOML: {summary[:1].lower()}{summary[1:]}"
+    findings.error("QC001", summary, Place(name, line, column), help=advice)
     raise Stop
+
+
+def _advice(problem: str, line: str) -> str:
+    if "Expected '='" in problem and ":" in line:
+        return "TOML writes `key = value`; is this YAML?"
+    value = line.partition("=")[2].strip()
+    if problem == "Invalid value" and re.match(r"[A-Za-z_]", value):
+        return f'texts are quoted in TOML: "{shortened(value)}"'
+    return ""
 
 
 def _end(text: str) -> tuple[int, int]:

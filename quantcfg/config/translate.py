@@ -10,8 +10,11 @@ from pydantic_core import ValidationError
 
 from quantcfg.config.collect import MAX_FINDINGS, Findings
 from quantcfg.config.compiled import fields_at
+from quantcfg.config.foreign import KEYS, native
+from quantcfg.config.layers import RULE_TABLES
 from quantcfg.config.misplaced import Misplaced, misplaced
 from quantcfg.config.nodes import (
+    Items,
     Leaf,
     Loc,
     Node,
@@ -137,6 +140,7 @@ def _unknown_key(t: Translator, error: Error, loc: Loc, node: Node, place: Place
     key, parent = str(loc[-1]), key_path(loc[:-1])
     keys = t.keys_of(error["loc"][:-1])
     near = nearest(key, [name for name in keys if name not in _siblings(t.root, loc)] + keys)
+    near = KEYS[key] if KEYS.get(key) in keys else near
     other = t.misplaced.get(error["loc"])
     within = f" in `{parent}`" if parent else ""
     if t.is_doubled(loc):
@@ -150,8 +154,14 @@ def _unknown_key(t: Translator, error: Error, loc: Loc, node: Node, place: Place
         place,
         label=f"did you mean `{near}`?" if near else "not a key here",
         notes=(f"keys here: {listing(keys, 12)}",) if keys else (),
-        help=f"write `{near}`" if near else "remove it; a key that starts with `x-` is a free note",
+        help=f"write `{near}`" if near else _unknown_key_advice(loc, place),
     )
+
+
+def _unknown_key_advice(loc: Loc, place: Place) -> str:
+    if place.file.endswith(".toml") and loc[-3:-2] and loc[-3] in RULE_TABLES:
+        return f'quote a name with dots: "{loc[-2]}.{loc[-1]}"'
+    return "remove it; a key that starts with `x-` is a free note"
 
 
 def _misplaced_key(t: Translator, item: Misplaced, within: str, place: Place) -> None:
@@ -216,6 +226,12 @@ def _missing_name(t: Translator, error: Error, loc: Loc, node: Node, place: Plac
 
 def type_advice(expected: str, node: Node) -> str:
     """What to write instead of a value of the wrong type."""
+    if isinstance(node, Items) and expected == "a mapping":
+        return (
+            "write `name: value` without the `- ` of a list"
+            if not node.place.file.endswith(".toml")
+            else ("write `[table]` once, with the names as keys")
+        )
     if not isinstance(node, Leaf):
         return ""
     value = node.value
@@ -240,8 +256,12 @@ def _text_advice(expected: str, value: str) -> str:
         return f"write {words[value.lower()]}, without quotes"
     if expected == "a list":
         return f"write [{value}]"
+    if expected == "a mapping" and ":" in value:
+        return "put a space after the `:`"
     if expected == "a mapping" and " " in value:
         return "is a `:` after a key missing?"
+    if expected == "a mapping":
+        return "write its keys beneath it, each on a line of its own: `key: value`"
     return ""
 
 
@@ -258,7 +278,7 @@ def _not_a_choice(t: Translator, error: Error, loc: Loc, node: Node, place: Plac
     code, what = KINDS.get(names[-1], ("QC104", ""))
     choices = choices_of(error)
     value = node.value if isinstance(node, Leaf) else None
-    near = nearest(value, choices) if isinstance(value, str) else None
+    near = (native(value, choices) or nearest(value, choices)) if isinstance(value, str) else None
     subject = (
         f"unknown {what} {describe(node)}" if what else f"`{key_path(loc)}`: {describe(node)} is not allowed"
     )

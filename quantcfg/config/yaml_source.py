@@ -196,10 +196,13 @@ class _Composer:
         shift = self.start.column - 1 if line == 0 else 0
         return Place(self.start.file, self.start.line + line, column + shift + 1, max(length, 1))
 
+    def _is_at_end(self, mark: yaml.Mark | None) -> bool:
+        return mark is not None and not any(line.strip() for line in self.lines[mark.line :])
+
     def report_syntax(self, error: yaml.MarkedYAMLError) -> None:
         """Say what PyYAML said, where it said it, and what the usual mistake behind it is."""
         mark = error.problem_mark or error.context_mark
-        if error.context_mark and "end of stream" in (error.problem or ""):
+        if error.context_mark and (self._is_at_end(mark) or "end of stream" in (error.problem or "")):
             mark = error.context_mark  # where it starts says more than where the file ends
         line = min(mark.line, len(self.lines) - 1) if mark else 0
         if advice := indentation_advice(self.lines, line):
@@ -261,6 +264,10 @@ def _advice(problem: str, line: str) -> str:
         return "is a key above indented differently, or does a value with `: ` need quotes?"
     if "could not find expected ':'" in problem:
         return "is a `:` after the key missing?"
+    if "alphabetic or numeric" in problem and line.lstrip().startswith("*"):
+        return 'quote a pattern that starts with `*`: "*.conv"'
     if "cannot start any token" in problem:
         return "quote the value"
+    if "expected ',' or" in problem:
+        return f"is it closed by `{problem[-2]}`?"
     return ""
