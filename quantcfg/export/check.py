@@ -198,7 +198,8 @@ def _metrics(subject: Subject, model: nn.Module | None) -> dict[str, dict[str, f
 
 
 def _share(name: str) -> float:
-    return SHARE_OF_ERROR_OPTIMISED if name == OPTIMISED else SHARE_OF_ERROR
+    optimised = _SESSIONS.get(name, {}).get("optimised", False)
+    return SHARE_OF_ERROR_OPTIMISED if optimised else SHARE_OF_ERROR
 
 
 def _refuse_beyond_bound(name: str, found: Difference, allowed: float) -> None:
