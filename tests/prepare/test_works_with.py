@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 from quantcfg.prepare.prepare import prepare
@@ -103,6 +105,50 @@ def test_a_compiled_encoder_trains_without_graph_breaks(kind: str, backend: str)
     torch.testing.assert_close(ranges, eager_ranges, rtol=1e-2, atol=1e-6)
 
 
+class Branching(nn.Module):
+    """Its branch depends on data: the compiler breaks the graph there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x) + x
+        x = x * 2 if x.sum() > 0 else x * 3
+        return self.second(x) * x
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks at all it meets
+@pytest.mark.filterwarnings("ignore:.* runs in the model now but did not")  # the ops of the compiled graph
+@pytest.mark.parametrize("state", list(FakeQuantState))
+def test_a_model_with_graph_breaks_of_its_own_gets_no_more(state: FakeQuantState) -> None:
+    torch.manual_seed(0)
+    model, x = Branching(), torch.randn(5, 6)
+    prepared = prepare(model, GLOBAL, example_inputs=(x,), stage="qat")
+    with calibrating(prepared):
+        prepared(x)
+    set_fake_quantize(prepared, state)
+    torch.compiler.reset()
+    breaks = torch._dynamo.explain(model)(x).graph_break_count
+    other = copy.deepcopy(prepared)
+
+    assert torch._dynamo.explain(copy.deepcopy(prepared))(x).graph_break_count == breaks == 1
+    torch.testing.assert_close(torch.compile(other, backend="aot_eager")(x), prepared(x), rtol=0, atol=0)
+
+
+def test_one_compiled_graph_serves_all_batch_sizes() -> None:
+    prepared = calibrated_resnet()
+    set_fake_quantize(prepared, FakeQuantState.VALIDATION)
+    torch.compiler.reset()
+    counters.clear()
+    call = torch.compile(prepared, fullgraph=True, backend="eager")
+
+    for size in (4, 3, 2, 6):
+        assert call(IMAGE.repeat(2, 1, 1, 1)[:size]).shape[0] == size
+
+    assert counters["stats"]["unique_graphs"] == 2  # for the first size, and for all others
+
+
 def test_it_exports() -> None:
     prepared = calibrated_resnet()
     set_fake_quantize(prepared, FakeQuantState.VALIDATION)
@@ -191,20 +237,25 @@ def test_autocast_runs_and_keeps_qparams_in_float32() -> None:
 class Checkpointed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
+        self.stem = nn.Linear(6, 6)
         self.body = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
         self.use = True
+        self.reentrant = False
 
     def forward(self, x: Tensor) -> Tensor:
-        return checkpoint(self.body, x, use_reentrant=False) if self.use else self.body(x)
+        x = self.stem(x)
+        return checkpoint(self.body, x, use_reentrant=self.reentrant) if self.use else self.body(x)
 
 
-def test_activation_checkpointing_observes_once_and_gives_the_same_gradients() -> None:
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # of recording, without gradients
+@pytest.mark.parametrize("reentrant", [False, True], ids=["hooks", "reentrant"])
+def test_activation_checkpointing_observes_once_and_gives_the_same_gradients(reentrant: bool) -> None:
     x = torch.randn(4, 6)
     states = []
     for use in (True, False):
         torch.manual_seed(0)
         model = Checkpointed()
-        model.use = use
+        model.use, model.reentrant = use, reentrant
         prepared = prepare(model, GLOBAL, example_inputs=(x,), stage="qat").train()
         for scale in (1.0, 2.0):
             prepared(x * scale).square().sum().backward()
