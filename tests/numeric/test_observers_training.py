@@ -113,6 +113,21 @@ def test_a_calibrated_observer_enters_training_before_the_first_step(kind, state
     assert torch.equal(scale, expected)
 
 
+@pytest.mark.parametrize("kind", SOLVED)
+def test_training_that_is_resumed_goes_on_from_the_folded_range_and_not_from_the_calibration(kind):
+    observer, resumed = OBSERVERS[kind](), OBSERVERS[kind]()
+    observer(torch.randn(500))
+    observer.fold_batches = True
+    observer(torch.randn(500) * 9)
+    resumed.load_state_dict(observer.state_dict())
+    resumed.fold_batches = True
+    assert torch.equal(resumed.qparams().scale, observer.qparams().scale)
+    batch = torch.randn(500)
+    observer(batch)
+    resumed(batch)
+    assert_same(resumed, observer)
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("qscheme", SCHEMES)
 @pytest.mark.parametrize("kind", OBSERVERS)
