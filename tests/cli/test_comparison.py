@@ -161,7 +161,7 @@ def test_a_comparison_that_fails_at_its_very_end_goes_on_to_the_same_bits(projec
 def test_a_compared_calibration_is_evaluated_and_trained_from(hard):
     assert hard.run(*CALIB, "-o", "run", "-q", "--set", f"calib.compare={ALL}").code == 0
     report = json.loads(hard.run("eval", "model.py", "run", "--format", "json").out)
-    assert report["result"]["metrics"] == result(hard, "run")["metrics"]
+    assert result(hard, "run")["metrics"].items() <= report["result"]["metrics"].items()
     assert hard.run("qat", "model.py", "config.yaml", "--from", "run", "-o", "qat", "-q",
                     "--set", "qat.epochs=1").code == 0  # fmt: skip
 
