@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from quantcfg.errors import RunError
 from quantcfg.prepare.state import fake_quants
-from quantcfg.stages.parallel import is_sharded, whole
 from quantcfg.stages.ranks import Ranks
+from quantcfg.stages.sharded import is_sharded, whole
 
 
 def require_agreement(model: nn.Module, ranks: Ranks, where: str) -> None:

@@ -13,8 +13,9 @@ from quantcfg.stages.batches import IGNORED, class_scores, loss_in, num_samples,
 from quantcfg.stages.data import DataSource
 from quantcfg.stages.model_file import FUNCTIONS, ModelFile
 from quantcfg.stages.progress import Progress, Task
-from quantcfg.stages.ranks import Ranks
+from quantcfg.stages.ranks import ALONE, Ranks
 from quantcfg.stages.seeding import isolated_randomness
+from quantcfg.stages.sharded import is_sharded, reshard
 from quantcfg.stages.user_code import in_batch, place_of, user_code
 
 
@@ -46,6 +47,7 @@ def evaluate(model: nn.Module, data: DataSource, progress: Progress, title: str)
                 return _agreed(_users_metrics(model, data, task), data.ranks)
             return _default_metrics(model, data, task)
     finally:
+        reshard(model)
         for module, training in was_training.items():
             module.training = training
 
@@ -81,15 +83,19 @@ def _number(name: object, value: Any, where: str) -> float:
 
 
 def _default_metrics(model: nn.Module, data: DataSource, task: Task) -> dict[str, float]:
-    """Accuracy or mean loss; each rank evaluates its share, and all add up what all found, in one order."""
+    """Accuracy or mean loss; each rank evaluates its share, and all add up what all found, in one order.
+
+    Of a sharded model every rank evaluates everything: its parts need each other in every forward.
+    """
+    ranks = ALONE if any(is_sharded(parameter) for parameter in model.parameters()) else data.ranks
     found: dict[int, _Counts] = {}
     total = _Counts()
     for index, batch in data.batches():
-        if data.ranks.owns(index):
+        if ranks.owns(index):
             found[index] = _counts_of(model, data, index, batch)
             total = _sum([total, found[index]])
         task.advance(**({} if data.ranks.are_many else _metrics(total)))
-    return _metrics(_sum(_of_all_ranks(found, data.ranks)))
+    return _metrics(_sum(_of_all_ranks(found, ranks)))
 
 
 def _counts_of(model: nn.Module, data: DataSource, index: int, batch: Any) -> _Counts:

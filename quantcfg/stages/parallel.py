@@ -9,14 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from quantcfg.errors import UsageError, UserCodeError
 from quantcfg.stages.distillation import Teacher
 from quantcfg.stages.job import Job
+from quantcfg.stages.sharded import is_fsdp, is_sharded
 from quantcfg.stages.user_code import place_of, user_code
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -56,8 +54,8 @@ class Worker:
     @contextmanager
     def turn(self, *, is_last: bool) -> Iterator[None]:
         """Around forward and backward of a batch: only after the last one gradients are brought together."""
-        if isinstance(self.model, FSDPModule):
-            self.model.set_requires_gradient_sync(is_last)
+        if is_fsdp(self.model):
+            self.model.set_requires_gradient_sync(is_last)  # type: ignore[operator]
         if is_last or not isinstance(self.objective, DistributedDataParallel):
             yield
             return
@@ -70,22 +68,12 @@ class Worker:
         return loss
 
 
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether this rank holds only a part of the tensor."""
-    return isinstance(tensor, DTensor)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor of which this rank may hold a part; then every rank has to ask."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def make_worker(job: Job, model: nn.Module, teacher: Teacher | None) -> Worker:
     """The worker of this rank for a ``model`` that is sharded already, if it is to be."""
     objective = Objective(job, model, teacher)
     if not job.ranks.are_many:
         return Worker(objective, model)
-    if isinstance(model, FSDPModule):
+    if is_fsdp(model):
         return Worker(objective, model, job.ranks.size)
     # Observers and batch norms are kept equal by StepStatistics; a broadcast would undo what ranks have seen.
     wrapped = DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=True)
@@ -97,20 +85,32 @@ def shard(job: Job, model: nn.Module) -> None:
 
     Raises:
         UserCodeError: ``shard`` raised.
-        UsageError: float16 is asked for as well.
+        UsageError: What does not go with it is asked for as well.
     """
     if not (job.ranks.are_many and job.model_file.has("shard")):
         return
-    if job.config.qat.autocast == "float16":
-        raise UsageError(
-            "qat.autocast: float16 does not go with shard(): ranks would disagree about steps to skip",
-            hint="autocast: bfloat16 needs no loss scale",
-        )
+    _refuse_what_shards_cannot(job)
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     function = job.model_file.function("shard")
     mesh = init_device_mesh(job.device.type, (job.ranks.size,))
     with user_code("shard()", function):
         function(model, mesh)
-    if not isinstance(model, FSDPModule):
+    if not is_fsdp(model):
         fully_shard(model, mesh=mesh)  # what no part of the model has taken
-    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+    if not any(is_sharded(parameter) for parameter in model.parameters()):
         raise UserCodeError("shard() left no parameter to shard", where=place_of(function))
+
+
+def _refuse_what_shards_cannot(job: Job) -> None:
+    with job.ranks.alike():
+        if job.config.qat.autocast == "float16":
+            raise UsageError(
+                "qat.autocast: float16 does not go with shard(): ranks would disagree about steps to skip",
+                hint="autocast: bfloat16 needs no loss scale",
+            )
+        if job.config.qat.ema is not None:
+            raise UsageError(
+                "qat.ema does not go with shard()", hint="train under DDP, or without a moving average"
+            )

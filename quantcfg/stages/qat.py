@@ -120,6 +120,8 @@ def _teacher(job: Job, float_model: nn.Module) -> Teacher | None:
 
 
 def _train(stage: _Stage, data: DataSource, checkpoint: Checkpoint | None, teacher: Teacher | None) -> None:
+    if checkpoint is not None:
+        records.load_weights(stage.model, checkpoint, str(stage.run.path))
     with stop_request(can_insist=not stage.job.ranks.is_launched) as stop:
         trainer = _trainer(stage, data, stop, teacher)
         _restore(stage, trainer, checkpoint)
@@ -156,7 +158,6 @@ def _restore(stage: _Stage, trainer: Trainer, checkpoint: Checkpoint | None) -> 
     if checkpoint is None:
         stage.run.metrics.rewind(-1)
         return
-    records.load_weights(stage.model, checkpoint, str(stage.run.path))
     trainer.load(checkpoint.state)
     stage.selection.load(checkpoint.state["selection"])
     trainer.is_stopped = stage.selection.is_exhausted

@@ -33,6 +33,7 @@ from quantcfg.stages.fingerprint import hash_state, hash_text, versions
 from quantcfg.stages.job import Identity, Job
 from quantcfg.stages.provenance import data_fingerprints, git_state
 from quantcfg.stages.ranks import Ranks
+from quantcfg.stages.sharded import whole_state
 from quantcfg.stages.signals import StopRequest
 
 RESULT_VERSION = 1
@@ -167,9 +168,10 @@ def save(
 
     Copies are made at once; writing them goes on beside the work, until `finish` or the end of the run.
     """
+    tensors = whole_state(model.state_dict())
     if not run.writes:
         return
-    taken = snapshot(Checkpoint(step, model.state_dict(), {"identity": asdict(identity)} | dict(state)))
+    taken = snapshot(Checkpoint(step, tensors, {"identity": asdict(identity)} | dict(state)))
 
     def write() -> None:
         write_snapshot(run.checkpoints, taken)

@@ -31,6 +31,7 @@ from quantcfg.stages.parallel import Worker
 from quantcfg.stages.progress import Task
 from quantcfg.stages.scaling import MOST_IN_A_ROW, LossScaler
 from quantcfg.stages.seeding import random_state, restorer
+from quantcfg.stages.sharded import load_optimizer, whole, whole_state
 from quantcfg.stages.steps import Turn, steps
 from quantcfg.stages.synchronize import StepStatistics
 from quantcfg.stages.user_code import in_batch
@@ -102,7 +103,7 @@ class Trainer:
         """Everything but the model's own state, as `load` takes it."""
         return {
             "position": asdict(self.position),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": whole_state(self.optimizer.state_dict()),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state(),
             "random": random_state(),
@@ -112,7 +113,7 @@ class Trainer:
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken."""
         self.position = TrainPosition(**state["position"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load(state["scaler"])
         self.random = state["random"]
@@ -212,7 +213,7 @@ class Trainer:
         gradients = [p.grad for p in trained if p.grad is not None]
         if divisor != 1:
             torch._foreach_div_(gradients, divisor)
-        norm = nn.utils.get_total_norm(gradients)
+        norm = whole(nn.utils.get_total_norm(gradients))
         if not bool(norm.isfinite()):
             self._refuse_gradient(where)
             return False
@@ -260,4 +261,4 @@ def _float_activations(model: nn.Module) -> None:
 
 
 def _is_bad(gradient: Tensor | None) -> bool:
-    return gradient is not None and not bool(gradient.isfinite().all())
+    return gradient is not None and not bool(whole(gradient).isfinite().all())

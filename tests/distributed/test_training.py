@@ -133,4 +133,37 @@ def test_ranks_that_have_nothing_to_do_are_told(folder):
     ) in done.err[0]
 
 
+SHARD = """
+def shard(model, mesh):
+    from torch.distributed.fsdp import fully_shard
+    fully_shard(model.last, mesh=mesh)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("qconfig", ["w8a8", "w8a8_lsq"])
+def test_a_sharded_model_trains_alike_and_goes_on(folder, qconfig):
+    rewrite(folder, SHARD, grad_clip=1.0)
+    more = ("--set", f"qconfig.global={qconfig}")
+    alone, whole, stopped, resumed = run_jobs(
+        qat(folder, "1", 1, *more),
+        qat(folder, "2", 2, *more),
+        qat(folder, "run", 2, *more, environment={"FAULT": "loss:1:5:15"}),
+        qat(folder, "run", 2, *more, "--resume"),
+    )
+    assert (alone.codes, whole.codes, resumed.codes) == ([0], [0, 0], [0, 0]), whole.message
+    assert stopped.codes == [143, 143]
+    folder.assert_close("2", "1", rtol=1e-3, atol=1e-4)
+    folder.assert_equal("run", "2")
+
+
+@pytest.mark.parametrize("setting", ["autocast=float16", "ema=0.9"])
+@pytest.mark.slow
+def test_what_shards_cannot_is_refused_once(folder, setting):
+    rewrite(folder, SHARD)
+    (done,) = run_jobs(qat(folder, "run", 2, "--set", f"qat.{setting}"))
+    assert done.codes == [2, 2]
+    assert done.message.count("error:") == 1 and "does not go with shard()" in done.message
+
+
 ONE_BATCH = ("--set", "qat.accumulate=1", "--set", "qat.epochs=1")
