@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from quantcfg.config.layers import VERSION
 from quantcfg.config.nodes import Items, Leaf, Node, Table
 from quantcfg.config.scalars import read_plain
-from quantcfg.config.source import CONTROL
+from quantcfg.config.source import STEERING
 from quantcfg.config.spec import Scalar
 from quantcfg.errors import Place
 
@@ -45,7 +45,7 @@ def _with_origin(line: _Line, column: int) -> str:
     if line.place is None or not line.place.file:
         return line.text
     where = line.place.file if line.place.file.startswith("--") else f"{line.place.file}:{line.place.line}"
-    return f"{line.text:<{column}}  # {CONTROL.sub('?', where)}"
+    return f"{line.text:<{column}}  # {STEERING.sub('?', where)}"
 
 
 def _table(table: Table, depth: int) -> Iterator[_Line]:
@@ -89,7 +89,7 @@ def scalar_text(value: Scalar) -> str:
     if isinstance(value, int):
         return str(value)
     is_plain = _WORD.fullmatch(value) and value.lower() not in _OTHERS and read_plain(value) == value
-    return value if is_plain else CONTROL.sub(_escaped, json.dumps(value, ensure_ascii=False))
+    return value if is_plain else STEERING.sub(_escaped, json.dumps(value, ensure_ascii=False))
 
 
 def _float_text(value: float) -> str:
@@ -99,4 +99,5 @@ def _float_text(value: float) -> str:
 
 
 def _escaped(match: re.Match[str]) -> str:
-    return f"\\u{ord(match[0]):04x}"
+    code = ord(match[0])
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

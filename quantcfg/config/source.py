@@ -21,6 +21,13 @@ SUFFIXES = (*YAML_SUFFIXES, ".toml")
 # YAML and TOML agree on refusing these; the last ones would be line breaks to some readers and not to others.
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]")
 
+# Control characters, bidirectional controls, invisible joiners and marks, and lone surrogates.
+STEERING = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+    "|[\U000e0000-\U000e007f]"
+)
+"""What a name may hold that is not shown as it is, as it could steer a terminal or hide."""
+
 
 class Stop(Exception):  # noqa: N818  a signal inside the config stack, never seen outside of it
     """The file cannot be read any further; why has been reported."""

@@ -7,16 +7,12 @@ import re
 import unicodedata
 from typing import IO
 
-# Control characters, bidirectional controls, invisible joiners and marks, and lone surrogates.
-_UNSAFE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
-    "|[\U000e0000-\U000e007f]"
-)
+from quantcfg.config.source import STEERING
 
 
 def safe_text(text: str) -> str:
     r"""The text with everything invisible or steering made visible: ESC becomes ``\x1b``."""
-    return _UNSAFE.sub(_visible, text)
+    return STEERING.sub(_visible, text)
 
 
 def _visible(match: re.Match[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections import Counter
@@ -12,7 +11,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from quantcfg.config.patterns import is_exact
-from quantcfg.config.source import CONTROL
+from quantcfg.config.resolved import scalar_text
+from quantcfg.config.source import STEERING
 from quantcfg.prepare.ops import OpKind
 from quantcfg.prepare.targets import type_names
 from quantcfg.prepare.templates import TEMPLATES
@@ -73,10 +73,10 @@ def starter_config(surveyed: Survey, reference: str, *, trains: bool, schema: st
     """
     head = _HEAD.format(
         schema=schema,
-        model=type(surveyed.model).__name__,
+        model=_shown(type(surveyed.model).__name__),
         ops=len(surveyed.targets),
         params=sum(parameter.numel() for parameter in surveyed.model.parameters()),
-        reference=CONTROL.sub("?", shlex.quote(reference)),
+        reference=_shown(shlex.quote(reference)),
     )
     qat = _QAT if trains else _commented(_QAT)
     return head + "\n".join(_rules(surveyed)) + "\n" + _CALIB + qat + _GUARDS
@@ -94,12 +94,16 @@ def _rules(surveyed: Survey) -> Iterator[str]:
 
 
 def _text(indent: str, line: _Line) -> str:
-    return f"{f'{indent}{_key(line.key)}: {line.value}':<{_COLUMN - 1}} # {line.remark}"
+    return f"{f'{indent}{_key(line.key)}: {line.value}':<{_COLUMN - 1}} # {_shown(line.remark)}"
 
 
 def _key(name: str) -> str:
-    plain = _PLAIN_KEY.fullmatch(name) and name.lower() not in _YAML_WORDS
-    return name if plain else json.dumps(name)
+    return name if _PLAIN_KEY.fullmatch(name) and name.lower() not in _YAML_WORDS else scalar_text(name)
+
+
+def _shown(text: str) -> str:
+    """A text for a comment, on one line and without what a config must not hold."""
+    return STEERING.sub("?", text)
 
 
 def _classes(model: nn.Module, surveyed: Survey) -> Iterator[_Line]:
