@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,6 +33,17 @@ OptionalModel = Annotated[
 Compared = Annotated[Path, typer.Argument(metavar="CONFIG|RUN", help="a config, or a run directory")]
 
 
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where a model runs once to be recorded, and from which seed."""
+
+    seed: int = 0
+    device: str = "cpu"
+
+
+DEFAULT = Machine()
+
+
 def check_on(model: str, configs: Sequence[Path], overrides: Sequence[str]) -> list[Diagnostic]:
     """The findings about configs, those of their rules on a model included. The model runs once."""
     from quantcfg.config.load import load_config
@@ -59,6 +71,8 @@ def explain(
     *,
     stage: StageOption = options.Stage.calib,
     overrides: options.Overrides = None,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
     output_format: options.ReportFormat = options.Format.text,
     debug: options.Debug = False,
 ) -> None:
@@ -70,9 +84,10 @@ def explain(
     del debug
     if len(topics) == 3:
         model, config, name = topics
-        _explain_on_model(
-            model, Path(config), name, stage=stage, overrides=overrides, output_format=output_format
-        )
+        from quantcfg.config.load import load_config
+
+        loaded, machine = load_config(Path(config), overrides=overrides or ()), Machine(seed, device)
+        _explain_on_model(model, loaded, name, stage=stage, machine=machine, output_format=output_format)
     elif len(topics) == 1:
         _explain_topic(topics[0], output_format)
     else:
@@ -94,20 +109,17 @@ def _explain_topic(topic: str, output_format: options.Format) -> None:
 
 def _explain_on_model(
     model: str,
-    path: Path,
+    config: Config,
     name: str,
     *,
     stage: options.Stage,
-    overrides: list[str] | None,
+    machine: Machine,
     output_format: options.Format,
 ) -> None:
-    from quantcfg.config.load import load_config
-
-    config = load_config(path, overrides=overrides or ())
     with session(quiet=True, verbose=False):
         from quantcfg.stages.explaining import explain_name
 
-        surveyed = _survey(model, config)
+        surveyed = _survey(model, config, machine)
         explained = explain_name(surveyed, surveyed.outcome(config, stage.value), name)
     from quantcfg.render.console import print_json, result_console
     from quantcfg.render.explain import print_explanation
@@ -123,6 +135,8 @@ def diff(
     after: Compared,
     *,
     model: OptionalModel = None,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
     output_format: options.ReportFormat = options.Format.text,
     debug: options.Debug = False,
 ) -> None:
@@ -139,7 +153,7 @@ def diff(
         with session(quiet=True, verbose=False):
             from quantcfg.stages.comparing import compare_on_model
 
-            ops = compare_on_model(_survey(model, a), a, b)
+            ops = compare_on_model(_survey(model, a, Machine(seed, device)), a, b)
     if runs:
         from quantcfg.stages.run_changes import compare_runs
 
@@ -208,7 +222,7 @@ def _schema_of(surveyed: Survey) -> str:
     return schema_text(*names_and_types(surveyed))
 
 
-def _survey(model: str, config: Config) -> Survey:
+def _survey(model: str, config: Config, machine: Machine = DEFAULT) -> Survey:
     from quantcfg.stages.survey import survey
 
-    return survey(job_with(model, config, seed=0, device="cpu", quiet=True))
+    return survey(job_with(model, config, seed=machine.seed, device=machine.device, quiet=True))
