@@ -34,14 +34,14 @@ def kl_range(magnitudes: Distribution, ends: Range, *, levels: int, bins: int) -
     bounds = -(-kept[:, None] * torch.arange(levels + 1, device=most.device) // levels)
     # A channel's table is (bins - levels + 1) x levels: few at a time, to stay in the cache.
     step = max(1, 2 * _CHUNK // (bins * levels))
-    widths = []
+    widths = torch.empty_like(most)  # written to: small results kept between large ones would tear the heap
     for row in range(0, most.numel(), step):
         rows = slice(row, row + step)
         counts = linear_counts(take_rows(magnitudes, rows), most[rows], bins)
         counts[:, 0] = counts[:, 1]
         smooth = _mean_of_nine(_divergences(counts, kept, bounds))
-        widths.append(bins - smooth.flip(1).argmin(1))
-    return cut(ends, most * torch.cat(widths) / bins)
+        widths[rows] = bins - smooth.flip(1).argmin(1)
+    return cut(ends, most * widths / bins)
 
 
 def linear_counts(magnitudes: Distribution, most: Tensor, bins: int) -> Tensor:
