@@ -45,6 +45,7 @@ def test_any_number_of_ranks_has_the_bits_of_one_process(every, samples, sizes):
         every.assert_equal(str(size), "1")
 
 
+@pytest.mark.slow
 def test_wide_channels_are_merged_before_their_batches_are_forgotten(folder):
     wide = """
 class Wide(nn.Module):
@@ -67,6 +68,7 @@ def build_model():
     folder.assert_equal("2", "1")
 
 
+@pytest.mark.slow
 def test_only_the_first_rank_prints(folder):
     (done,) = run_jobs(Job(str(folder.path), ["calib", "model.py", "config.yaml", "-o", "run"], 2))
     assert done.codes == [0, 0]
@@ -75,6 +77,7 @@ def test_only_the_first_rank_prints(folder):
     assert (done.out[1], done.err[1]) == ("", "")
 
 
+@pytest.mark.slow
 def test_skipped_batches_are_counted_over_all_ranks(folder):
     projects.write(
         folder.path,
@@ -110,6 +113,7 @@ def test_a_stop_of_one_rank_stops_all_and_another_number_of_them_goes_on(every, 
     every.assert_equal("run", "whole")
 
 
+@pytest.mark.slow
 def test_statistics_are_recalculated_by_many_ranks_as_by_one(folder):
     kl = ("--from", "one", "--set", "qconfig.global.activation_observer=kl")
     histogram = ("--set", "qconfig.global={activation_observer: mse}")
@@ -139,7 +143,9 @@ def example_inputs():
     assert done.message.count("error:") == 1
 
 
-@pytest.mark.parametrize("bug", ["merge_without_rank_1", "weights_observed_by_each"])
+@pytest.mark.parametrize(
+    "bug", ["merge_without_rank_1", pytest.param("weights_observed_by_each", marks=pytest.mark.slow)]
+)
 def test_this_file_notices(every, bug):
     alone, many = run_jobs(calib(every, "1", 1), calib(every, "2", 2, bug=bug))
     assert (alone.codes, many.codes) == ([0], [0, 0]), many.message
@@ -147,6 +153,7 @@ def test_this_file_notices(every, bug):
         every.assert_equal("2", "1")
 
 
+@pytest.mark.slow
 def test_the_metrics_of_the_users_evaluate_are_those_of_the_first_rank(folder):
     projects.write(folder.path, projects.small(), "\ndef evaluate(model, data):\n    return {'rank': RANK}\n")
     (done,) = run_jobs(calib(folder, "run", 2, environment={}))

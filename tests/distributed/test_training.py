@@ -80,6 +80,7 @@ def test_every_observer_is_kept_equal(folder, kind):
     folder.assert_close("3", "1", rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_goes_on_in_another_number_of_ranks(folder):
     stop = {"FAULT": "loss:1:7:15"}  # on rank 1, within the fourth step of two ranks
     whole, stopped, same, other = run_jobs(
@@ -124,6 +125,7 @@ def test_an_observer_that_is_not_synchronised_is_caught(folder):
     assert done.message.count("error:") == 1
 
 
+@pytest.mark.slow
 def test_ranks_that_have_nothing_to_do_are_told(folder):
     (done,) = run_jobs(Job(str(folder.path), ["qat", "model.py", "config.yaml", "-o", "run", *ONE_BATCH], 2))
     assert done.codes == [0, 0], done.message
