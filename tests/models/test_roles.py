@@ -303,3 +303,24 @@ def test_ssdlite_head_on_two_levels() -> None:
         expected |= PASSED("view_0 permute_0 reshape_0 view_1 permute_1 reshape_1", head)
         expected |= QUANTIZED("cat_0", head)
     assert roles(model, [torch.zeros(1, 8, 8, 8), torch.zeros(1, 8, 4, 4)]) == expected
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.ao has much to say about its own future
+@pytest.mark.parametrize(("name", "sums", "pools"), [("resnet18", 8, 1), ("mobilenet_v2", 10, 0)])
+def test_placement_differs_from_torch_ao_only_where_a_sum_joins_its_convolution(
+    name: str, sums: int, pools: int
+) -> None:
+    """torch.ao quantizes both a convolution and the sum behind it, and pools on the grid of their input."""
+    from torch.ao.quantization import get_default_qconfig_mapping
+    from torch.ao.quantization.quantize_fx import prepare_fx
+
+    model = torchvision_model(name).eval()
+    theirs = prepare_fx(model, get_default_qconfig_mapping("x86"), (IMAGE,))
+    observers = {module for path, module in theirs.named_modules() if "activation_post_process" in path}
+    # `remove_duplicate` leaves one of those that share a grid
+    quantizers = fake_quants(prepared(torchvision_model(name), IMAGE))
+    outputs = [path for path in quantizers if not path.endswith(".weight")]
+    weights = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+
+    assert len(outputs) == len(observers) - sums + pools
+    assert len(quantizers) - len(outputs) == len(weights)
