@@ -47,7 +47,7 @@ def initial(folder):
 EVERYTHING = {
     "accumulate": 3,
     "optimizer": {"name": "AdamW", "lr": 0.01, "quantizer_lr": 0.001},
-    "scheduler": {"name": "onecycle", "max_lr": 0.02},
+    "scheduler": {"name": "step", "step_size": 1},
     "schedule": {"quantize_activations_after": 1},
     "autocast": "bfloat16",
     "grad_clip": 1.0,
