@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 import quantcfg as qc
-from quantcfg.prepare.record import tensors_in
+from quantcfg.preparation.record import tensors_in
 from tests.models.operators import declare_operators
 
 Maker = Callable[[], tuple[nn.Module, dict[str, Any]]]

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from quantcfg.config.rules import RuleSet
-from quantcfg.prepare.intercept import Interceptor, install
-from quantcfg.prepare.record import Recorder, Recording, run_recorder
-from quantcfg.prepare.rules import rules_from_dict
-from quantcfg.prepare.targets import targets_of
+from quantcfg.preparation.intercept import Interceptor, install
+from quantcfg.preparation.record import Recorder, Recording, run_recorder
+from quantcfg.preparation.rules import rules_from_dict
+from quantcfg.preparation.targets import targets_of
 from quantcfg.qconfig import get_default_qconfig
 
 BUDGET_S = 1.0

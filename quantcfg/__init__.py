@@ -3,9 +3,7 @@
 The names are loaded when they are asked for: the config stack and the command line do not wait for torch.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -66,15 +64,15 @@ if TYPE_CHECKING:
         quint15 as quint15,
         quint16 as quint16,
     )
-    from quantcfg.prepare.plan import (
+    from quantcfg.preparation.plan import (
         OpRow as OpRow,
         Plan as Plan,
     )
-    from quantcfg.prepare.prepare import (
+    from quantcfg.preparation.prepare import (
         prepare as prepare,
         prepare_qat_fx as prepare_qat_fx,
     )
-    from quantcfg.prepare.setters import (
+    from quantcfg.preparation.setters import (
         ModuleNameQconfigSetter as ModuleNameQconfigSetter,
         TemplateQconfigSetter as TemplateQconfigSetter,
         calibration_8bit_weight_16bit_act_qconfig_setter as calibration_8bit_weight_16bit_act_qconfig_setter,
@@ -85,7 +83,7 @@ if TYPE_CHECKING:
         qat_8bit_weight_16bit_act_qconfig_setter as qat_8bit_weight_16bit_act_qconfig_setter,
         qat_8bit_weight_16bit_fixed_act_qconfig_setter as qat_8bit_weight_16bit_fixed_act_qconfig_setter,
     )
-    from quantcfg.prepare.state import (
+    from quantcfg.preparation.state import (
         FakeQuantState as FakeQuantState,
         LoadReport as LoadReport,
         calibrating as calibrating,
@@ -98,7 +96,7 @@ if TYPE_CHECKING:
         set_fake_quantize as set_fake_quantize,
         state_of as state_of,
     )
-    from quantcfg.prepare.stubs import (
+    from quantcfg.preparation.stubs import (
         DeQuantStub as DeQuantStub,
         QuantStub as QuantStub,
     )
@@ -141,19 +139,19 @@ _NAMES = {
         qint14 qint15 qint16 quint2 quint3 quint4 quint5 quint6 quint7 quint8 quint9 quint10 quint11
         quint12 quint13 quint14 quint15 quint16
     """,
-    "quantcfg.prepare.plan": "OpRow Plan",
-    "quantcfg.prepare.prepare": "prepare prepare_qat_fx",
-    "quantcfg.prepare.state": """
+    "quantcfg.preparation.plan": "OpRow Plan",
+    "quantcfg.preparation.prepare": "prepare prepare_qat_fx",
+    "quantcfg.preparation.state": """
         FakeQuantState LoadReport calibrating fake_quants finish_calibration freeze_batch_norm
         freeze_observers load_observer_params plan_of set_fake_quantize state_of
     """,
-    "quantcfg.prepare.setters": """
+    "quantcfg.preparation.setters": """
         ModuleNameQconfigSetter TemplateQconfigSetter get_sensitive_op_qconfig_setter
         calibration_8bit_weight_16bit_act_qconfig_setter default_calibration_qconfig_setter
         default_qat_fixed_act_qconfig_setter default_qat_qconfig_setter
         qat_8bit_weight_16bit_act_qconfig_setter qat_8bit_weight_16bit_fixed_act_qconfig_setter
     """,
-    "quantcfg.prepare.stubs": "DeQuantStub QuantStub",
+    "quantcfg.preparation.stubs": "DeQuantStub QuantStub",
     "quantcfg.qconfig": """
         QConfig get_default_qconfig default_calib_8bit_fake_quant_qconfig
         default_qat_8bit_fake_quant_qconfig default_qat_8bit_fixed_act_fake_quant_qconfig
@@ -186,18 +184,3 @@ if not TYPE_CHECKING:  # a type checker that saw it would take every misspelt na
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
-
-
-class _Door(ModuleType):
-    """Keeps ``quantcfg.prepare`` the function: importing the package of that name would take its place."""
-
-    @property
-    def prepare(self) -> Any:
-        return _load("prepare")
-
-    @prepare.setter
-    def prepare(self, package: ModuleType) -> None:
-        pass
-
-
-sys.modules[__name__].__class__ = _Door

@@ -15,7 +15,7 @@ LAYERS = [  # bottom first; a layer imports itself and what stands before it
     "quantcfg.config",
     "quantcfg.numeric",
     "quantcfg.qconfig",
-    "quantcfg.prepare",
+    "quantcfg.preparation",
     "quantcfg.integer",
     "quantcfg.runs",
     "quantcfg.stages",
@@ -26,7 +26,7 @@ LAYERS = [  # bottom first; a layer imports itself and what stands before it
 ]
 STRANGERS = [  # do not know each other, though one stands above the other
     ("quantcfg.numeric", "quantcfg.config"),
-    ("quantcfg.runs", "quantcfg.prepare"),
+    ("quantcfg.runs", "quantcfg.preparation"),
     ("quantcfg.runs", "quantcfg.qconfig"),
     ("quantcfg.runs", "quantcfg.numeric"),
     ("quantcfg.runs", "quantcfg.config"),

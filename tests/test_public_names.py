@@ -74,15 +74,6 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         quantcfg.default_qat_9bit_qconfig  # noqa: B018
 
 
-def test_prepare_stays_the_function_whatever_was_imported_before() -> None:
-    code = (
-        "import quantcfg.prepare.state, quantcfg.prepare, quantcfg as qc\n"
-        "from quantcfg import prepare\n"
-        "assert prepare is qc.prepare and prepare.__name__ == 'prepare', prepare\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 def test_the_version_is_the_one_in_the_changelog() -> None:
     changelog = Path(__file__).parent.parent.joinpath("CHANGELOG.md").read_text()
     assert f"## [{quantcfg.__version__}]" in changelog

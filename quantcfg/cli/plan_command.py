@@ -13,7 +13,7 @@ from quantcfg.cli.session import config_of, job_with, session
 
 if TYPE_CHECKING:
     from quantcfg.config.load import Config
-    from quantcfg.prepare.plan import Plan
+    from quantcfg.preparation.plan import Plan
     from quantcfg.stages.comparing import OpChange
 
 _Only = Annotated[

@@ -26,7 +26,7 @@ from quantcfg.export.external import data_name_of
 from quantcfg.export.freeze import FrozenModel
 from quantcfg.export.report import Check, QuantizerDifference, Subject
 from quantcfg.export.session import Feeds, FileModel, Runner, input_names, latencies_s, open_session, runner
-from quantcfg.prepare.state import plan_of, prepared
+from quantcfg.preparation.state import plan_of, prepared
 from quantcfg.stages.batches import cut
 from quantcfg.stages.evaluate import evaluate
 from quantcfg.stages.integers import evaluate_integers, integer_report

@@ -20,7 +20,7 @@ from quantcfg.export.freeze import FrozenModel, freeze
 from quantcfg.export.ops import PLAIN, SINGLE, Ops
 from quantcfg.export.program import Program, export_program, quiet
 from quantcfg.export.report import Check, ExportReport, Subject
-from quantcfg.prepare.state import FakeQuantState, plan_of, set_fake_quantize
+from quantcfg.preparation.state import FakeQuantState, plan_of, set_fake_quantize
 from quantcfg.runs.directory import RunDirectory
 from quantcfg.runs.writer import to_json
 from quantcfg.stages import records

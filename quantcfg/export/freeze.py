@@ -15,11 +15,11 @@ from quantcfg.export.grids import Storage, storage_of
 from quantcfg.export.ops import Ops
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
 from quantcfg.numeric.qparams import QParams, along, quantize
-from quantcfg.prepare.hosts import FakeQuants
-from quantcfg.prepare.intercept import interceptor_of
-from quantcfg.prepare.record import Operand, Site, Slot, Value
-from quantcfg.prepare.run import Action, Runner
-from quantcfg.prepare.state import FakeQuantState, prepared, set_fake_quantize
+from quantcfg.preparation.hosts import FakeQuants
+from quantcfg.preparation.intercept import interceptor_of
+from quantcfg.preparation.record import Operand, Site, Slot, Value
+from quantcfg.preparation.run import Action, Runner
+from quantcfg.preparation.state import FakeQuantState, prepared, set_fake_quantize
 
 
 class Frozen(nn.Module):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from quantcfg.export.freeze import Frozen, FrozenModel, FrozenWeight
-from quantcfg.prepare.hosts import FakeQuants
-from quantcfg.prepare.plan import Plan
+from quantcfg.preparation.hosts import FakeQuants
+from quantcfg.preparation.plan import Plan
 
 TABLE_VERSION = 1
 _FORMULA = "(clamp(round_half_even(x / scale) + zero_point, quant_min, quant_max) - zero_point) * scale"

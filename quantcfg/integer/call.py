@@ -10,7 +10,7 @@ from torch import Tensor
 
 from quantcfg.integer.values import Sum, Term, integers_of
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
-from quantcfg.prepare.record import Site
+from quantcfg.preparation.record import Site
 
 Key = int | str
 

@@ -14,8 +14,8 @@ from quantcfg.integer.gemm import INT32_MAX
 from quantcfg.integer.kernels import GEMMS
 from quantcfg.integer.runner import IntegerRunner, Made, is_wide
 from quantcfg.integer.values import Sum, integers_of, mark, quantize
-from quantcfg.prepare.intercept import interceptor_of
-from quantcfg.prepare.record import tensors_in
+from quantcfg.preparation.intercept import interceptor_of
+from quantcfg.preparation.record import tensors_in
 
 Forward = Callable[[nn.Module], Any]
 

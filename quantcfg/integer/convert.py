@@ -8,11 +8,11 @@ from torch import nn
 
 from quantcfg.errors import PrepareError
 from quantcfg.integer.runner import IntegerRunner, Step, Table
-from quantcfg.prepare.intercept import interceptor_of
-from quantcfg.prepare.ops import OpKind
-from quantcfg.prepare.record import Recording
-from quantcfg.prepare.run import Action, Runner
-from quantcfg.prepare.state import FakeQuantState, prepared, set_fake_quantize
+from quantcfg.preparation.intercept import interceptor_of
+from quantcfg.preparation.ops import OpKind
+from quantcfg.preparation.record import Recording
+from quantcfg.preparation.run import Action, Runner
+from quantcfg.preparation.state import FakeQuantState, prepared, set_fake_quantize
 
 BIASES = ("int32", "exact")
 

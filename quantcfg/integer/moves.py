@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from quantcfg.integer.call import Call
 from quantcfg.integer.values import Sum, Term, integers_of, quantize, requantize
-from quantcfg.prepare.ops import OpKind, is_inplace
+from quantcfg.preparation.ops import OpKind, is_inplace
 
 _UNCHANGED = frozenset(
     {"to", "float", "half", "bfloat16", "type", "type_as", "data", "double", "dropout", "identity", "detach"}

@@ -18,10 +18,10 @@ from quantcfg.integer.kernels import GEMMS, KERNELS
 from quantcfg.integer.moves import moved
 from quantcfg.integer.values import Sum, integers_of, mark, quantize, requantize
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
-from quantcfg.prepare.intercept import Memo, Scope
-from quantcfg.prepare.ops import METADATA, is_inplace, op_name
-from quantcfg.prepare.record import Site
-from quantcfg.prepare.run import Action, replace_argument
+from quantcfg.preparation.intercept import Memo, Scope
+from quantcfg.preparation.ops import METADATA, is_inplace, op_name
+from quantcfg.preparation.record import Site
+from quantcfg.preparation.run import Action, replace_argument
 
 FLOAT, PASSED = "float", "passed through"
 _CLIPS = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"})

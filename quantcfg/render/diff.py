@@ -12,7 +12,7 @@ from rich.text import Text
 
 from quantcfg.config.catalogue import slot_text
 from quantcfg.config.compare import BOTH, Change
-from quantcfg.prepare.outcomes import Treatment
+from quantcfg.preparation.outcomes import Treatment
 from quantcfg.render.console import print_table
 from quantcfg.render.names import summarize
 from quantcfg.render.text import safe_text

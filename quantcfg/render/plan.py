@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from quantcfg.config.suggest import listing
-from quantcfg.prepare.plan import OpRow, Plan, TensorPlan
+from quantcfg.preparation.plan import OpRow, Plan, TensorPlan
 from quantcfg.render.console import print_table
 from quantcfg.render.names import summarize
 from quantcfg.render.text import safe_text

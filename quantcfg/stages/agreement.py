@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from quantcfg.errors import RunError
-from quantcfg.prepare.state import fake_quants
+from quantcfg.preparation.state import fake_quants
 from quantcfg.stages.ranks import Ranks
 from quantcfg.stages.sharded import is_sharded, whole
 

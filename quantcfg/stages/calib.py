@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from quantcfg.errors import UsageError
-from quantcfg.prepare.state import FakeQuantState, calibrating, fake_quants, plan_of, set_fake_quantize
+from quantcfg.preparation.state import FakeQuantState, calibrating, fake_quants, plan_of, set_fake_quantize
 from quantcfg.runs.directory import RunDirectory
 from quantcfg.runs.log import LOGGER, logging_to
 from quantcfg.stages import records

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from quantcfg.config.load import Config
 from quantcfg.config.parameters import with_defaults
 from quantcfg.config.presets import STAGES
-from quantcfg.prepare.assign import rule_text
-from quantcfg.prepare.outcomes import Treatment
+from quantcfg.preparation.assign import rule_text
+from quantcfg.preparation.outcomes import Treatment
 from quantcfg.stages.survey import Survey
 
 

@@ -18,7 +18,7 @@ from quantcfg.numeric.noise import noise_of
 from quantcfg.numeric.observers.base import Observer
 from quantcfg.numeric.observers.histogram_family import HistogramObserver
 from quantcfg.numeric.observers.mse import MSEObserver
-from quantcfg.prepare.state import fake_quants, quantizer_state
+from quantcfg.preparation.state import fake_quants, quantizer_state
 from quantcfg.stages.contests import Choices, Contest, Contests, find_contests, make_observer, quantizers_of
 
 Key = tuple[str, str]  # the op and the slot of a contest

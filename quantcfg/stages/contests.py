@@ -17,12 +17,12 @@ from quantcfg.config.rules import Decision
 from quantcfg.config.spec import SLOTS, FakeQuantSpec, Field, QConfigSpec, make_spec
 from quantcfg.numeric.observers import OBSERVERS
 from quantcfg.numeric.observers.base import Observer
-from quantcfg.prepare.assign import Assignments, assign
-from quantcfg.prepare.record import Recording, Site
-from quantcfg.prepare.rules import default_activation
-from quantcfg.prepare.state import fake_quants, prepared
-from quantcfg.prepare.targets import targets_of, with_attributes
-from quantcfg.prepare.templates import with_templates
+from quantcfg.preparation.assign import Assignments, assign
+from quantcfg.preparation.record import Recording, Site
+from quantcfg.preparation.rules import default_activation
+from quantcfg.preparation.state import fake_quants, prepared
+from quantcfg.preparation.targets import targets_of, with_attributes
+from quantcfg.preparation.templates import with_templates
 
 _ORIGIN = "calib.compare"
 Choices = Mapping[tuple[str, str], str]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantcfg.prepare.state import FakeQuantState, set_fake_quantize
+from quantcfg.preparation.state import FakeQuantState, set_fake_quantize
 from quantcfg.runs.directory import RunDirectory
 from quantcfg.stages import records
 from quantcfg.stages.clock import Clock

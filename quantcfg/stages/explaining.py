@@ -12,8 +12,8 @@ from quantcfg.config.rules import Decision, Rule, RuleSet
 from quantcfg.config.spec import Scalar
 from quantcfg.config.suggest import listing, nearest
 from quantcfg.errors import Place, UsageError
-from quantcfg.prepare.assign import Assignment, rule_text
-from quantcfg.prepare.outcomes import Treatment
+from quantcfg.preparation.assign import Assignment, rule_text
+from quantcfg.preparation.outcomes import Treatment
 from quantcfg.stages.survey import Outcome, Survey
 
 EXPLANATION_VERSION = 1

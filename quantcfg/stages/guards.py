@@ -12,8 +12,8 @@ from quantcfg.config.matching import covers
 from quantcfg.config.schema import OpGuard
 from quantcfg.config.suggest import listing
 from quantcfg.errors import GuardError
-from quantcfg.prepare.assign import LEFT_BY_RULES, Role
-from quantcfg.prepare.plan import OpRow, Plan, TensorPlan
+from quantcfg.preparation.assign import LEFT_BY_RULES, Role
+from quantcfg.preparation.plan import OpRow, Plan, TensorPlan
 
 _SHARES = {"quantized_macs": "macs_share", "quantized_params": "params_share", "quantized_ops": "ops_share"}
 _FLOAT = "float"

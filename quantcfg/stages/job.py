@@ -12,8 +12,8 @@ from torch import nn
 
 from quantcfg.config.load import Config
 from quantcfg.errors import UsageError, UserCodeError
-from quantcfg.prepare.prepare import prepare
-from quantcfg.prepare.state import fake_quants, plan_of
+from quantcfg.preparation.prepare import prepare
+from quantcfg.preparation.state import fake_quants, plan_of
 from quantcfg.runs.checkpoint import Checkpoint
 from quantcfg.stages.batches import to_device
 from quantcfg.stages.data import DataSource

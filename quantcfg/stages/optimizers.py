@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from quantcfg.config.training import OptimizerSection
 from quantcfg.errors import UserCodeError
-from quantcfg.prepare.state import fake_quants
+from quantcfg.preparation.state import fake_quants
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     "SGD": torch.optim.SGD,

@@ -9,8 +9,8 @@ from quantcfg.config.matching import covers
 from quantcfg.config.patterns import PatternError
 from quantcfg.config.suggest import listing
 from quantcfg.errors import UsageError
-from quantcfg.prepare.plan import Plan
-from quantcfg.prepare.state import plan_of
+from quantcfg.preparation.plan import Plan
+from quantcfg.preparation.state import plan_of
 from quantcfg.stages.comparing import OpChange, compare_on_model
 from quantcfg.stages.job import Job
 from quantcfg.stages.survey import survey

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from quantcfg.prepare.state import (
+from quantcfg.preparation.state import (
     FakeQuantState,
     check_observers,
     load_observer_params,

@@ -11,7 +11,7 @@ from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
 from quantcfg.numeric.observers.base import Observer
 from quantcfg.numeric.observers.fixed_scale import FixedScaleObserver
 from quantcfg.numeric.observers.histogram_family import HistogramObserver
-from quantcfg.prepare.state import fake_quants
+from quantcfg.preparation.state import fake_quants
 
 _SHOWN = 8
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from quantcfg.config.load import load_config
 from quantcfg.errors import Interrupted, RunError, UsageError
-from quantcfg.prepare.plan import Plan
+from quantcfg.preparation.plan import Plan
 from quantcfg.runs.checkpoint import (
     Checkpoint,
     checkpoint_paths,

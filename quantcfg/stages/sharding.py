@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from quantcfg.errors import RunError
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
 from quantcfg.numeric.observers.base import Observer
-from quantcfg.prepare.state import fake_quants
+from quantcfg.preparation.state import fake_quants
 from quantcfg.stages.ranks import Ranks
 
 _NEVER = 1 << 62  # later than any batch

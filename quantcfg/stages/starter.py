@@ -13,9 +13,9 @@ from torch import nn
 from quantcfg.config.patterns import is_exact
 from quantcfg.config.resolved import scalar_text
 from quantcfg.config.source import STEERING
-from quantcfg.prepare.ops import OpKind
-from quantcfg.prepare.targets import type_names
-from quantcfg.prepare.templates import TEMPLATES
+from quantcfg.preparation.ops import OpKind
+from quantcfg.preparation.targets import type_names
+from quantcfg.preparation.templates import TEMPLATES
 from quantcfg.stages.survey import Survey
 
 SCHEMA_NAME = "quantcfg.schema.json"

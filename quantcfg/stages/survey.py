@@ -11,13 +11,13 @@ from quantcfg.config.findings import check_rules
 from quantcfg.config.load import Config, empty_config
 from quantcfg.config.rules import Decision, RuleSet, Target
 from quantcfg.errors import ConfigError, Diagnostic
-from quantcfg.prepare.assign import Assignment, Assignments, assign
-from quantcfg.prepare.outcomes import Treatment, check_outcomes, treatments
-from quantcfg.prepare.record import Recording
-from quantcfg.prepare.rules import default_activation, idle_modules
-from quantcfg.prepare.state import prepared
-from quantcfg.prepare.targets import targets_of, with_attributes
-from quantcfg.prepare.templates import with_templates
+from quantcfg.preparation.assign import Assignment, Assignments, assign
+from quantcfg.preparation.outcomes import Treatment, check_outcomes, treatments
+from quantcfg.preparation.record import Recording
+from quantcfg.preparation.rules import default_activation, idle_modules
+from quantcfg.preparation.state import prepared
+from quantcfg.preparation.targets import targets_of, with_attributes
+from quantcfg.preparation.templates import with_templates
 from quantcfg.stages.job import Job
 
 STAGES = ("calib", "qat")

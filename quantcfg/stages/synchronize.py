@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
-from quantcfg.prepare.state import fake_quants
+from quantcfg.preparation.state import fake_quants
 from quantcfg.stages.ranks import Ranks
 
 _CALIBRATION_ONLY = ("records.", "histogram.")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from quantcfg.errors import RunError
-from quantcfg.prepare.hosts import FakeQuants
-from quantcfg.prepare.state import (
+from quantcfg.preparation.hosts import FakeQuants
+from quantcfg.preparation.state import (
     FakeQuantState,
     check_observers,
     freeze_batch_norm,

@@ -12,7 +12,7 @@ from quantcfg.config.schema import FakeQuantName, ObserverName, TemplateName
 from quantcfg.numeric.dtypes import DTYPES
 from quantcfg.numeric.fake_quantize import FAKE_QUANTIZES
 from quantcfg.numeric.observers import OBSERVERS
-from quantcfg.prepare.templates import TEMPLATES
+from quantcfg.preparation.templates import TEMPLATES
 
 
 def keywords(cls):

@@ -16,8 +16,8 @@ from quantcfg.export.onnx_file import to_onnx
 from quantcfg.export.ops import SINGLE
 from quantcfg.export.program import Program, export_program
 from quantcfg.export.session import FileModel, input_names, open_session, runner
-from quantcfg.prepare.prepare import prepare
-from quantcfg.prepare.state import FakeQuantState, calibrating, set_fake_quantize
+from quantcfg.preparation.prepare import prepare
+from quantcfg.preparation.state import FakeQuantState, calibrating, set_fake_quantize
 from quantcfg.stages.progress import Silence
 
 

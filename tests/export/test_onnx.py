@@ -8,7 +8,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from quantcfg.errors import RunError
-from quantcfg.prepare.state import fake_quants
+from quantcfg.preparation.state import fake_quants
 from quantcfg.qconfig import get_default_qconfig
 from tests.export.exported import exported, leaves
 from tests.prepare.models import CASES, ResNet

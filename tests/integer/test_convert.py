@@ -12,8 +12,8 @@ import quantcfg
 from quantcfg.errors import NumericError, PrepareError, QuantcfgWarning
 from quantcfg.integer.compare import compare_integers
 from quantcfg.integer.convert import convert
-from quantcfg.prepare.prepare import prepare
-from quantcfg.prepare.state import FakeQuantState, calibrating, set_fake_quantize
+from quantcfg.preparation.prepare import prepare
+from quantcfg.preparation.state import FakeQuantState, calibrating, set_fake_quantize
 from tests.export.exported import calibrated, leaves
 from tests.export.test_onnx import qconfig
 from tests.prepare.models import CASES, ResNet

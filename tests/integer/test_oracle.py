@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from quantcfg.integer.convert import convert
-from quantcfg.prepare.state import fake_quants
+from quantcfg.preparation.state import fake_quants
 from tests.export.exported import calibrated
 from tests.export.test_onnx import qconfig
 from tests.integer import oracle

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from quantcfg.prepare.prepare import prepare
-from quantcfg.prepare.state import FakeQuantState, calibrating, set_fake_quantize
+from quantcfg.preparation.prepare import prepare
+from quantcfg.preparation.state import FakeQuantState, calibrating, set_fake_quantize
 from quantcfg.qconfig import get_default_qconfig
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch and of the models, about themselves

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from quantcfg.prepare.prepare import prepare
-from quantcfg.prepare.state import (
+from quantcfg.preparation.prepare import prepare
+from quantcfg.preparation.state import (
     FakeQuantState,
     calibrating,
     fake_quants,

@@ -11,8 +11,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from quantcfg.prepare.prepare import prepare
-from quantcfg.prepare.state import calibrating, fake_quants
+from quantcfg.preparation.prepare import prepare
+from quantcfg.preparation.state import calibrating, fake_quants
 from quantcfg.qconfig import get_default_qconfig
 from tests.prepare.models import Encoder
 

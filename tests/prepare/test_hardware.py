@@ -8,8 +8,8 @@ from quantcfg.config.hardware import PROFILES, adjusted, fits, grid_of
 from quantcfg.config.load import load_config
 from quantcfg.config.spec import FakeQuantSpec
 from quantcfg.errors import ConfigError
-from quantcfg.prepare.prepare import prepare
-from quantcfg.prepare.state import fake_quants, plan_of
+from quantcfg.preparation.prepare import prepare
+from quantcfg.preparation.state import fake_quants, plan_of
 from tests.prepare.models import ResNet
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quantcfg.prepare.prepare import prepare
-from quantcfg.prepare.state import FakeQuantState, calibrating, fake_quants, set_fake_quantize
+from quantcfg.preparation.prepare import prepare
+from quantcfg.preparation.state import FakeQuantState, calibrating, fake_quants, set_fake_quantize
 from quantcfg.qconfig import get_default_qconfig
 from tests.prepare.models import Encoder
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from quantcfg.config.load import load_config
-from quantcfg.prepare.prepare import prepare
-from quantcfg.prepare.state import plan_of
+from quantcfg.preparation.prepare import prepare
+from quantcfg.preparation.state import plan_of
 
 
 class Net(nn.Module):

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quantcfg.prepare.flow import Unfused
-from quantcfg.prepare.plan import Plan
-from quantcfg.prepare.prepare import prepare
-from quantcfg.prepare.state import plan_of
+from quantcfg.preparation.flow import Unfused
+from quantcfg.preparation.plan import Plan
+from quantcfg.preparation.prepare import prepare
+from quantcfg.preparation.state import plan_of
 from quantcfg.qconfig import get_default_qconfig
 from tests.prepare.models import CASES
 

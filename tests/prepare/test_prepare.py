@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from quantcfg.errors import NumericError, PrepareError, QuantcfgWarning
-from quantcfg.prepare.prepare import prepare
-from quantcfg.prepare.record import tensors_in
-from quantcfg.prepare.state import (
+from quantcfg.preparation.prepare import prepare
+from quantcfg.preparation.record import tensors_in
+from quantcfg.preparation.state import (
     FakeQuantState,
     calibrating,
     check_observers,

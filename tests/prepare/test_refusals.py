@@ -10,8 +10,8 @@ import torch.nn.utils.prune
 from torch import Tensor, nn
 
 from quantcfg.errors import PrepareError
-from quantcfg.prepare.prepare import prepare
-from quantcfg.prepare.state import FakeQuantState, calibrating, fake_quants, plan_of, set_fake_quantize
+from quantcfg.preparation.prepare import prepare
+from quantcfg.preparation.state import FakeQuantState, calibrating, fake_quants, plan_of, set_fake_quantize
 from quantcfg.qconfig import get_default_qconfig
 from tests.prepare.models import ByHand, ResNet
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from quantcfg.prepare.plan import Plan
-from quantcfg.prepare.prepare import prepare
-from quantcfg.prepare.state import fake_quants, plan_of
-from quantcfg.prepare.stubs import DeQuantStub, QuantStub
+from quantcfg.preparation.plan import Plan
+from quantcfg.preparation.prepare import prepare
+from quantcfg.preparation.state import fake_quants, plan_of
+from quantcfg.preparation.stubs import DeQuantStub, QuantStub
 from quantcfg.qconfig import get_default_qconfig
 from tests.prepare.models import CASES
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from quantcfg.config.load import load_config
 from quantcfg.errors import ConfigError, PrepareError
-from quantcfg.prepare.plan import OpRow
-from quantcfg.prepare.prepare import prepare, prepare_qat_fx
-from quantcfg.prepare.state import FakeQuantState, calibrating, fake_quants, plan_of, set_fake_quantize
+from quantcfg.preparation.plan import OpRow
+from quantcfg.preparation.prepare import prepare, prepare_qat_fx
+from quantcfg.preparation.state import FakeQuantState, calibrating, fake_quants, plan_of, set_fake_quantize
 from quantcfg.qconfig import QConfig, get_default_qconfig
 from tests.prepare.models import ResNet
 
@@ -145,7 +145,7 @@ def test_without_example_inputs_ranges_can_be_loaded_before_any_forward() -> Non
     with calibrating_first(calib):
         calib(torch.randn(2, 3, 8, 8))
 
-    from quantcfg.prepare.state import load_observer_params
+    from quantcfg.preparation.state import load_observer_params
 
     training = prepare_qat_fx(model, {"": INT8})
     report = load_observer_params(calib, training)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import quantcfg as qc
 from quantcfg.errors import PrepareError
-from quantcfg.prepare.plan import OpRow
+from quantcfg.preparation.plan import OpRow
 from tests.prepare.models import Encoder, ResNet
 
 INT8 = qc.get_default_qconfig()

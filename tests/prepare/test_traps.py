@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quantcfg.errors import QuantcfgWarning
-from quantcfg.prepare.plan import OpRow
-from quantcfg.prepare.prepare import prepare
-from quantcfg.prepare.state import FakeQuantState, calibrating, fake_quants, plan_of, set_fake_quantize
+from quantcfg.preparation.plan import OpRow
+from quantcfg.preparation.prepare import prepare
+from quantcfg.preparation.state import FakeQuantState, calibrating, fake_quants, plan_of, set_fake_quantize
 from quantcfg.qconfig import get_default_qconfig
 
 INT16 = get_default_qconfig(activation_qkwargs={"dtype": "qint16"}, weight_qkwargs={"dtype": "qint16"})

@@ -6,8 +6,8 @@ import pytest
 
 from quantcfg.config.load import load_config
 from quantcfg.errors import ConfigError, GuardError
-from quantcfg.prepare.prepare import prepare
-from quantcfg.prepare.state import plan_of
+from quantcfg.preparation.prepare import prepare
+from quantcfg.preparation.state import plan_of
 from quantcfg.stages.guards import check_plan
 from tests.prepare.models import ResNet
 

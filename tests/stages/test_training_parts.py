@@ -8,8 +8,8 @@ from torch import nn
 from quantcfg.config.load import load_config
 from quantcfg.config.training import SGD, Adam, Best, Distill, OneCycle
 from quantcfg.errors import UsageError
-from quantcfg.prepare.prepare import prepare
-from quantcfg.prepare.state import fake_quants
+from quantcfg.preparation.prepare import prepare
+from quantcfg.preparation.state import fake_quants
 from quantcfg.stages.averaging import WeightAverage
 from quantcfg.stages.distillation import Teacher
 from quantcfg.stages.optimizers import build_optimizer, build_schedule

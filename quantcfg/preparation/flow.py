@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from quantcfg.prepare.assign import Assignment, Assignments, Role
-from quantcfg.prepare.fuse import fuses_with
-from quantcfg.prepare.record import Recording, Site
+from quantcfg.preparation.assign import Assignment, Assignments, Role
+from quantcfg.preparation.fuse import fuses_with
+from quantcfg.preparation.record import Recording, Site
 
 FLOAT = "float"
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from quantcfg.errors import PrepareError
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
-from quantcfg.prepare.intercept import Interceptor
+from quantcfg.preparation.intercept import Interceptor
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 ATTRIBUTE = "fake_quants"

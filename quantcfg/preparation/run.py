@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from quantcfg.errors import warn
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
-from quantcfg.prepare.intercept import Memo, Scope
-from quantcfg.prepare.ops import COMPUTING, METADATA, canonical, spec_of
-from quantcfg.prepare.record import Site, Slot
+from quantcfg.preparation.intercept import Memo, Scope
+from quantcfg.preparation.ops import COMPUTING, METADATA, canonical, spec_of
+from quantcfg.preparation.record import Site, Slot
 
 
 @dataclass(slots=True)

@@ -16,18 +16,18 @@ from quantcfg.config.hardware import PROFILES
 from quantcfg.config.load import Config
 from quantcfg.config.rules import Decision, RuleSet
 from quantcfg.errors import PrepareError
-from quantcfg.prepare.apply import BN_MODES, apply
-from quantcfg.prepare.assign import Assignments, assign
-from quantcfg.prepare.hardware import Adjustment, Target, fitted, fitting_spec
-from quantcfg.prepare.intercept import Interceptor, install, interceptors_of, uninstall
-from quantcfg.prepare.outcomes import check_outcomes
-from quantcfg.prepare.plan import Plan, make_plan
-from quantcfg.prepare.record import Recorder, Recording, run_recorder
-from quantcfg.prepare.rules import check, default_activation, rules_from_dict
-from quantcfg.prepare.setters import Setter, apply_setters
-from quantcfg.prepare.state import FakeQuantState, Prepared, freeze_batch_norm, set_fake_quantize
-from quantcfg.prepare.targets import targets_of, with_attributes
-from quantcfg.prepare.templates import with_templates
+from quantcfg.preparation.apply import BN_MODES, apply
+from quantcfg.preparation.assign import Assignments, assign
+from quantcfg.preparation.hardware import Adjustment, Target, fitted, fitting_spec
+from quantcfg.preparation.intercept import Interceptor, install, interceptors_of, uninstall
+from quantcfg.preparation.outcomes import check_outcomes
+from quantcfg.preparation.plan import Plan, make_plan
+from quantcfg.preparation.record import Recorder, Recording, run_recorder
+from quantcfg.preparation.rules import check, default_activation, rules_from_dict
+from quantcfg.preparation.setters import Setter, apply_setters
+from quantcfg.preparation.state import FakeQuantState, Prepared, freeze_batch_norm, set_fake_quantize
+from quantcfg.preparation.targets import targets_of, with_attributes
+from quantcfg.preparation.templates import with_templates
 
 Forward = Callable[[nn.Module], Any]
 STATES = {"calib": FakeQuantState.CALIBRATION, "qat": FakeQuantState.QAT}

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from quantcfg.config.spec import FakeQuantSpec, QConfigSpec
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
-from quantcfg.prepare.assign import Assignment, Assignments
-from quantcfg.prepare.fold import fold_batch_norm, foldable
-from quantcfg.prepare.hosts import container_of, host_of
-from quantcfg.prepare.intercept import interceptor_of
-from quantcfg.prepare.record import Operand, Recording, Site, Slot
-from quantcfg.prepare.run import Action, LiveBatchNorm, Runner, Table
+from quantcfg.preparation.assign import Assignment, Assignments
+from quantcfg.preparation.fold import fold_batch_norm, foldable
+from quantcfg.preparation.hosts import container_of, host_of
+from quantcfg.preparation.intercept import interceptor_of
+from quantcfg.preparation.record import Operand, Recording, Site, Slot
+from quantcfg.preparation.run import Action, LiveBatchNorm, Runner, Table
 from quantcfg.qconfig import FakeQuantFactory, qconfig_from_spec
 
 BN_MODES = ("fold", "keep", "freeze")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from quantcfg.prepare.ops import OpKind
+from quantcfg.preparation.ops import OpKind
 
 if TYPE_CHECKING:
-    from quantcfg.prepare.record import Site
+    from quantcfg.preparation.record import Site
 
 
 def name_sites(sites: Iterable[Site], called: Iterable[str]) -> None:

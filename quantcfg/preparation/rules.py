@@ -11,7 +11,7 @@ from quantcfg.config.findings import check_rules
 from quantcfg.config.rules import Classes, Decision, Rule, RuleSet, Target, in_order
 from quantcfg.config.spec import FakeQuantSpec, QConfigSpec
 from quantcfg.errors import ConfigError, Diagnostic, PrepareError
-from quantcfg.prepare.targets import classes_of, type_names
+from quantcfg.preparation.targets import classes_of, type_names
 from quantcfg.qconfig import QConfig, spec_from_qconfig
 
 _KEYS = ("", "module_type", "module_name")

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quantcfg.config.rules import Decision, Rule, RuleSet, Target, in_order
-from quantcfg.prepare.record import Recording
-from quantcfg.prepare.templates import with_templates
+from quantcfg.preparation.record import Recording
+from quantcfg.preparation.templates import with_templates
 from quantcfg.qconfig import QConfig, preset_qconfig, spec_from_qconfig
 
 
@@ -130,4 +130,4 @@ def default_setter(name: str) -> TemplateQconfigSetter:
 def __getattr__(name: str) -> TemplateQconfigSetter:
     if name in _SETTERS:
         return default_setter(name)
-    raise AttributeError(f"module 'quantcfg.prepare.setters' has no attribute '{name}'")
+    raise AttributeError(f"module 'quantcfg.preparation.setters' has no attribute '{name}'")

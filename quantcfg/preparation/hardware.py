@@ -11,7 +11,7 @@ from quantcfg.config.rules import Decision, RuleSet
 from quantcfg.config.spec import FakeQuantSpec, QConfigSpec
 from quantcfg.config.suggest import listing
 from quantcfg.errors import Place
-from quantcfg.prepare.assign import Assignment, Assignments
+from quantcfg.preparation.assign import Assignment, Assignments
 
 Assign = Callable[[Sequence[Decision]], Assignments]
 _SHOWN = 4

@@ -13,10 +13,10 @@ from torch import nn
 
 from quantcfg.errors import NumericError, PrepareError, warn
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
-from quantcfg.prepare.hosts import FakeQuants
-from quantcfg.prepare.intercept import Interceptor, interceptors_of
-from quantcfg.prepare.plan import Plan
-from quantcfg.prepare.record import Recording
+from quantcfg.preparation.hosts import FakeQuants
+from quantcfg.preparation.intercept import Interceptor, interceptors_of
+from quantcfg.preparation.plan import Plan
+from quantcfg.preparation.record import Recording
 
 
 class FakeQuantState(Enum):

@@ -13,9 +13,9 @@ from enum import Enum
 
 from quantcfg.config.rules import Decision, Rule
 from quantcfg.config.spec import FakeQuantSpec
-from quantcfg.prepare.fuse import Chain, find_chains, is_dropout
-from quantcfg.prepare.ops import OpKind
-from quantcfg.prepare.record import Operand, Recording, Site, Slot
+from quantcfg.preparation.fuse import Chain, find_chains, is_dropout
+from quantcfg.preparation.ops import OpKind
+from quantcfg.preparation.record import Operand, Recording, Site, Slot
 
 LEFT_BY_RULES = ("left in float by", "no rule covers it", "no activation fake quant")
 """How the reason of an op begins that is in float because of the rules, not because of what it is."""

@@ -11,12 +11,12 @@ from torch import nn
 from quantcfg.config.spec import FakeQuantSpec
 from quantcfg.errors import Diagnostic, Place
 from quantcfg.numeric.dtypes import as_dtype
-from quantcfg.prepare.assign import Assignment, Assignments, Role, rule_text
-from quantcfg.prepare.flow import Dtypes, Unfused, dtypes_of, unfused_in
-from quantcfg.prepare.hardware import Adjustment
-from quantcfg.prepare.hosts import ATTRIBUTE
-from quantcfg.prepare.ops import OpKind
-from quantcfg.prepare.record import Recording
+from quantcfg.preparation.assign import Assignment, Assignments, Role, rule_text
+from quantcfg.preparation.flow import Dtypes, Unfused, dtypes_of, unfused_in
+from quantcfg.preparation.hardware import Adjustment
+from quantcfg.preparation.hosts import ATTRIBUTE
+from quantcfg.preparation.ops import OpKind
+from quantcfg.preparation.record import Recording
 
 PLAN_VERSION = 1
 FLOAT_BITS = 32

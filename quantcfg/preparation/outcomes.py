@@ -12,8 +12,8 @@ from quantcfg.config.rules import Decision, Rule, RuleSet
 from quantcfg.config.spec import FakeQuantSpec
 from quantcfg.config.suggest import listing
 from quantcfg.errors import Diagnostic, Place
-from quantcfg.prepare.assign import Assignment, Assignments, Role
-from quantcfg.prepare.record import Recording
+from quantcfg.preparation.assign import Assignment, Assignments, Role
+from quantcfg.preparation.record import Recording
 
 Assign = Callable[[Sequence[Decision]], Assignments]
 MAX_NAMED = 3

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from quantcfg.config.rules import Classes, Rule, RuleSet, Target
-from quantcfg.prepare.record import Recording, Site
+from quantcfg.preparation.record import Recording, Site
 from quantcfg.qconfig import QConfig, spec_from_qconfig
 
 

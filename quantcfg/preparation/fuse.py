@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quantcfg.prepare.ops import OpKind
-from quantcfg.prepare.record import Recording, Site
+from quantcfg.preparation.ops import OpKind
+from quantcfg.preparation.record import Recording, Site
 
 _FUSED_ACTIVATIONS = frozenset({"relu", "relu6", "hardtanh"})
 _DROPOUTS = frozenset({"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"})

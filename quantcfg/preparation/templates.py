@@ -12,8 +12,8 @@ from dataclasses import replace
 from quantcfg.config.rules import TIERS, Decision
 from quantcfg.config.spec import QConfigSpec
 from quantcfg.errors import PrepareError
-from quantcfg.prepare.ops import OpKind
-from quantcfg.prepare.record import Recording, Site
+from quantcfg.preparation.ops import OpKind
+from quantcfg.preparation.record import Recording, Site
 
 Change = Callable[[QConfigSpec], QConfigSpec]
 

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils import _pytree as pytree
 
-from quantcfg.prepare import masks, ops
-from quantcfg.prepare.cost import macs
-from quantcfg.prepare.intercept import Memo, Scope
-from quantcfg.prepare.names import name_sites, named_inputs
-from quantcfg.prepare.ops import OpKind, OpSpec
-from quantcfg.prepare.seeing import memory_of, uncompiled
-from quantcfg.prepare.stubs import DeQuantStub, QuantStub
+from quantcfg.preparation import masks, ops
+from quantcfg.preparation.cost import macs
+from quantcfg.preparation.intercept import Memo, Scope
+from quantcfg.preparation.names import name_sites, named_inputs
+from quantcfg.preparation.ops import OpKind, OpSpec
+from quantcfg.preparation.seeing import memory_of, uncompiled
+from quantcfg.preparation.stubs import DeQuantStub, QuantStub
 
 Slot = tuple[int | str, ...]
 """Where an argument stands: ``(0,)``, ``("weight",)``, or ``(0, 1)`` for the second tensor of a list."""
