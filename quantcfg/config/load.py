@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import ValidationError
 
+from quantcfg.config.budget import refuse_too_many
 from quantcfg.config.collect import Findings
 from quantcfg.config.compiled import file_validator
 from quantcfg.config.hardware import PROFILES, check_target
@@ -111,6 +112,7 @@ def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
         findings.raise_if_errors()
     tree = apply_overrides(loader.merged(), overrides, findings)
     tree, tables = with_tables(tree, findings)
+    refuse_too_many(tree, findings)
     tree, broken = _validated(tree, findings)
     stages = _stages(tree, broken, findings)
     _check_guards(tree, findings)

@@ -32,9 +32,10 @@ SYNTAX_PAGES = (
     Page(
         "QC004",
         "over the budget",
-        "A config may have 1 MiB, 32 levels of nesting, 100,000 values (those behind aliases counted "
-        "as often as they are used), 100 aliases and 64 files. A config that needs more is not one "
-        "that people wrote.",
+        "A config may have 1 MiB, 32 levels of nesting, 50,000 values (those behind aliases counted "
+        "as often as they are used), 100 aliases and 64 files. It may have 15,000 rules and named "
+        "qconfigs; a pattern and a qconfig that is written out count as five. A config that needs more "
+        "is not one that people wrote.",
         "version: 1\n"
         "x-deep: [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]\n",
         "version: 1\n",

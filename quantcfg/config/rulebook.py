@@ -48,7 +48,7 @@ def build_rules(tree: Table, reader: QConfigReader, findings: Findings) -> tuple
             break
         check_pattern(kind, pattern, entry.key_place, findings)
         try:
-            rules.append(_rule(kind, pattern, entry, reader, findings))
+            rules.append(_rule(kind, pattern, entry, reader, findings, order=len(rules)))
         except Broken:
             continue
     rules += sensitive_rules(stage_rules(tree, reader.stage).get("templates"), reader)
@@ -68,7 +68,9 @@ def _rule_entries(table: Table) -> Iterator[tuple[str, str, Entry]]:
                 yield key, pattern, rule
 
 
-def _rule(kind: str, pattern: str, entry: Entry, reader: QConfigReader, findings: Findings) -> Rule:
+def _rule(
+    kind: str, pattern: str, entry: Entry, reader: QConfigReader, findings: Findings, *, order: int
+) -> Rule:
     options = _options(entry.node)
     if options.subclasses and kind != "module_type":
         findings.error(
@@ -91,6 +93,7 @@ def _rule(kind: str, pattern: str, entry: Entry, reader: QConfigReader, findings
         place=entry.key_place,
         optional=options.optional,
         expect=options.expect,
+        order=order,
         inherit=draft.inherited if draft else None,
         subclasses=options.subclasses is not None,
     )

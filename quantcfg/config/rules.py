@@ -234,4 +234,7 @@ def _rank(item: Ranked) -> Rank:
 
 def in_order(rules: Sequence[Rule]) -> tuple[Rule, ...]:
     """The same rules with ``order`` counted from their position."""
-    return tuple(replace(rule, order=position) for position, rule in enumerate(rules))
+    return tuple(
+        rule if rule.order == position else replace(rule, order=position)
+        for position, rule in enumerate(rules)
+    )

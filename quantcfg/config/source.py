@@ -14,7 +14,7 @@ from quantcfg.errors import Place, UsageError
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
-MAX_NODES = 100_000
+MAX_NODES = 50_000
 MAX_ALIASES = 100
 YAML_SUFFIXES = (".yaml", ".yml")
 SUFFIXES = (*YAML_SUFFIXES, ".toml")

@@ -179,9 +179,9 @@ BOMBS = {
     "text": (V + "calib: {batches: " + "a" * 1_000_000 + "}", "QC103"),
     "key": (V + "a" * 500 + ": 1", "QC101"),
     "bytes": (V + "# " + "x" * (1 << 20), "QC004"),
-    "unknown keys": (V + "".join(f"k{i}: 1\n" for i in range(40_000)), "QC101"),
+    "unknown keys": (V + "".join(f"k{i}: 1\n" for i in range(24_000)), "QC101"),
     "rules": (
-        V + "qconfig:\n  module_name:\n" + "".join(f"    n{i}: w8a9\n" for i in range(30_000)),
+        V + "qconfig:\n  module_name:\n" + "".join(f"    n{i}: w8a9\n" for i in range(14_000)),
         "QC120",
     ),
 }
