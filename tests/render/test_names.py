@@ -21,6 +21,9 @@ from quantcfg.render.names import summarize
         (["l1.0.c", "l1.1.c", "l2.0.c"], "l1.{0,1}.c, l2.0.c"),
         (["a", "b", "c", "d", "e"], "a, b, c, ... (2 more)"),
         (["fc10", "fc9"], "fc{9,10}"),
+        (["#z", "#1", "#2"], "#z, #{1,2}"),
+        (["fc01", "fc1", "fc2"], "fc01, fc{1,2}"),
+        (["x٣"], "x٣"),
     ],
 )
 def test_names_are_summarized(names, expected):
