@@ -23,6 +23,10 @@ _Integer = Annotated[
     bool,
     typer.Option("--integer/--no-integer", help="also the model that computes in integers"),
 ]
+_AlsoInteger = Annotated[
+    bool,
+    typer.Option("--integer", help="also evaluate the model that computes in integers, in the end"),
+]
 
 
 def calib(
@@ -30,6 +34,7 @@ def calib(
     config: options.ConfigFile,
     *,
     source: _Statistics = None,
+    integer: _AlsoInteger = False,
     output: options.Output = None,
     overrides: options.Overrides = None,
     seed: options.Seed = 0,
@@ -58,7 +63,7 @@ def calib(
 
         job = make_job(model, config, overrides, seed=seed, device=device, quiet=quiet, ranks=ranks)
         with open_run(target, resume=resume, force=force, writes=job.ranks.is_first, checkpoint=named) as run:
-            run_calib(job, run, RunDirectory(start) if start else None)
+            run_calib(job, run, RunDirectory(start) if start else None, integer=integer)
     if job.ranks.is_first:
         _print_run(path, output_format)
 
@@ -68,6 +73,7 @@ def qat(
     config: options.ConfigFile,
     *,
     source: _From = None,
+    integer: _AlsoInteger = False,
     output: options.Output = None,
     overrides: options.Overrides = None,
     seed: options.Seed = 0,
@@ -95,7 +101,7 @@ def qat(
 
         job = make_job(model, config, overrides, seed=seed, device=device, quiet=quiet, ranks=ranks)
         with open_run(target, resume=resume, force=force, writes=job.ranks.is_first, checkpoint=named) as run:
-            run_qat(job, run, start)
+            run_qat(job, run, start, integer=integer)
     if job.ranks.is_first:
         _print_run(path, output_format)
 

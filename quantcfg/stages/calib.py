@@ -20,6 +20,7 @@ from quantcfg.stages.comparison import Comparison, open_comparison, take_observe
 from quantcfg.stages.data import DataSource, Numbered, length_of
 from quantcfg.stages.evaluate import evaluate
 from quantcfg.stages.guards import check_plan, guard_results
+from quantcfg.stages.integers import integer_metrics
 from quantcfg.stages.job import Identity, Job
 from quantcfg.stages.recalculation import recalculate
 from quantcfg.stages.seeding import random_state, restorer
@@ -51,11 +52,13 @@ class _Start:
     resting: tuple[str, ...] = ()
 
 
-def run_calib(job: Job, run: RunDirectory, statistics: RunDirectory | None = None) -> None:
+def run_calib(
+    job: Job, run: RunDirectory, statistics: RunDirectory | None = None, *, integer: bool = False
+) -> None:
     """Calibrate the model of ``job`` and leave a finished run in ``run``. A finished one stays as it is.
 
     With the calibration run ``statistics`` no data is calibrated on: ranges are recalculated from what that
-    run counted.
+    run counted. ``integer`` evaluates the model that computes in integers, too.
 
     Raises:
         QuantcfgError: See the exit codes; nothing under a final name is half-written.
@@ -74,6 +77,7 @@ def run_calib(job: Job, run: RunDirectory, statistics: RunDirectory | None = Non
     comparison = open_comparison(job.config, float_model, model)
     shards = ObserverShards(model, job.ranks)
     stage = _Stage(job, run, float_model, model, source, identity, clock, shards, comparison)
+    stage.integer = integer
     with logging_to(run.log):
         start = _start(stage) if statistics is None else _recalculated(stage, statistics)
         _run(stage, start)
@@ -97,6 +101,7 @@ class _Stage:
     shards: ObserverShards
     comparison: Comparison | None = None
     table: Mapping[str, Any] | None = None
+    integer: bool = False
 
 
 def _refuse_comparison(job: Job) -> None:
@@ -159,10 +164,11 @@ def _finish(
     stage: _Stage, position: Position, float_metrics: Mapping[str, float], metrics: Mapping[str, float]
 ) -> None:
     plan = plan_of(stage.model)
+    integer = integer_metrics(stage.job, stage.model, stage.clock) if stage.integer else {}
     result = {
         "stage": "calib",
         "seed": stage.job.seed,
-        "metrics": {"float": dict(float_metrics), "calibrated": dict(metrics)},
+        "metrics": {"float": dict(float_metrics), "calibrated": dict(metrics), **integer},
         "num_batches": position.batches,
         "num_samples": position.samples,
         "skipped": _skipped(stage.model),
@@ -206,6 +212,7 @@ def _name_chosen(stage: _Stage, comparison: Comparison, table: Mapping[str, Any]
 def _calibrate(stage: _Stage, start: _Start) -> Position:
     job, position = stage.job, start.position
     if position.is_solved:
+        restorer(start.random)()
         return position
     total = length_of(stage.source, job.config.calib.batches)
     if total is None and job.config.calib.samples is None:

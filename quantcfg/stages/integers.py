@@ -9,6 +9,7 @@ from torch import nn
 from quantcfg.integer.compare import IntegerReport, compare_integers
 from quantcfg.integer.convert import convert
 from quantcfg.stages.batches import cut
+from quantcfg.stages.clock import Clock
 from quantcfg.stages.evaluate import evaluate
 from quantcfg.stages.job import Job
 from quantcfg.stages.user_code import in_batch
@@ -22,6 +23,13 @@ def evaluate_integers(job: Job, model: nn.Module) -> dict[str, float]:
     if not data.exists:
         return {}
     return evaluate(convert(model), data, job.progress, "evaluating the integer model")
+
+
+def integer_metrics(job: Job, model: nn.Module, clock: Clock) -> dict[str, dict[str, float]]:
+    """The row of the integer form of ``model`` for a table of metrics; none without data to evaluate on."""
+    with clock.phase("integer"):
+        metrics = evaluate_integers(job, model)
+    return {"integer": metrics} if metrics else {}
 
 
 def integer_report(job: Job, model: nn.Module, data: str) -> IntegerReport:

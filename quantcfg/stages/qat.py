@@ -29,6 +29,7 @@ from quantcfg.stages.data import DataSource
 from quantcfg.stages.distillation import Teacher
 from quantcfg.stages.evaluate import evaluate
 from quantcfg.stages.guards import check_plan, guard_results
+from quantcfg.stages.integers import integer_metrics
 from quantcfg.stages.job import Identity, Job
 from quantcfg.stages.optimizers import Schedule, build_optimizer, build_schedule
 from quantcfg.stages.parallel import make_worker, shard
@@ -48,12 +49,15 @@ class _Stage:
     clock: Clock
     calib_metrics: dict[str, dict[str, float]]
     selection: Selection
+    float_model: nn.Module
+    integer: bool
 
 
-def run_qat(job: Job, run: RunDirectory, source: Path | None = None) -> None:
+def run_qat(job: Job, run: RunDirectory, source: Path | None = None, *, integer: bool = False) -> None:
     """Train the model of ``job`` and leave a finished run in ``run``. A finished one stays as it is.
 
     It starts from the calibration run ``source``; without one it calibrates first, in ``run/calib``.
+    ``integer`` evaluates the model that computes in integers, too.
 
     Raises:
         QuantcfgError: See the exit codes; nothing under a final name is half-written.
@@ -74,8 +78,9 @@ def run_qat(job: Job, run: RunDirectory, source: Path | None = None) -> None:
             records.begin(job, run, plan_of(model))
         calibrated = RunDirectory(source) if source else _calibrate_first(job, run, clock)
         selection = Selection(job.config.qat.best)
-        stage = _Stage(job, run, model, identity, clock, _metrics_of(job, calibrated), selection)
-        selection.check(stage.calib_metrics["calibrated"])
+        metrics = _metrics_of(job, calibrated)
+        stage = _Stage(job, run, model, identity, clock, metrics, selection, float_model, integer)
+        selection.check(metrics["calibrated"])
         if checkpoint is None:
             _load_ranges(job, calibrated, stage)
         _train(stage, data, checkpoint, _teacher(job, float_model))
@@ -142,7 +147,7 @@ def _finish(stage: _Stage, trainer: Trainer) -> None:
     result = {
         "stage": "qat",
         "seed": stage.job.seed,
-        "metrics": stage.calib_metrics | {"qat": metrics},
+        "metrics": stage.calib_metrics | {"qat": metrics} | _integer_metrics(stage, step),
         "num_steps": position.step,
         "num_epochs": position.epoch,
         **({"best_step": step} if stage.selection.section is not None else {}),
@@ -152,6 +157,15 @@ def _finish(stage: _Stage, trainer: Trainer) -> None:
     }
     timing = stage.clock.timing()
     records.finish(stage.job, stage.run, stage.identity, step=step, result=result, timing=timing)
+
+
+def _integer_metrics(stage: _Stage, step: int) -> dict[str, dict[str, float]]:
+    """Metrics in integers of what is kept: that may be an average or an older step, and is never sharded."""
+    if not stage.integer:
+        return {}
+    model = stage.job.quietly().prepare(stage.float_model, "qat")
+    records.load_weights(model, records.saved(stage.job, stage.run, step), str(stage.run.path))
+    return integer_metrics(stage.job, model, stage.clock)
 
 
 def _restore(stage: _Stage, trainer: Trainer, checkpoint: Checkpoint | None) -> None:

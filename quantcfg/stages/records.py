@@ -181,6 +181,17 @@ def save(
     run.saver.begin(write)
 
 
+def saved(job: Job, run: RunDirectory, step: int) -> Checkpoint:
+    """The weights that this run saved after ``step``, for every rank, without the state of the training."""
+    checkpoint = None
+    if run.writes:
+        run.saver.wait()
+        checkpoint = replace(load_checkpoint(run.checkpoints / str(step)), state={})
+    shared = share_checkpoint(job.ranks, checkpoint)
+    assert shared is not None
+    return shared
+
+
 def interrupted(job: Job, stop: StopRequest, step: int) -> Interrupted:
     """The error that ends a run whose state of ``step`` was just saved."""
     assert stop.received is not None
