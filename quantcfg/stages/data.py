@@ -18,6 +18,7 @@ from quantcfg.stages.model_file import ModelFile
 from quantcfg.stages.ranks import ALONE, Ranks
 from quantcfg.stages.seeding import derive_seed, seed_all, seeded, seeded_everywhere
 from quantcfg.stages.user_code import place_of, user_code
+from quantcfg.stages.workers import lasting_workers
 
 Numbered: TypeAlias = tuple[int, Any]  # a batch and its number in the pass
 
@@ -123,7 +124,10 @@ class DataSource:
         with user_code(f"{self.name}()", self.model_file.function(self.name)):
             if set_epoch is not None:
                 set_epoch(epoch)
-            iterator = iter(data)
+            if getattr(data, "persistent_workers", False):
+                data._iterator = None  # type: ignore[attr-defined]  # its workers cannot be seeded again
+            with lasting_workers(data):
+                iterator = iter(data)
         if iterator is data:
             self._refuse_used(iterator)
             self._data = None

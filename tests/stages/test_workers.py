@@ -1,0 +1,71 @@
+"""Workers of a DataLoader end by their parent, and by no signal to all processes."""
+
+import random
+import subprocess
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from quantcfg.stages.workers import lasting_workers
+from tests.stages.test_data import source
+
+
+def begin(*, lasting, **settings):
+    """A pass of two workers, both of which have given a batch already."""
+    loader = DataLoader(TensorDataset(torch.arange(40)), num_workers=2, **settings)
+    with lasting_workers(loader if lasting else None):
+        iterator = iter(loader)
+    return loader, iterator, [int(next(iterator)[0]) for _ in range(2)]
+
+
+def signal_all(iterator, name):
+    """Send a signal from a process that is not the parent of the workers."""
+    pids = [str(worker.pid) for worker in iterator._workers]
+    subprocess.run(["kill", "-s", name, *pids], check=True)
+
+
+@pytest.mark.parametrize("name", ["TERM", "INT", "HUP", "USR1"])
+def test_a_pass_goes_on_after_a_signal_to_all(name):
+    _, iterator, begun = begin(lasting=True)
+    signal_all(iterator, name)
+    assert begun + [int(batch) for (batch,) in iterator] == list(range(40))
+
+
+def test_without_this_workers_die():
+    _, iterator, _ = begin(lasting=False)
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        signal_all(iterator, "TERM")
+        list(iterator)
+
+
+def test_the_parent_can_end_a_worker():
+    _, iterator, _ = begin(lasting=True)
+    worker = iterator._workers[0]
+    worker.terminate()
+    worker.join(60)
+    assert worker.exitcode == 0
+
+
+def test_the_function_of_the_user_is_called_and_stays():
+    seen = torch.zeros(2).share_memory_()
+
+    def note(worker):
+        seen[worker] = 1
+
+    loader, *_ = begin(lasting=True, worker_init_fn=note)
+    assert seen.tolist() == [1, 1]
+    assert loader.worker_init_fn is note
+
+
+class Noisy(TensorDataset):
+    def __getitem__(self, index):
+        return torch.rand(1) + random.random()
+
+
+def test_what_workers_that_persist_draw_is_a_function_of_seed_and_epoch():
+    def passes(*epochs):
+        data = source(lambda: DataLoader(Noisy(torch.arange(4)), num_workers=1, persistent_workers=True))
+        return [torch.cat([batch for _, batch in data.batches(epoch)]) for epoch in epochs]
+
+    assert torch.equal(passes(0, 1)[1], passes(1)[0])
