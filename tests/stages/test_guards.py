@@ -65,7 +65,7 @@ def test_the_size_is_in_bytes(failed):
         ("size: '<= 24 MB'", "QC105", 'such as "<= 24 MiB"'),
         ("size: 24", "QC103", 'such as "<= 24 MiB"'),
         ("ops: {'a..b': {weight: qint8}}", "QC130", "empty segment"),
-        ("ops: {a: {weight: qint1}}", "QC104", "qint2"),
+        ("ops: {a: {weight: qint88}}", "QC104", "qint8"),
         ("ops: {a: {wieght: qint8}}", "QC101", "weight"),
     ],
 )
