@@ -208,4 +208,14 @@ SCHEMA_PAGES = (
         "version: 1\nqconfig:\n"
         "  global: {preset: w8a8, activation_qkwargs: {dtype: quint8, qscheme: per_tensor_affine}}\n",
     ),
+    Page(
+        "QC134",
+        "a percentile that looks like a fraction (warning)",
+        "The observer percentile counts in percent: 99.99 leaves out the largest 0.01 % of the "
+        "values. A percentile of at most 1 leaves out nearly all of them, and is most likely a fraction.",
+        "version: 1\nqconfig:\n"
+        "  global: {activation_observer: percentile, activation_qkwargs: {percentile: 0.9999}}\n",
+        "version: 1\nqconfig:\n"
+        "  global: {activation_observer: percentile, activation_qkwargs: {percentile: 99.99}}\n",
+    ),
 )

@@ -246,7 +246,20 @@ def _fixed_scale(checker: SlotChecker, slot: str, kwargs: Fields) -> None:
         checker._conflict(summary, zero_point, "remove it, or write `qscheme: per_tensor_affine`")
 
 
-OBSERVER_CHECKS = {"kl": _kl, "clip": _clip, "fixed_scale": _fixed_scale}
+def _percentile(checker: SlotChecker, slot: str, kwargs: Fields) -> None:
+    item = kwargs.get("percentile")
+    if item is None or _number(item) > 1:
+        return
+    share, percent = _number(item), round(_number(item) * 100, 9)
+    checker.findings.warning(
+        "QC134",
+        f"`{slot}_qkwargs.percentile` is in percent: {share:g} keeps {share:g} % of the values",
+        item.origin if isinstance(item.origin, Place) else None,
+        help=f"write `percentile: {percent:.10g}`",
+    )
+
+
+OBSERVER_CHECKS = {"kl": _kl, "clip": _clip, "fixed_scale": _fixed_scale, "percentile": _percentile}
 
 
 def dtype_bits(dtype: str) -> int:

@@ -240,6 +240,17 @@ def test_an_unsigned_dtype_with_a_symmetric_qscheme_warns(kwargs, warned, load):
     assert [item.code for item in warnings] == ["QC133"] * warned
 
 
+@pytest.mark.parametrize(
+    ("percentile", "advice"), [("0.9999", ["99.99"]), ("1", ["100"]), ("1.5", []), ("99.99", [])]
+)
+def test_a_percentile_that_looks_like_a_fraction_warns(percentile, advice, load):
+    text = f"activation_observer: percentile, activation_qkwargs: {{percentile: {percentile}}}"
+    warnings = load(V + f"qconfig: {{global: {{{text}}}}}\n").warnings
+    assert [(item.code, item.help) for item in warnings] == [
+        ("QC134", f"write `percentile: {percent}`") for percent in advice
+    ]
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_can_be_used_and_changed(name, load):
     config = load(
