@@ -6,6 +6,7 @@ What torchrun sets is set here; torchrun itself is in test_torchrun.py.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -20,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-LIMIT_S = 120
+LIMIT_S = 300  # then a rank says where it is and ends
+PATIENCE_S = 10
 ROOT = Path(__file__).parents[2]
 
 
@@ -94,6 +96,7 @@ def start(job: dict[str, Any], rank: int, port: int, folder: Path) -> int:
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(folder / f"{rank}.{name}", os.O_WRONLY | os.O_CREAT), number)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        faulthandler.dump_traceback_later(LIMIT_S, exit=True)
         code = work(job, rank, port)
     except BaseException:
         traceback.print_exc()
@@ -121,7 +124,7 @@ def work(job: dict[str, Any], rank: int, port: int) -> int:
 
 def wait(children: list[int]) -> list[int]:
     """The exit codes, negative for signals; who does not end in time is killed."""
-    codes, deadline = dict.fromkeys(children), time.monotonic() + LIMIT_S
+    codes, deadline = dict.fromkeys(children), time.monotonic() + LIMIT_S + PATIENCE_S
     while None in codes.values():
         for child in [child for child, code in codes.items() if code is None]:
             ended, status = os.waitpid(child, os.WNOHANG)
