@@ -102,8 +102,8 @@ def _percentile(statistics: Statistics, ends: Range, grid: Grid, percentile: flo
     return percentile_range(magnitudes, ends, percentile, statistics.count)
 
 
-def _mse(statistics: Statistics, ends: Range, grid: Grid, stride: float) -> Range:
-    return mse_range(statistics.distribution(*ends), ends, grid, count=statistics.count, stride=int(stride))
+def _mse(statistics: Statistics, ends: Range, grid: Grid) -> Range:
+    return mse_range(statistics.distribution(*ends), ends, grid, count=statistics.count)
 
 
 def _kl(statistics: Statistics, ends: Range, grid: Grid, levels: float, bins: float) -> Range:  # noqa: ARG001

@@ -33,6 +33,9 @@ _CHUNK = 1 << 18
 # Of the first look at all values of a channel so many ratios get a closer one, in so many places around each;
 # with few values the error is ragged, and more do: `_RAGGED` divided by the number of values.
 _NEAR, _AROUND, _RAGGED = 24, 5, 1 << 14
+# The same for bins. With `_MANY` values or more, half of `_FINE` or more bins say as much as all of them, for
+# what is unknown of each value averages out.
+_NEAR_BINS, _AROUND_BINS, _MANY, _FINE = 5, 7, 1 << 16, 1 << 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,31 +161,29 @@ def _edge_weights(bins: Bins) -> tuple[Tensor, Tensor]:
     return bins.edges, torch.nn.functional.pad(density, (1, 1)).diff(dim=1) / -12
 
 
-def mse_range(distribution: Distribution, ends: Range, grid: Grid, *, count: int, stride: int = 1) -> Range:
+def mse_range(distribution: Distribution, ends: Range, grid: Grid, *, count: int) -> Range:
     """``ends`` times the ratio in (0, 1] that gives the least squared error, for each channel by itself.
 
-    The first look is at 1, 0.99, ..., 0.06 in steps of ``stride``, and below that at ever smaller ratios;
-    what it finds best is then looked at more and more closely, so the stride is a matter of time and not of
-    the result.
+    The first look is at 1, 0.99, ..., 0.06, and below that at ever smaller ratios; what it finds best is
+    then looked at more and more closely. ``count`` is the number of values per channel.
     """
     parts = []
     for first in range(0, ends[0].numel(), _ROWS):
         rows = slice(first, first + _ROWS)
-        parts.append(
-            _mse_ratio(take_rows(distribution, rows), (ends[0][rows], ends[1][rows]), grid, stride, count)
-        )
+        parts.append(_mse_ratio(take_rows(distribution, rows), (ends[0][rows], ends[1][rows]), grid, count))
     ratio = torch.cat(parts)[:, 0]
     return (ends[0].double() * ratio).float(), (ends[1].double() * ratio).float()
 
 
-def _mse_ratio(distribution: Distribution, ends: Range, grid: Grid, stride: int, count: int) -> Tensor:
+def _mse_ratio(distribution: Distribution, ends: Range, grid: Grid, count: int) -> Tensor:
     def errors(values: Distribution, ratios: Tensor) -> Tensor:
         low, high = ((end.double()[:, None] * ratios).float() for end in ends)
         return squared_error(values, grid.qparams(low, high), grid)
 
     if isinstance(distribution, Points):
         return _search_points(partial(errors, distribution), ends[0], count)
-    return _search_bins(distribution, errors, ends[0], stride)
+    is_ample = count >= _MANY and distribution.counts.shape[1] >= _FINE
+    return _search_bins(_thinned(distribution, 2) if is_ample else distribution, errors, ends[0])
 
 
 def best_range(distribution: Distribution, ranges: Sequence[Range], grid: Grid) -> Range:
@@ -192,46 +193,37 @@ def best_range(distribution: Distribution, ranges: Sequence[Range], grid: Grid) 
     return low.gather(1, best)[:, 0], high.gather(1, best)[:, 0]
 
 
-def _coarse(like: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+def _coarse(like: Tensor) -> tuple[Tensor, Tensor]:
     """The ratios of the first look, descending, and how far the next one is; both ``(C, K)``."""
-    steps = range(0, 95, stride)
-    last = 1 - 0.01 * steps[-1]
-    rest = math.ceil(math.log(_LEAST_RATIO / last, 0.8))
+    rest = math.ceil(math.log(_LEAST_RATIO / 0.06, 0.8))
     # Made where they are used: a list of numbers would have to wait for the device.
-    linear, powers = (
-        torch.arange(count, dtype=torch.float64, device=like.device) for count in (len(steps), rest)
-    )
-    coarse = torch.cat((1 - 0.01 * stride * linear, last * torch.exp2((powers + 1) * math.log2(0.8))))
+    linear, powers = (torch.arange(count, dtype=torch.float64, device=like.device) for count in (95, rest))
+    coarse = torch.cat((1 - 0.01 * linear, 0.06 * torch.exp2((powers + 1) * math.log2(0.8))))
     coarse = coarse.repeat(like.numel(), 1)
     return coarse, -torch.nn.functional.pad(coarse, (1, 0), mode="replicate").diff(dim=1).roll(-1, 1)
 
 
-def _search_bins(bins: Bins, errors: ErrorsOf, like: Tensor, stride: int) -> Tensor:
-    """The error is smooth but for what few values add: follow its three lowest dips down."""
-    ratios, gap = _coarse(like, max(2, stride))
-    found = errors(_thinned(bins), ratios)
-    beside = torch.nn.functional.pad(found, (1, 1), value=torch.inf)
-    is_dip = (found <= beside[:, :-2]) & (found <= beside[:, 2:])
-    dips = found.where(is_dip, torch.inf).topk(3, largest=False).indices
-    ratios, gap = ratios.gather(1, dips), gap.gather(1, (dips - 1).clamp(min=0)).maximum(gap.gather(1, dips))
+def _search_bins(bins: Bins, errors: ErrorsOf, like: Tensor) -> Tensor:
+    """The error is smooth but for what few values add: a first look at fewer bins, then ever closer ones."""
+    ratios, gap = _coarse(like)
+    best = errors(_thinned(bins, 4), ratios).topk(_NEAR_BINS, largest=False).indices
     closely = partial(errors, bins)
-    ratios, gap = _zoom(closely, ratios, gap, keep=2, around=9)
-    ratios, gap = _zoom(closely, ratios, gap, keep=1, around=9)
-    return _zoom(closely, ratios, gap, keep=1, around=5)[0]
+    ratios, gap = _zoom(closely, ratios.gather(1, best), gap.gather(1, best) / 2, keep=2, around=_AROUND_BINS)
+    return _zoom(closely, ratios, gap / 2, keep=1, around=9)[0]
 
 
-def _thinned(bins: Bins) -> Bins:
-    """Every fourth edge, which is enough for a first look, and those of the least and the greatest value."""
+def _thinned(bins: Bins, every: int) -> Bins:
+    """One edge of ``every`` so many, and those of the least and the greatest value."""
     last = bins.counts.shape[1]
     places = torch.arange(last + 1, device=bins.counts.device)
-    kept = torch.cat((places[:1], places[1 : last - 1 : 4], places[last - 1 :]))
+    kept = torch.cat((places[:1], places[1 : last - 1 : every], places[last - 1 :]))
     running = torch.nn.functional.pad(bins.counts.cumsum(1), (1, 0))
     return Bins(bins.edges.index_select(1, kept), running.index_select(1, kept).diff(dim=1))
 
 
 def _search_points(errors: Errors, like: Tensor, count: int) -> Tensor:
     """The error is ragged, the more the fewer values there are: look closely wherever it is nearly least."""
-    ratios, gap = _coarse(like, 1)
+    ratios, gap = _coarse(like)
     best = errors(ratios).topk(min(ratios.shape[1], max(_NEAR, _RAGGED // count)), largest=False).indices
     ratios, gap = _zoom(errors, ratios.gather(1, best), gap.gather(1, best) / 2, keep=8, around=_AROUND)
     return _zoom(errors, ratios, gap / 2, keep=1, around=11)[0]
