@@ -79,7 +79,8 @@ class _Tree:
 class _Effect:
     """What one rule does on all targets."""
 
-    wins: int = 0
+    won: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
     changes: int = 0
     beaten_by: Counter[str] = field(default_factory=Counter)
 
@@ -90,10 +91,11 @@ def _effects(decisions: Iterable[Decision]) -> Mapping[int, _Effect]:
         contributors = decision.contributors
         stack = (decision.winner, *decision.losers) if decision.winner else ()
         for position, rule in enumerate(contributors):
-            effects[id(rule)].wins += 1
+            effects[id(rule)].won.append(decision.target)
             without = resolve_stack((*stack[:position], *stack[position + 1 :]))
             effects[id(rule)].changes += without != decision.spec or len(stack) == 1
         for rule in stack[len(contributors) :]:
+            effects[id(rule)].lost.append(decision.target)
             effects[id(rule)].beaten_by[str(contributors[-1])] += 1
     return effects
 
@@ -195,17 +197,21 @@ def _repaired_anywhere(pattern: str, tree: _Tree) -> str | None:
 
 
 def _report_effect(rule: Rule, effect: _Effect, findings: Findings) -> None:
-    if effect.wins == 0:
+    if not effect.won:
         winners = [name for name, _ in effect.beaten_by.most_common(MAX_NAMED)]
-        label = f"beaten everywhere by {'; '.join(winners)}" if winners else "wins nothing"
+        label = f"beaten on {_named(effect.lost)} by {'; '.join(winners)}" if winners else "wins nothing"
         advice = "remove it, or move it after the rules that beat it"
         findings.warning(
             "QC211", f"the rule `{shortened(rule.pattern)}` never wins", rule.place, label=label, help=advice
         )
     elif effect.changes == 0:
         summary = f"the rule `{shortened(rule.pattern)}` changes nothing"
-        label = f"wins {effect.wins} ops that would be the same without it"
+        label = f"wins {_named(effect.won)}, the same without it"
         findings.warning("QC212", summary, rule.place, label=label, help="remove it")
+
+
+def _named(ops: Sequence[str]) -> str:
+    return listing([f"`{op}`" for op in ops], MAX_NAMED)
 
 
 def _report_ties(decisions: Iterable[Decision], findings: Findings) -> None:
