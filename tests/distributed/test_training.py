@@ -72,10 +72,11 @@ def test_all_of_it_together(folder, qconfig):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [*projects.OBSERVERS])
 def test_every_observer_is_kept_equal(folder, kind):
-    names = (f"qconfig.global.{slot}_observer={kind}" for slot in ("activation", "weight"))
-    more = [part for name in names for part in ("--set", name)]
-    more += ["--set", "qconfig.global.preset=w8a8"]
-    for done in run_jobs(*(qat(folder, str(size), size, *more) for size in (1, 3))):
+    kwargs = projects.OBSERVERS[kind] | {"dtype": "qint8"}
+    whole = {"activation_observer": kind, "weight_observer": kind}
+    whole |= {"activation_qkwargs": kwargs, "weight_qkwargs": kwargs}
+    projects.write(folder.path, projects.small() | {"qconfig": {"global": whole}})
+    for done in run_jobs(*(qat(folder, str(size), size) for size in (1, 3))):
         assert set(done.codes) == {0}, done.message
     folder.assert_close("3", "1", rtol=1e-3, atol=1e-5)
 
