@@ -50,7 +50,8 @@ def plan(
 ) -> None:
     """Show what would happen to each op, and why.
 
-    Writes nothing. Ops that are treated alike share a row; --expand gives each its own.
+    Writes nothing. Ops that are treated alike share a row; --expand gives each its own. Ends with 4 where a
+    guard on coverage, size or ops does not hold.
     """
     del debug
     from quantcfg.config.load import load_config
@@ -74,6 +75,9 @@ def plan(
         _print_changes((str(against), str(config)), changes)
     if not quiet:
         _print_findings(loaded, planned)
+    from quantcfg.stages.guards import check_plan
+
+    check_plan(loaded, planned)
 
 
 def _print_resolved(config: Config, output_format: options.Format) -> None:

@@ -19,7 +19,7 @@ from quantcfg.stages.clock import Clock, SaveTimer
 from quantcfg.stages.comparison import Comparison, open_comparison, take_observers
 from quantcfg.stages.data import DataSource, Numbered, length_of
 from quantcfg.stages.evaluate import evaluate
-from quantcfg.stages.guards import check_plan, guard_results
+from quantcfg.stages.guards import check_metrics, check_plan, guard_results
 from quantcfg.stages.integers import integer_metrics
 from quantcfg.stages.job import Identity, Job
 from quantcfg.stages.recalculation import recalculate
@@ -146,6 +146,7 @@ def _run(stage: _Stage, start: _Start) -> None:
     float_metrics = start.float_metrics
     if float_metrics is None:
         float_metrics = _evaluate(stage, stage.float_model, "float")
+    check_metrics(stage.job.config, float_metrics)
     if stage.comparison is not None:
         stage.comparison.check(float_metrics)
     start = replace(start, float_metrics=float_metrics)

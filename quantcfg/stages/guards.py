@@ -62,6 +62,19 @@ def plan_guards(config: Config, plan: Plan) -> list[GuardResult]:
     return [*results, *(made for name in guards.ops for made in _ops(name, guards.ops[name], plan.rows))]
 
 
+def check_metrics(config: Config, measured: Mapping[str, float]) -> None:
+    """Hold the names of guarded metrics to what the float model was measured by, before it is calibrated.
+
+    Raises:
+        GuardError: One was not measured; the message names each.
+    """
+    missing = [name for name in config.guards.metric_drop if name not in measured]
+    raise_unless_held(
+        [_result(f"metric_drop.{name}", config.guards.metric_drop[name], None) for name in missing],
+        hint=f"metrics of this model: {listing(list(measured)) or 'none, it has no eval_data()'}",
+    )
+
+
 def guard_results(
     config: Config, plan: Plan, before: Mapping[str, float], after: Mapping[str, float]
 ) -> list[dict[str, Any]]:
@@ -78,11 +91,13 @@ def read_results(documents: Iterable[Mapping[str, Any]]) -> list[GuardResult]:
     return [GuardResult(**document) for document in documents]
 
 
-def raise_unless_held(results: list[GuardResult]) -> None:
+def raise_unless_held(
+    results: list[GuardResult], *, hint: str = "the guards are in the config, under 'guards'"
+) -> None:
     """Raise `GuardError` with every guard that does not hold."""
     failed = [str(result) for result in results if not result.holds]
     if failed:
-        raise GuardError("; ".join(failed), hint="the guards are in the config, under 'guards'")
+        raise GuardError("; ".join(failed), hint=hint)
 
 
 def _result(guard: str, condition: str, value: float | None) -> GuardResult:

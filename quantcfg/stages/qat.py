@@ -28,7 +28,7 @@ from quantcfg.stages.clock import Clock, SaveTimer
 from quantcfg.stages.data import DataSource
 from quantcfg.stages.distillation import Teacher
 from quantcfg.stages.evaluate import evaluate
-from quantcfg.stages.guards import check_plan, guard_results
+from quantcfg.stages.guards import check_metrics, check_plan, guard_results
 from quantcfg.stages.integers import integer_metrics
 from quantcfg.stages.job import Identity, Job
 from quantcfg.stages.optimizers import Schedule, build_optimizer, build_schedule
@@ -80,6 +80,7 @@ def run_qat(job: Job, run: RunDirectory, source: Path | None = None, *, integer:
         selection = Selection(job.config.qat.best)
         metrics = _metrics_of(job, calibrated)
         stage = _Stage(job, run, model, identity, clock, metrics, selection, float_model, integer)
+        check_metrics(job.config, metrics["float"])
         selection.check(metrics["calibrated"])
         if checkpoint is None:
             _load_ranges(job, calibrated, stage)

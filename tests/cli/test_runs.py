@@ -172,6 +172,26 @@ def test_a_guard_on_coverage_is_held_before_anything_runs(project):
     assert not (project.path / "run").exists()
 
 
+def test_a_guard_on_a_metric_that_nobody_measures_is_refused_before_the_calibration(project):
+    done = project.run("calib", "model.py", "config.yaml", "-o", "run",
+                       "--set", "guards.metric_drop={acuracy: '< 1'}")  # fmt: skip
+
+    assert (done.code, done.out) == (4, "")
+    assert done.err.splitlines()[-2:] == [
+        "error: metric_drop.acuracy was not measured, wanted < 1",
+        "hint: metrics of this model: accuracy",
+    ]
+    assert "result.json" not in project.names("run")
+
+
+def test_a_plan_of_a_model_whose_guard_fails_is_shown_and_ends_with_4(project):
+    done = project.run("plan", "model.py", "config.yaml", "--set", "guards.quantized_macs='> 1'")
+
+    assert done.code == 4
+    assert "coverage   100.0% of multiply-accumulates" in done.out
+    assert done.err.splitlines()[0] == "error: quantized_macs is 1, wanted > 1"
+
+
 def test_the_manifest_says_how_the_run_came_to_be(project):
     project.run("calib", "model.py", "config.yaml", "-o", "run", "-q", "--seed", "3")
     manifest = json.loads((project.path / "run/manifest.json").read_text())
