@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantcfg.config.page import Page
+from quantcfg.config.page import EXAMPLE_MODEL, Page
 from quantcfg.config.pages_rules import RULE_PAGES
 from quantcfg.config.pages_schema import SCHEMA_PAGES
 from quantcfg.config.pages_syntax import SYNTAX_PAGES
@@ -15,6 +15,8 @@ CODES: dict[str, Page] = {page.code: page for page in (*SYNTAX_PAGES, *SCHEMA_PA
 def page_text(page: Page) -> str:
     """A page as Markdown."""
     parts = [f"## {page.code}: {page.title}", page.text]
+    if page.needs_model:
+        parts.append(EXAMPLE_MODEL)
     if page.failing:
         parts += [f"Fails{_with(page.fails_with)}:", _block(page.failing)]
         parts += [f"Fixed{_with(page.fixed_with)}:", _block(page.fixed)]

@@ -54,18 +54,27 @@ RULE_PAGES = (
         "a rule matches only what has no quantizer of its own (warning)",
         "Its ops stay in float whatever a rule says, or they keep the grid of their input: dropout, reshape, "
         "max pool, the statistics of a norm. The message gives the reason of the first one.",
+        "version: 1\nqconfig:\n  global: w8a8\n  module_name:\n    drop: w4a8\n",
+        "version: 1\nqconfig:\n  global: w8a8\n",
+        needs_model=True,
     ),
     Page(
         "QC214",
         "a rule matches only what fusion absorbs (warning)",
         "Its ops are inside of a chain such as convolution, batch norm and ReLU, which has one quantizer at "
         "its end, and another rule decides that one.",
+        "version: 1\nqconfig:\n  global: w8a8\n  module_name:\n    bn: w4a8\n    relu_0: w8a16\n",
+        "version: 1\nqconfig:\n  global: w8a8\n  module_name:\n    relu_0: w8a16\n",
+        needs_model=True,
     ),
     Page(
         "QC215",
         "a rule matches only what the example never runs (warning)",
         "The modules exist, but no op ran inside of them when the model was run once on its example inputs "
         "or first batch. What does not run cannot be quantized.",
+        "version: 1\nqconfig:\n  global: w8a8\n  module_name:\n    spare: w4a8\n",
+        "version: 1\nqconfig:\n  global: w8a8\n  module_name:\n    spare: {use: w4a8, optional: true}\n",
+        needs_model=True,
     ),
     Page(
         "QC216",
@@ -73,5 +82,8 @@ RULE_PAGES = (
         "`export.target` takes another dtype or scheme for these ops than their rule asks for: weights of "
         "transposed convolutions, for one, have fewer choices on some targets. A scale that is fixed, and "
         "`pact` where the target wants an affine grid, cannot be adjusted.",
+        "version: 1\nqconfig:\n  global: w8a8\nexport:\n  target: tensorrt\n",
+        "version: 1\nqconfig:\n  global: w8a8\nexport:\n  target: tensorrt\n  unsupported: adjust\n",
+        needs_model=True,
     ),
 )
