@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -10,19 +11,36 @@ import pytest
 from quantcfg.config.codes import CODES, all_pages
 from quantcfg.config.findings import check_rules
 from quantcfg.errors import ConfigError
+from quantcfg.render.diagnostics import format_diagnostics
 
 ROOT = Path(__file__).resolve().parents[2]
 WITH_EXAMPLE = [page for page in CODES.values() if page.failing and not page.needs_model]
 
 
-def codes_of(load, targets, text, override=""):
+def findings_of(load, targets, text, override=""):
     try:
         config = load(text, overrides=[override] if override else [])
     except ConfigError as error:
-        return [item.code for item in error.diagnostics]
+        return list(error.diagnostics)
     rules = config.rules("calib")
-    on_model = check_rules(rules, targets, rules.resolve(targets))
-    return [item.code for item in (*config.warnings, *on_model)]
+    return [*config.warnings, *check_rules(rules, targets, rules.resolve(targets))]
+
+
+def codes_of(load, targets, text, override=""):
+    return [item.code for item in findings_of(load, targets, text, override)]
+
+
+@pytest.mark.parametrize("colour", [False, True], ids=["plain", "colour"])
+def test_the_whole_output_of_every_failing_example(colour, load, targets, tmp_path):
+    """UPDATE_GOLDEN=1 writes them anew. No width is asked for: lines of findings are not wrapped."""
+    shown = ""
+    for page in WITH_EXAMPLE:
+        findings = findings_of(load, targets, page.failing, page.fails_with)
+        shown += format_diagnostics(findings, colour=colour).replace(f"{tmp_path}/", "") + "\n\n"
+    golden = ROOT / "tests" / "golden" / ("codes-colour.txt" if colour else "codes.txt")
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(shown)
+    assert shown == golden.read_text()
 
 
 @pytest.mark.parametrize("page", WITH_EXAMPLE, ids=lambda page: page.code)
