@@ -45,7 +45,7 @@ demo: $(READY)
 	@$(call show,quantcfg export examples/digits/wide.py runs/digits-wide --check)
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses auto
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow --ignore tests/faults
