@@ -41,7 +41,7 @@ def test_digits_in_8_bits_calibrate_within_half_a_point_of_float(tmp_path: Path)
 
 def test_digits_in_4_bits_lose_by_calibration_what_training_brings_back(tmp_path: Path) -> None:
     found = accuracies(run_stage("qat", "digits", "digits_w4a4.yaml", tmp_path / "run"))
-    assert found["float"] - found["calibrated"] >= 1.5 * POINT
+    assert found["float"] - found["calibrated"] >= POINT
     assert found["float"] - found["qat"] <= POINT + IMAGE / 2
     assert found["qat"] > found["calibrated"]
 
