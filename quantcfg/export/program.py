@@ -47,24 +47,25 @@ def export_program(model: nn.Module, call: Call, axes: Axes, progress: Progress)
     samples = frozenset((index, axis) for index, axis in axes if axis == 0)
     try:
         return _export(model, call, axes)
-    except Exception as error:  # whatever torch.export raises
+    except RunError as error:
         if samples == axes:
-            raise _refusal(error) from error
-        progress.note(f"only the axis of the samples is dynamic in the file: {first_line(error)}")
-    try:
-        return _export(model, call, samples)
-    except Exception as error:  # whatever torch.export raises
-        raise _refusal(error) from error
+            raise
+        reason = first_line(error.__cause__ or error)
+        progress.note(f"only the axis of the samples is dynamic in the file: {reason}")
+    return _export(model, call, samples)
 
 
 def _export(model: nn.Module, call: Call, axes: Axes) -> Program:
     wide = widened(call, axes)
     shapes, kwarg_shapes = dynamic_shapes(wide, axes)
     by_parameter = inspect.signature(model.forward).bind(*shapes, **kwarg_shapes).arguments
-    with quiet(), torch.no_grad():
-        exported = torch.export.export(
-            model, wide.args, dict(wide.kwargs), strict=False, dynamic_shapes=by_parameter
-        )
+    try:
+        with quiet(), torch.no_grad():
+            exported = torch.export.export(
+                model, wide.args, dict(wide.kwargs), strict=False, dynamic_shapes=by_parameter
+            )
+    except Exception as error:  # it runs the user's forward, and its own errors have no base in common
+        raise _refusal(error) from error
     return Program(exported, wide, axes)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -77,28 +78,32 @@ def open_session(
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = _ERRORS_ONLY
-    try:
+    with _errors_as("refuses the file"):
         return onnxruntime.InferenceSession(
             content if isinstance(content, bytes) else str(content),
             options,
             providers=["CPUExecutionProvider"],
             disabled_optimizers=list(without),
         )
-    except Exception as error:  # onnxruntime has a type for each of its status codes, and no base of them
-        raise RunError(f"ONNX Runtime refuses the file: {first_line(error)}") from error
 
 
 def runner(session: onnxruntime.InferenceSession) -> Runner:
     """Runs a session; its errors become ours."""
 
     def run(feeds: Feeds) -> Sequence[np.ndarray]:
-        try:
+        with _errors_as("failed on the file"):
             outputs: Sequence[np.ndarray] = session.run(None, feeds)
-        except Exception as error:  # as in `open_session`
-            raise RunError(f"ONNX Runtime failed on the file: {first_line(error)}") from error
         return outputs
 
     return run
+
+
+@contextmanager
+def _errors_as(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # onnxruntime has a type for each of its status codes, and no base of them
+        raise RunError(f"ONNX Runtime {what}: {first_line(error)}") from error
 
 
 def latencies_s(models: Sequence[tuple[Runner, Feeds]]) -> list[float]:

@@ -11,7 +11,7 @@ from rich.text import Text
 from quantcfg.export.report import Check, ExportReport
 from quantcfg.render.console import print_table
 from quantcfg.render.results import integer_facts, metrics_table
-from quantcfg.render.text import safe_text
+from quantcfg.render.text import percent, safe_text
 
 _SHOWN = 5  # quantizers that differ
 
@@ -35,10 +35,10 @@ def _print_check(console: Console, check: Check) -> None:
         table.add_column(title, justify="right")
     for name, found in check.differences.items():
         table.add_row(name, f"{found.max_abs:.2e}", f"{found.rms:.2e}", f"{check.bounds[name]:.2e}",
-                      f"{found.equal_share:.1%}")  # fmt: skip
+                      percent(found.equal_share, 1))  # fmt: skip
     error = check.quantization_error
     table.add_row(
-        "the float model", f"{error.max_abs:.2e}", f"{error.rms:.2e}", "", f"{error.equal_share:.1%}"
+        "the float model", f"{error.max_abs:.2e}", f"{error.rms:.2e}", "", percent(error.equal_share, 1)
     )
     print_table(console, table)
 
@@ -73,7 +73,7 @@ def _integers(check: Check) -> str:
     if not different:
         return f"all {values} equal behind {len(check.quantizers)} quantizers"
     named = ", ".join(f"{d.name} ({d.num_different}, by {d.max_steps})" for d in different[:_SHOWN])
-    return f"{1 - count / values:.4%} of {values} equal; they differ first at {named}"
+    return f"{percent(1 - count / values, 4)} of {values} equal; they differ first at {named}"
 
 
 def _bytes(size: int) -> str:

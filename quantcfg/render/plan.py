@@ -14,7 +14,7 @@ from quantcfg.config.suggest import listing
 from quantcfg.preparation.plan import OpRow, Plan, TensorPlan
 from quantcfg.render.console import print_table
 from quantcfg.render.names import summarize
-from quantcfg.render.text import safe_text
+from quantcfg.render.text import percent, safe_text
 
 _KIB = 1024
 _WIDE = 110  # columns from which on the reasons stand in the table
@@ -155,7 +155,8 @@ def _without_name(reason: str) -> str:
 
 def _summary(plan: Plan) -> list[tuple[str, str]]:
     cover = plan.coverage
-    shares = f"{cover.macs_share:.1%} of multiply-accumulates, {cover.params_share:.1%} of parameters"
+    macs, params = percent(cover.macs_share, 1), percent(cover.params_share, 1)
+    shares = f"{macs} of multiply-accumulates, {params} of parameters"
     sizes = f"{cover.float_size_bytes / _KIB:,.1f} KiB in float, {cover.size_bytes / _KIB:,.1f} KiB quantized"
     lines = [
         ("coverage", f"{shares}, {cover.quantized_ops} of {cover.ops} ops"),

@@ -13,7 +13,7 @@ from rich.text import Text
 from quantcfg.config.suggest import listing
 from quantcfg.render.comparison import print_comparison
 from quantcfg.render.console import print_table
-from quantcfg.render.text import safe_text
+from quantcfg.render.text import percent, safe_text
 
 _TITLES = {"float": "float", "calibrated": "calibrated", "qat": "QAT", "quantized": "quantized"}
 _SHOWN = 4  # ops that are named
@@ -69,9 +69,10 @@ def integer_facts(integers: Mapping[str, Any], name: str = "integers") -> list[t
     """
     ops, values = integers["ops"], integers["num_values"]
     off, more = (sum(op[name] for op in ops) for name in ("off_by_one", "more"))
-    text = f"{integers['equal_share']:.4%} of {values} equal to fake-quant op by op, {off} off by one step"
+    equal = percent(integers["equal_share"], 4)
+    text = f"{equal} of {values} equal to fake-quant op by op, {off} off by one step"
     text += f", {more} by more" if more else ""
-    text += f"; {integers['flowing_share']:.4%} when integers flow through the model"
+    text += f"; {percent(integers['flowing_share'], 4)} when integers flow through the model"
     return [(name, text), *_exceptions(ops)]
 
 

@@ -22,6 +22,13 @@ def _visible(match: re.Match[str]) -> str:
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
+def percent(share: float, digits: int) -> str:
+    """A share in per cent, rounded, but 100 % only where it is all."""
+    whole = f"{1:.{digits}%}"
+    shown = f"{share:.{digits}%}"
+    return f"{1 - 10 ** -(digits + 2):.{digits}%}" if shown == whole and share < 1 else shown
+
+
 def wants_colour(stream: IO[str]) -> bool:
     """Whether a stream is a terminal that colour is welcome on: never a pipe, never with NO_COLOR."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
