@@ -107,11 +107,20 @@ def _inherits(rule: Rule) -> dict[str, Scalar] | None:
 
 def spec_changes(before: QConfigSpec, after: QConfigSpec) -> dict[str, tuple[str, str]]:
     """The fields, written out by either, that differ once defaults are filled in."""
-    old, new = filled(before).values(), filled(after).values()
+    changes = field_changes(before, after, absent=ABSENT)
+    return {name: (value_text(old), value_text(new)) for name, (old, new) in changes.items()}
+
+
+def field_changes(
+    before: QConfigSpec | None, after: QConfigSpec | None, *, absent: Scalar = None
+) -> dict[str, tuple[Scalar, Scalar]]:
+    """The same as plain values, ``absent`` where one has no such field; None as a qconfig has none at all."""
+    old, new = (filled(spec).values() if spec else {} for spec in (before, after))
+    written = (name for spec in (before, after) if spec for name in spec.values())
     return {
-        name: (value_text(old.get(name, ABSENT)), value_text(new.get(name, ABSENT)))
-        for name in dict.fromkeys((*before.values(), *after.values()))
-        if old.get(name, ABSENT) != new.get(name, ABSENT)
+        name: (old.get(name, absent), new.get(name, absent))
+        for name in dict.fromkeys(written)
+        if old.get(name, absent) != new.get(name, absent)
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from quantcfg.config.compare import rule_text as given_text, spec_text
+from quantcfg.config.compare import field_changes, rule_text as given_text, spec_text
 from quantcfg.config.contest import KINDS, Contender, FieldOrigin, contest, field_origins
 from quantcfg.config.findings import nearest_name
 from quantcfg.config.rules import Decision, Rule, RuleSet
@@ -179,12 +179,8 @@ def _label(rule: Rule) -> str:
 
 def _without(decision: Decision, winner: Rule) -> WithoutWinner:
     then = decision.without(winner)
-    old = decision.spec.values() if decision.spec else {}
-    new = then.spec.values() if then.spec else {}
     changes = tuple(
-        FieldChange(name, old.get(name), new.get(name))
-        for name in dict.fromkeys((*old, *new))
-        if old.get(name) != new.get(name)
+        FieldChange(name, *values) for name, values in field_changes(decision.spec, then.spec).items()
     )
     return WithoutWinner(then.spec.name if then.spec else "float", rule_text(then.winner), changes)
 

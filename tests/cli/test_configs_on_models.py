@@ -97,6 +97,18 @@ def test_explain_shows_winner_losers_origins_and_what_would_be(files):
     ]
 
 
+def test_explain_fills_in_defaults_in_what_would_be_otherwise(files):
+    files.write(
+        "rules.yaml",
+        RULES.replace("Linear: sensitive", "Dropout: sensitive").replace(
+            "{preset: inherit, weight_observer: mse}", "sensitive"
+        ),
+    )
+    done = files.run("explain", "model.py", "rules.yaml", "classifier")
+    assert done.code == 0
+    assert "activation_qkwargs.dtype: qint16 -> qint8" in " ".join(done.out.split())
+
+
 def test_an_override_is_an_origin_too(files):
     done = files.run(
         "explain", "model.py", "rules.yaml", "classifier", "--set", "qconfigs.sensitive.weight_observer=kl"
