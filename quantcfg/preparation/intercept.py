@@ -83,7 +83,7 @@ class Interceptor:
         self.active = False
         self._of_thread = _ThreadPosition()
         self._of_compiler = Position()  # which cannot look into a thread's own
-        self.prepared: Any = None  # what `prepare` left; see prepare/state.py
+        self.prepared: Any = None  # what `prepare` left; see preparation/state.py
         self.pending: Any = None  # a preparation that waits for the first forward
         self.deferred_state: Any = None  # the state to set after it
 

@@ -194,8 +194,9 @@ def forward_of(example_inputs: Any) -> Forward:
 
 def _copy(model: nn.Module) -> nn.Module:
     _refuse_unready(model)
+    memo = _derived_tensors(model)
     try:
-        return copy.deepcopy(model, _derived_tensors(model))
+        return copy.deepcopy(model, memo)
     except Exception as error:  # whatever a user's module raises while it is copied
         raise PrepareError(
             f"the model cannot be copied: {error}",

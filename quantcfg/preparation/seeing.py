@@ -11,10 +11,13 @@ from torch import Tensor
 
 
 def memory_of(tensor: Tensor) -> int:
-    """Where the elements of a tensor are kept; tensors that share memory have it in common."""
+    """Which memory a tensor lies in; tensors that share memory have it in common, and no others that live.
+
+    Not its address: that is 0 for everything on the meta device.
+    """
     try:
-        return tensor.untyped_storage().data_ptr()
-    except (NotImplementedError, RuntimeError):  # a sparse tensor, or one that only pretends to have elements
+        return int(tensor.untyped_storage()._cdata)
+    except NotImplementedError:  # sparse, or wrapped by torch.func: it shares with nobody
         return id(tensor)
 
 

@@ -216,6 +216,18 @@ def test_what_an_unseen_part_makes_is_quantized_again() -> None:
     assert plan_of(prepared).never_run == ()
 
 
+def test_a_write_reaches_no_other_tensor_even_where_none_has_an_address() -> None:
+    def run(m: Trap, x: Tensor) -> Tensor:
+        y = m.a(x)
+        ones = torch.zeros_like(y)
+        ones += 1
+        return m.b(y) * ones
+
+    model = Trap(run)
+    on_meta = prepare(copy.deepcopy(model).to("meta"), {"": INT16}, example_inputs=(BATCH.to("meta"),))
+    assert plan_of(on_meta).rows == plan_of(prepare(model, {"": INT16}, example_inputs=(BATCH,))).rows
+
+
 def test_ops_under_vmap_are_float_with_the_reason() -> None:
     found = rows(calibrated(TRAPS["under_vmap"]()))
 
