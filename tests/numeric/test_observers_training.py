@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from quantcfg.numeric.fake_quantize import FAKE_QUANTIZES
 from quantcfg.numeric.observers import OBSERVERS
+from tests.numeric.builders import KINDS, SCHEMES
 
-SCHEMES = ("per_tensor_symmetric", "per_tensor_affine", "per_channel_symmetric", "per_channel_affine")
 SOLVED = ("percentile", "mse", "kl", "mix")
 SIZES = {"few": 40, "many": 3000}  # values per channel are 5 times as many: kept all, or counted in bins
 # Ops that fetch a value to the host, or whose result has a shape that depends on values.
@@ -79,12 +79,9 @@ def test_a_training_step_waits_for_nothing(kind, qscheme, size):
     assert scale.isfinite().all() and (scale > 0).all()
 
 
-@pytest.mark.parametrize("fake_quant", FAKE_QUANTIZES)
-@pytest.mark.parametrize("qscheme", SCHEMES)
+@pytest.mark.parametrize(("fake_quant", "qscheme"), KINDS)
 @pytest.mark.parametrize("kind", SOLVED)
 def test_a_fake_quantize_in_training_waits_for_nothing(kind, qscheme, fake_quant):
-    if fake_quant == "pact" and "affine" in qscheme:
-        pytest.skip("pact has no affine form")
     x = torch.randn(40, 3, 5)
     module = FAKE_QUANTIZES[fake_quant](training(kind, qscheme))
     module.observing = module.quantizing = True
