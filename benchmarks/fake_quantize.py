@@ -8,8 +8,6 @@ copies its input in forward and the gradient in backward.
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import Case, Result, keep_memory, measure, print_table, write_json
+from benchmarks.harness import Case, Result, keep_memory, measure, peer, print_table, write_json
 from quantcfg.numeric.fake_quantize import FAKE_QUANTIZES, FakeQuantizeBase
 from quantcfg.numeric.observers.min_max import MinMaxObserver
 
@@ -96,8 +94,8 @@ def _cases(work: str, x: Tensor, *, compiled: bool) -> Iterator[Case]:
     if compiled:
         torch._dynamo.reset()
         yield Case(work, "quantcfg compiled", run(torch.compile(build(), fullgraph=True)), compiled_budget)
-    for tool, peer in _peers(kind, x, observing=observing, per_channel=per_channel):
-        yield Case(work, tool, run(peer))
+    for tool, module in _peers(kind, x, observing=observing, per_channel=per_channel):
+        yield Case(work, tool, run(module))
 
 
 def _run(module: Callable[[Tensor], Tensor], *, x: Tensor, backward: bool) -> Callable[[], object]:
@@ -126,20 +124,18 @@ def _quantcfg(kind: str, x: Tensor, *, observing: bool, per_channel: bool) -> Fa
 
 
 def _peers(kind: str, x: Tensor, *, observing: bool, per_channel: bool) -> Iterator[tuple[str, nn.Module]]:
-    """The same work in torch.ao and, where it is installed, in torchao. Neither has PACT."""
-    from torch.ao import quantization as ao
-    from torch.ao.quantization._learnable_fake_quantize import _LearnableFakeQuantize
-
-    if kind == "lsq":
-        learnable = partial(_LearnableFakeQuantize, channel_len=x.shape[0] if per_channel else -1)
+    """The same work in torch.ao and torchao, where they are installed. Neither has PACT."""
+    ao = peer("torch.ao.quantization")
+    learned = peer("torch.ao.quantization._learnable_fake_quantize")
+    if kind == "lsq" and learned is not None:
+        learnable = partial(learned._LearnableFakeQuantize, channel_len=x.shape[0] if per_channel else -1)
         module = _observing(ao, learnable, x, per_channel=per_channel)
         module.enable_param_learning()
         yield "torch.ao", module
     if kind == "fake_quant":
-        tools = {"torch.ao": ao}
-        if importlib.util.find_spec("torchao"):
-            tools["torchao"] = importlib.import_module("torchao.quantization.pt2e")
-        for tool, library in tools.items():
+        for tool, library in {"torch.ao": ao, "torchao": peer("torchao.quantization.pt2e")}.items():
+            if library is None:
+                continue
             module = _observing(library, library.FakeQuantize, x, per_channel=per_channel)
             if not observing:
                 module.disable_observer()

@@ -7,14 +7,18 @@ them. The unit is a plain ``y.copy_(x)`` of the same tensor, timed in the same r
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -139,6 +143,19 @@ def _saved_bytes(run: Run) -> int:
     return sum(sizes.values())
 
 
+@cache
+def peer(library: str) -> Any:
+    """A module to compare with, or None where there is none: torch.ao is leaving torch.
+
+    Nothing else is forgiven: a peer that does not work would be a row that goes missing silently.
+    """
+    try:
+        return importlib.import_module(library)
+    except ImportError as error:
+        print(f"{library} left out: {error}", file=sys.stderr)
+        return None
+
+
 def machine() -> dict[str, object]:
     """What the figures depend on."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -163,7 +180,7 @@ def print_table(results: Sequence[Result]) -> None:
         )
 
 
-def write_json(path: Path, results: Sequence[Result], **more: object) -> None:
-    """The same figures and ``more``, with the machine they come from."""
+def write_json(path: Path, results: Sequence[Any], **more: object) -> None:
+    """The figures of ``results``, dataclasses, and ``more``, with the machine they come from."""
     record = {"machine": machine(), "results": [asdict(result) for result in results], **more}
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

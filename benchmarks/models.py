@@ -159,7 +159,7 @@ def examine(name: str, make: Maker) -> Outcome:
         _examine(model.eval(), inputs, outcome)
         outcome.ok = True
     except Exception as error:  # whatever a model raises is a line of the table
-        outcome.error = f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
+        outcome.error = f"{type(error).__name__}: {error}".splitlines()[0][:180]
         traceback.print_exc(limit=-3, file=sys.stderr)
     return outcome
 

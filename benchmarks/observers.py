@@ -7,7 +7,6 @@ milliseconds, and the true squared error of the range that mse finds over that o
 from __future__ import annotations
 
 import argparse
-import importlib
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Case, measure, milliseconds, print_table, write_json
+from benchmarks.harness import Case, measure, milliseconds, peer, print_table, write_json
 from quantcfg.numeric.observers import OBSERVERS
 from quantcfg.numeric.observers.base import Observer
 from quantcfg.numeric.qparams import QParams, choose_qparams, fake_quantize
@@ -84,9 +83,7 @@ def _training(kind: str) -> Observer:
 
 def _peers(x: Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
     """torch.ao's observers, while torch still has them."""
-    try:
-        module = importlib.import_module("torch.ao.quantization.observer")
-    except ImportError:
+    if (module := peer("torch.ao.quantization.observer")) is None:
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

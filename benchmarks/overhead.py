@@ -11,23 +11,20 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-import json
-import platform
 import statistics
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import quantcfg as qc
+from benchmarks.harness import Run, peer, write_json
 
-Run = Callable[[], object]
 BUDGETS = {
     ("resnet18", "qat", "eager"): 1.20, ("resnet18", "qat", "compiled"): 1.10,
     ("encoder", "qat", "eager"): 1.08, ("encoder", "qat", "compiled"): 1.02,
@@ -166,16 +163,11 @@ def qat_runs(make: Callable[[], tuple[nn.Module, Tensor]], *, compiled: bool) ->
 
 
 def _torch_ao_qat(model: nn.Module, x: Tensor) -> nn.Module | None:
-    """The same with torch.ao's FX mode, where this torch still has it and it takes the model."""
-    try:
-        from torch.ao.quantization import get_default_qat_qconfig_mapping
-        from torch.ao.quantization.quantize_fx import prepare_qat_fx
-
-        mapping = get_default_qat_qconfig_mapping("x86")
-        return prepare_qat_fx(copy.deepcopy(model).train(), mapping, (x,))
-    except Exception as error:  # a peer that does not work is left out
-        print(f"torch.ao left out: {type(error).__name__}: {str(error).splitlines()[0][:90]}")
+    """The same with torch.ao's FX mode."""
+    if (fx := peer("torch.ao.quantization.quantize_fx")) is None:
         return None
+    mapping = torch.ao.quantization.get_default_qat_qconfig_mapping("x86")
+    return fx.prepare_qat_fx(copy.deepcopy(model).train(), mapping, (x,))
 
 
 def calibration_runs(make: Callable[[], tuple[nn.Module, Tensor]], observer: str) -> dict[str, Run]:
@@ -183,23 +175,18 @@ def calibration_runs(make: Callable[[], tuple[nn.Module, Tensor]], observer: str
     qconfig = qc.get_default_qconfig(activation_observer=observer, weight_observer="min_max")
     prepared = qc.prepare(model.eval(), {"": qconfig}, example_inputs=(x,), stage="calib").eval()
     models = {"float": model, "quantcfg": prepared}
-    peer = {"min_max": "MinMaxObserver", "mse": "HistogramObserver"}.get(observer)
-    if peer is not None:
-        models["torch.ao"] = _torch_ao_calibration(model, x, peer)
+    counterpart = {"min_max": "MinMaxObserver", "mse": "HistogramObserver"}.get(observer)
+    if counterpart is not None:
+        models["torch.ao"] = _torch_ao_calibration(model, x, counterpart)
     return {name: _forward(m, x) for name, m in models.items() if m is not None}
 
 
-def _torch_ao_calibration(model: nn.Module, x: Tensor, observer: str) -> Any:
-    try:
-        from torch.ao import quantization
-        from torch.ao.quantization.quantize_fx import prepare_fx
-
-        kinds = getattr(quantization, observer), quantization.default_weight_observer
-        mapping = quantization.QConfigMapping().set_global(quantization.QConfig(*kinds))
-        return prepare_fx(copy.deepcopy(model), mapping, (x,))
-    except Exception as error:  # a peer that does not work is left out
-        print(f"torch.ao left out: {type(error).__name__}: {str(error).splitlines()[0][:90]}")
+def _torch_ao_calibration(model: nn.Module, x: Tensor, observer: str) -> nn.Module | None:
+    if (fx := peer("torch.ao.quantization.quantize_fx")) is None:
         return None
+    ao = torch.ao.quantization
+    qconfig = ao.QConfig(getattr(ao, observer), ao.default_weight_observer)
+    return fx.prepare_fx(copy.deepcopy(model), ao.QConfigMapping().set_global(qconfig), (x,))
 
 
 def _forward(model: nn.Module, x: Tensor) -> Run:
@@ -254,9 +241,7 @@ def main() -> None:
             results.append(result)
             print(line(result), flush=True)
     if options.json:
-        machine = {"torch": torch.__version__, "cpu": platform.machine(), "threads": options.threads}
-        record = {"machine": machine, "results": [asdict(result) for result in results]}
-        options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_json(options.json, results)
 
 
 if __name__ == "__main__":
