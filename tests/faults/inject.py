@@ -21,7 +21,12 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+import torch._dynamo  # torch.optim would, at the first optimizer of every fork: more than a second each
 
+import quantcfg.cli.app
+import quantcfg.cli.session
+import quantcfg.render.progress
+import quantcfg.render.results
 import quantcfg.stages.calib
 import quantcfg.stages.qat  # noqa: F401  before the forks
 from quantcfg.cli.main import main

@@ -33,8 +33,6 @@ from pathlib import Path
 import torch
 from inject import TEMPORARY_MARK, contents, violations
 
-import quantcfg.stages.calib
-import quantcfg.stages.qat  # noqa: F401  before the forks
 from quantcfg.cli.main import main
 from quantcfg.runs import checkpoint, writer
 from quantcfg.stages import seeding
