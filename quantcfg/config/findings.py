@@ -8,8 +8,15 @@ from dataclasses import dataclass, field, replace
 
 from quantcfg.config.collect import Findings
 from quantcfg.config.matching import NameIndex, first_dead_segment
-from quantcfg.config.nodes import shortened
-from quantcfg.config.patterns import REGEX_PREFIX, is_exact, parse_pattern
+from quantcfg.config.nodes import place_in_key, shortened
+from quantcfg.config.patterns import (
+    REGEX_PREFIX,
+    Alternative,
+    Segment,
+    alternatives,
+    is_exact,
+    parse_pattern,
+)
 from quantcfg.config.repair import repaired_segment
 from quantcfg.config.rules import Classes, Decision, Rule, RuleSet, Target, resolve_stack
 from quantcfg.config.suggest import listing, nearest
@@ -17,6 +24,8 @@ from quantcfg.errors import Diagnostic
 
 CHECKED = ("module_type", "module_name")
 MAX_NAMED = 3
+_Hint = tuple[str | None, tuple[str, ...]]
+"""What was most likely meant, if anything is near, and what is known about where matching stops."""
 
 
 def check_rules(
@@ -27,9 +36,10 @@ def check_rules(
 ) -> list[Diagnostic]:
     """What is wrong with rules on this model, sorted by place.
 
-    Errors: a rule matches nothing and is not optional; an expected count differs. Warnings: a rule is always
-    beaten; a rule wins and changes nothing; two patterns of equal rank disagree and only their order decides;
-    a rule matches only ``idle`` modules, which never ran: these are given by path with their classes.
+    Errors: a rule, or an alternative of its pattern, matches nothing and is not optional; an expected count
+    differs. Warnings: a rule is always beaten; a rule wins and changes nothing; two patterns of equal rank
+    disagree and only their order decides; a rule matches only ``idle`` modules, which never ran: these are
+    given by path with their classes.
     """
     findings = Findings(dict(ruleset.sources))
     tree, asleep = _Tree(targets), _Tree((), idle or {})
@@ -46,6 +56,7 @@ def check_rules(
             _report_unmatched(rule, tree, findings)
         elif rule.kind in CHECKED:
             _report_effect(rule, effects[id(rule)], findings)
+            _report_alternatives(rule, matched, (tree, asleep), findings)
     _report_ties(decisions, findings)
     return [*findings.errors, *sorted(findings.warnings, key=lambda item: (item.place is None, item.place))]
 
@@ -116,7 +127,7 @@ def _report_unmatched(rule: Rule, tree: _Tree, findings: Findings) -> None:
     if rule.optional:
         return
     what = "class" if rule.kind == "module_type" else "name"
-    hint, notes = _type_hint(rule, tree) if rule.kind == "module_type" else _name_hint(rule, tree)
+    hint, notes = _type_hint(rule, tree) if rule.kind == "module_type" else _pattern_hint(rule.pattern, tree)
     advice = f"write `{hint}`" if hint else _advice(rule, tree)
     findings.error(
         "QC201",
@@ -126,6 +137,39 @@ def _report_unmatched(rule: Rule, tree: _Tree, findings: Findings) -> None:
         notes=notes,
         help=advice,
     )
+
+
+def _report_alternatives(
+    rule: Rule, matched: Sequence[str], trees: tuple[_Tree, _Tree], findings: Findings
+) -> None:
+    """Report the names of a ``{a,b}`` that match nothing while others do: they were meant to match, too."""
+    is_glob = rule.kind == "module_name" and not rule.exact and not rule.pattern.startswith(REGEX_PREFIX)
+    if rule.optional or not is_glob:
+        return
+    tree, asleep = trees
+    for item in alternatives(rule.pattern):
+        index: NameIndex[bool] = NameIndex([])
+        index.add_segments(item.segments, True)
+        if any(map(index.matches, matched)) or any(map(index.matches, asleep.matched_by(rule))):
+            continue
+        hint, notes = _name_hint(item.segments, tree)
+        near = _between(hint, item) if hint else None
+        if near in item.group:
+            hint, near, notes = None, None, notes[:1]
+        findings.error(
+            "QC204",
+            f"`{shortened(item.text)}` of the rule `{shortened(rule.pattern)}` matches nothing",
+            rule.place and place_in_key(rule.pattern, rule.place, item.offset, len(item.text)),
+            label=f"did you mean `{near or hint}`?" if hint else "no name of this model",
+            notes=notes,
+            help=f"write `{near}`" if near else "remove it, or write `{use: ..., optional: true}`",
+        )
+
+
+def _between(name: str, item: Alternative) -> str | None:
+    """What stands in ``name`` where the alternative stands in its pattern, if all around it is the same."""
+    is_same = name.startswith(item.head) and name.endswith(item.tail)
+    return name[len(item.head) : len(name) - len(item.tail)] or None if is_same else None
 
 
 def _advice(rule: Rule, tree: _Tree) -> str:
@@ -149,7 +193,7 @@ def _report_idle(rule: Rule, names: Sequence[str], findings: Findings) -> None:
     )
 
 
-def _type_hint(rule: Rule, tree: _Tree) -> tuple[str | None, tuple[str, ...]]:
+def _type_hint(rule: Rule, tree: _Tree) -> _Hint:
     own = [classes[0] for classes in tree.types.values()]
     names = list(dict.fromkeys(name for spellings in own for name in spellings))
     short = list(dict.fromkeys(spellings[-1] for spellings in own if spellings))
@@ -158,13 +202,17 @@ def _type_hint(rule: Rule, tree: _Tree) -> tuple[str | None, tuple[str, ...]]:
     return nearest(rule.pattern, names), (f"classes of this model: {listing(short, 16)}",)
 
 
-def _name_hint(rule: Rule, tree: _Tree) -> tuple[str | None, tuple[str, ...]]:
-    if rule.pattern.startswith(REGEX_PREFIX):
+def _pattern_hint(pattern: str, tree: _Tree) -> _Hint:
+    if pattern.startswith(REGEX_PREFIX):
         return None, ("a regular expression must match a whole name",)
-    if any(segment.is_any_depth for segment in parse_pattern(rule.pattern)):
-        return _repaired_anywhere(rule.pattern, tree), ()
-    index, reached = first_dead_segment(rule.pattern, tree.paths)
-    segments = [segment.text for segment in parse_pattern(rule.pattern)]
+    return _name_hint(parse_pattern(pattern), tree)
+
+
+def _name_hint(parsed: Sequence[Segment], tree: _Tree) -> _Hint:
+    segments = [segment.text for segment in parsed]
+    if any(segment.is_any_depth for segment in parsed):
+        return _repaired_anywhere(segments, tree), ()
+    index, reached = first_dead_segment(parsed, tree.paths)
     children = list(dict.fromkeys(child for path in reached for child in tree.children(path)))
     where = f"`{reached[0]}`" if reached[0] else "the model"
     note = f"matching stops at segment {index + 1}: {where} has "
@@ -177,16 +225,15 @@ def _name_hint(rule: Rule, tree: _Tree) -> tuple[str | None, tuple[str, ...]]:
     return (repaired, (note, f"`{repaired}` matches {count}")) if count else (None, (note,))
 
 
-def nearest_name(name: str, targets: Sequence[Target]) -> tuple[str | None, tuple[str, ...]]:
+def nearest_name(name: str, targets: Sequence[Target]) -> _Hint:
     """The name of a module or op that ``name`` was meant to be, if one is near, and where it goes astray."""
     if not is_exact(name) or not all(name.split(".")):
         return None, ()
-    return _name_hint(Rule("module_name", name, None), _Tree(targets))
+    return _name_hint(parse_pattern(name), _Tree(targets))
 
 
-def _repaired_anywhere(pattern: str, tree: _Tree) -> str | None:
+def _repaired_anywhere(segments: Sequence[str], tree: _Tree) -> str | None:
     """The change of one segment that makes a pattern with ``**`` match; such a one stops nowhere."""
-    segments = [segment.text for segment in parse_pattern(pattern)]
     known = sorted({name for path in tree.paths for name in path.split(".")})
     for position, text in enumerate(segments):
         near = repaired_segment(text, known) if text != "**" and text not in known else None

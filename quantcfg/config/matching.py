@@ -103,12 +103,11 @@ def _closure(states: Sequence[_State[T]]) -> tuple[_State[T], ...]:
     return tuple(reached.values())
 
 
-def first_dead_segment(pattern: str, paths: Iterable[str]) -> tuple[int, list[str]]:
+def first_dead_segment(segments: Sequence[Segment], paths: Iterable[str]) -> tuple[int, list[str]]:
     """Where a glob stops matching: the index of its first segment that nothing fits, and the names before it.
 
     The names are all paths that the segments before that one do reach (``""`` is the model itself).
     """
-    segments = parse_pattern(pattern)
     everything = sorted({"", *paths})
     reached = [""]
     for index in range(len(segments)):

@@ -124,6 +124,14 @@ def bad_leaves(node: Node) -> bool:
     return any(bad_leaves(entry.node) for entry in node.entries.values())
 
 
+def place_in_key(key: str, place: Place, offset: int, length: int) -> Place:
+    """The place of a part of a key; that of the whole key where escapes move its characters."""
+    quotes = (place.length - len(key)) // 2
+    if quotes not in (0, 1):
+        return place
+    return Place(place.file, place.line, place.column + quotes + offset, max(length, 1))
+
+
 def key_path(loc: Sequence[str | int]) -> str:
     """A location as people write it: ``qat.optimizer.lr``, ``qconfig.templates[0]``."""
     text = ""

@@ -29,6 +29,15 @@ RULE_PAGES = (
         "version: 1\nqconfig:\n  global: w8a8\n",
     ),
     Page(
+        "QC204",
+        "an alternative of a pattern matches nothing",
+        "The pattern matches, but not with this one of the names between its braces, which is most likely "
+        "misspelt. The numbers of a range need not all be there. A rule whose alternatives may match nothing "
+        "says so: `{use: w8a8, optional: true}`.",
+        "version: 1\nqconfig:\n  global: w8a8\n  module_name:\n    blocks.*.{mlp,atn}: w4a8\n",
+        "version: 1\nqconfig:\n  global: w8a8\n  module_name:\n    blocks.*.{mlp,attn}: w4a8\n",
+    ),
+    Page(
         "QC210",
         "two patterns disagree and only their order decides (warning)",
         "Both match the same module and give it different qconfigs; the later one wins.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -13,6 +14,7 @@ MAX_RANGE = 10_000
 MAX_REPEATS = 4
 MAX_BRACES = 16
 _SPECIAL = re.compile(r"[*?{}\[\]]")
+_BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(0|[1-9]\d{0,8})\.\.(0|[1-9]\d{0,8})")
 
 
@@ -64,6 +66,34 @@ def parse_pattern(pattern: str) -> tuple[Segment, ...]:
     if len(pattern) > MAX_LENGTH:
         raise PatternError(f"longer than {MAX_LENGTH} characters")
     return tuple(_segment(text, offset) for text, offset in _split(pattern))
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """One name of a ``{a,b}``, which stands at ``offset`` between ``head`` and ``tail``, braces left out.
+
+    ``group`` holds all names of these braces, ``segments`` the pattern with this one alone.
+    """
+
+    text: str
+    offset: int
+    group: tuple[str, ...]
+    head: str
+    tail: str
+    segments: tuple[Segment, ...]
+
+
+def alternatives(pattern: str) -> Iterator[Alternative]:
+    """Every alternative of a glob pattern that can be read; the numbers of a range are none."""
+    for braces in _BRACES.finditer(pattern):
+        head, tail, offset = pattern[: braces.start()], pattern[braces.end() :], braces.start() + 1
+        group = () if _RANGE.fullmatch(braces[1]) else tuple(braces[1].split(","))
+        for name in group:
+            before = head.rstrip("*") if name.startswith("*") else head
+            after = tail.lstrip("*") if name.endswith("*") else tail
+            with suppress(PatternError):  # `^a` is a name between braces alone
+                yield Alternative(name, offset, group, head, tail, parse_pattern(f"{before}{name}{after}"))
+            offset += len(name) + 1
 
 
 def parse_regex(pattern: str) -> re.Pattern[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from quantcfg.config.collect import Findings
 from quantcfg.config.forms import RULE_KEYS
 from quantcfg.config.layers import merge
-from quantcfg.config.nodes import Entry, Items, Leaf, Node, Table, shortened
+from quantcfg.config.nodes import Entry, Items, Leaf, Node, Table, place_in_key, shortened
 from quantcfg.config.patterns import REGEX_PREFIX, PatternError, is_exact, parse_pattern, parse_regex
 from quantcfg.config.qconfigs import Broken, QConfigReader
 from quantcfg.config.rules import Rule, in_order
@@ -146,15 +146,9 @@ def check_pattern(kind: str, pattern: str, place: Place, findings: Findings) -> 
             parse_regex(pattern) if pattern.startswith(REGEX_PREFIX) else parse_pattern(pattern)
         except PatternError as error:
             summary = f"`{shortened(pattern)}` is not a pattern: {error}"
-            findings.error("QC130", summary, _inside(place, pattern, error.offset), help=error.hint)
+            where = place_in_key(pattern, place, error.offset, len(pattern) - error.offset)
+            findings.error("QC130", summary, where, help=error.hint)
 
 
 def _is_odd_name(pattern: str) -> bool:
     return not pattern or ".." in pattern or pattern.startswith(".") or pattern.endswith(".")
-
-
-def _inside(place: Place, pattern: str, offset: int) -> Place:
-    quotes = (place.length - len(pattern)) // 2
-    if quotes not in (0, 1):
-        return place
-    return Place(place.file, place.line, place.column + quotes + offset, max(len(pattern) - offset, 1))
