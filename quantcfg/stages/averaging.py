@@ -8,41 +8,50 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from quantcfg.stages.sharded import local, reshard, sharded_like
+
 
 class WeightAverage:
     """A moving average of what a model learns, ``average = decay * average + (1 - decay) * weights``.
 
     It holds every parameter, learned scales and clips among them, and the statistics of batch norms. Observed
-    ranges are taken as they are: they are moving averages already. It starts at the weights of the model.
+    ranges are taken as they are: they are moving averages already. It starts at the weights of the model. Of a
+    model that is sharded every rank averages its part.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
+        self._model = model
         self._weights = _averaged(model)
         self._average = [weight.detach().clone() for weight in self._weights]
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the weights, after an optimizer step."""
-        torch._foreach_lerp_(self._average, self._weights, 1 - self.decay)
+        average, weights = ([local(tensor) for tensor in group] for group in (self._average, self._weights))
+        torch._foreach_lerp_(average, weights, 1 - self.decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Inside the block the model has the average in the place of its weights."""
         weights = self.weights()
-        _copy(self._average, self._weights)
+        self._put(self._average)
         try:
             yield
         finally:
-            _copy(weights, self._weights)
+            self._put(weights)
 
     def weights(self) -> list[Tensor]:
-        """A copy of the weights that are trained."""
+        """A copy of the weights that are trained, sharded as they are."""
         return [weight.detach().clone() for weight in self._weights]
 
     def load(self, weights: Sequence[Tensor]) -> None:
-        """Go on where `weights` was called inside a run; the model holds the average of then."""
+        """Go on where `weights` was called inside a run, whole; the model holds the average of then."""
         _copy(self._weights, self._average)
+        self._put([sharded_like(own, one) for own, one in zip(self._weights, weights, strict=True)])
+
+    def _put(self, weights: Sequence[Tensor]) -> None:
+        reshard(self._model)  # else the next forward would go on with what is gathered already
         _copy(weights, self._weights)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from quantcfg.errors import UsageError, UserCodeError
+from quantcfg.errors import UserCodeError
 from quantcfg.stages.distillation import Teacher
 from quantcfg.stages.job import Job
 from quantcfg.stages.sharded import is_fsdp, is_sharded
@@ -84,12 +84,10 @@ def shard(job: Job, model: nn.Module) -> None:
     """Shard ``model`` in place by the model file's ``shard(model, mesh)``, if it has one and ranks are many.
 
     Raises:
-        UserCodeError: ``shard`` raised.
-        UsageError: What does not go with it is asked for as well.
+        UserCodeError: ``shard`` raised, or left nothing to shard.
     """
     if not (job.ranks.are_many and job.model_file.has("shard")):
         return
-    _refuse_what_shards_cannot(job)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -101,16 +99,3 @@ def shard(job: Job, model: nn.Module) -> None:
         fully_shard(model, mesh=mesh)  # what no part of the model has taken
     if not any(is_sharded(parameter) for parameter in model.parameters()):
         raise UserCodeError("shard() left no parameter to shard", where=place_of(function))
-
-
-def _refuse_what_shards_cannot(job: Job) -> None:
-    with job.ranks.alike():
-        if job.config.qat.autocast == "float16":
-            raise UsageError(
-                "qat.autocast: float16 does not go with shard(): ranks would disagree about steps to skip",
-                hint="autocast: bfloat16 needs no loss scale",
-            )
-        if job.config.qat.ema is not None:
-            raise UsageError(
-                "qat.ema does not go with shard()", hint="train under DDP, or without a moving average"
-            )

@@ -35,6 +35,21 @@ def whole(tensor: Tensor) -> Tensor:
     return full
 
 
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this rank holds, in the same memory; all of it where it is not sharded."""
+    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part.detach()
+
+
+def sharded_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A whole tensor, sharded as ``parameter`` is, if that is; then every rank has to ask."""
+    if not (hasattr(parameter, "device_mesh") and hasattr(parameter, "placements")):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+
+
 def whole_state(value: Any) -> Any:
     """The same nested state with every tensor whole; every rank has to ask."""
     if isinstance(value, Tensor):
@@ -59,8 +74,4 @@ def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
 def _like(parameter: Tensor, value: Any) -> Any:
     """What is as large as its parameter is sharded like it."""
     is_alike = isinstance(value, Tensor) and value.shape == parameter.shape and value.dim() > 0
-    if not (is_alike and hasattr(parameter, "device_mesh") and hasattr(parameter, "placements")):
-        return value
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return sharded_like(parameter, value) if is_alike else value

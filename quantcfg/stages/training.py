@@ -107,7 +107,7 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state(),
             "random": random_state(),
-            "weights": self.average.weights() if self.average is not None else None,
+            "weights": whole_state(self.average.weights()) if self.average is not None else None,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:

@@ -160,13 +160,38 @@ def test_a_sharded_model_trains_alike_and_goes_on(folder, qconfig):
     folder.assert_equal("run", "2")
 
 
-@pytest.mark.parametrize("setting", ["autocast=float16", "ema=0.9"])
+STEEP = """
+def optimizer(model):
+    return torch.optim.SGD(model.last.parameters(), lr=0.05)
+def loss(outputs, batch):
+    fault("loss")
+    steep = outputs[:, 0].float().mean() * 10  # in the first row alone, of which the first rank has the part
+    return F.cross_entropy(outputs.float(), batch[1]) + steep
+"""
+
+
 @pytest.mark.slow
-def test_what_shards_cannot_is_refused_once(folder, setting):
-    rewrite(folder, SHARD)
-    (done,) = run_jobs(qat(folder, "run", 2, "--set", f"qat.{setting}"))
-    assert done.codes == [2, 2]
-    assert done.message.count("error:") == 1 and "does not go with shard()" in done.message
+def test_the_parts_of_a_sharded_model_are_averaged_and_scaled_as_one(folder):
+    rewrite(folder, SHARD + STEEP, **EVERYTHING | {"autocast": "float16", "epochs": 4})
+    alone, whole, stopped, resumed, other = run_jobs(
+        qat(folder, "1", 1),
+        qat(folder, "2", 2),
+        qat(folder, "run", 2, environment={"FAULT": "loss:1:4:15"}),
+        qat(folder, "run", 2, "--resume"),
+        qat(folder, "3", 3),
+    )
+    for done in (alone, whole, resumed, other):
+        assert (set(done.codes), done.message) == ({0}, "")
+    assert stopped.codes == [143, 143]
+    folder.assert_equal("run", "2")
+    for size in ("2", "3"):
+        folder.assert_close(size, "1", rtol=1e-2, atol=1e-3)
+        assert scales(folder, size) == scales(folder, "1")
+    assert 1 <= folder.result("1")["num_skipped_steps"] < 8 < folder.result("1")["num_steps"]
+
+
+def scales(folder, run):
+    return [row["loss_scale"] for row in rows(folder, run) if "loss_scale" in row]
 
 
 ONE_BATCH = ("--set", "qat.accumulate=1", "--set", "qat.epochs=1")
