@@ -61,6 +61,18 @@ qat:
   scheduler: {name: cosine}
   schedule: {freeze_observers_after: 2}
 """
+RULES = """\
+version: 1
+qconfigs:
+  sensitive: {preset: w8a8, activation_qkwargs: {dtype: qint16}}
+qconfig:
+  global: w8a8
+  module_type:
+    Linear: sensitive
+  module_name:
+    class*: {preset: inherit, weight_observer: mse}
+"""
+"""A config with one rule of each kind on that model; a rule of a name may be added at its end."""
 
 
 @dataclass(frozen=True)

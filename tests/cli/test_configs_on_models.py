@@ -4,17 +4,8 @@ import json
 
 import pytest
 
-RULES = """\
-version: 1
-qconfigs:
-  sensitive: {preset: w8a8, activation_qkwargs: {dtype: qint16}}
-qconfig:
-  global: w8a8
-  module_type:
-    Linear: sensitive
-  module_name:
-    class*: {preset: inherit, weight_observer: mse}
-"""
+from tests.cli.conftest import RULES
+
 TYPO = "version: 1\nqconfig:\n  global: w8a8\n  module_name:\n    clasifier: w8a16\n"
 IDLE = "version: 1\nqconfig:\n  global: w8a8\n  module_name:\n    drop: w8a16\n"
 

@@ -5,19 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import RULES
+
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
-RULES = """\
-version: 1
-qconfigs:
-  sensitive: {preset: w8a8, activation_qkwargs: {dtype: qint16}}
-qconfig:
-  global: w8a8
-  module_type:
-    Linear: sensitive
-  module_name:
-    class*: {preset: inherit, weight_observer: mse}
-    drop: w8a16
-"""
 TYPOS = """\
 version: 1
 qconfig:
@@ -59,7 +49,11 @@ SURFACES = {
 
 @pytest.fixture
 def shown(project, monkeypatch):
-    for name, text in (("rules.yaml", RULES), ("typos.yaml", TYPOS), ("misses.yaml", MISSES)):
+    for name, text in (
+        ("rules.yaml", f"{RULES}    drop: w8a16\n"),
+        ("typos.yaml", TYPOS),
+        ("misses.yaml", MISSES),
+    ):
         project.write(name, text)
 
     def on(surface, arguments):
