@@ -102,7 +102,7 @@ $(READY):
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@echo "installing into .venv"
 	@$(PIP) torch
-	@$(PIP) --editable ".[dev,demo,export]"
+	@$(PIP) --editable ".[dev,demo,export,tensorboard]"
 	@rm -f .venv/.ready-*
 	@touch $@
 

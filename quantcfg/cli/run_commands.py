@@ -27,6 +27,10 @@ _AlsoInteger = Annotated[
     bool,
     typer.Option("--integer", help="also evaluate the model that computes in integers, in the end"),
 ]
+_TensorBoard = Annotated[
+    bool,
+    typer.Option("--tensorboard", help="also write what metrics.jsonl says as events for TensorBoard"),
+]
 
 
 def calib(
@@ -74,6 +78,7 @@ def qat(
     *,
     source: _From = None,
     integer: _AlsoInteger = False,
+    tensorboard: _TensorBoard = False,
     output: options.Output = None,
     overrides: options.Overrides = None,
     seed: options.Seed = 0,
@@ -101,7 +106,7 @@ def qat(
 
         job = make_job(model, config, overrides, seed=seed, device=device, quiet=quiet, ranks=ranks)
         with open_run(target, resume=resume, force=force, writes=job.ranks.is_first, checkpoint=named) as run:
-            run_qat(job, run, start, integer=integer)
+            run_qat(job, run, start, integer=integer, tensorboard=tensorboard)
     if job.ranks.is_first:
         _print_run(path, output_format)
 

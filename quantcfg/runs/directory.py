@@ -3,6 +3,7 @@
     config/input.yaml config/overrides.yaml config/resolved.yaml
     plan.json metrics.jsonl log.txt timing.json result.json manifest.json
     checkpoints/<step>/model.safetensors training.safetensors state.json manifest.json
+    tensorboard/  only where it was asked for
     calib/        only in a qat run that calibrated first: that calibration, a run directory itself
 
 ``result.json``, ``plan.json``, ``metrics.jsonl`` and the tensors depend on config, model, data, seed and
@@ -12,14 +13,15 @@ versions alone. `VOLATILE` names what a repeated run writes differently: times, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from quantcfg.errors import RunError, UsageError
 from quantcfg.runs import lock, manifest
+from quantcfg.runs.events import EventLog
 from quantcfg.runs.metrics import NAME as METRICS, MetricsLog
 from quantcfg.runs.saver import Saver, settled
 from quantcfg.runs.writer import (
@@ -31,10 +33,10 @@ from quantcfg.runs.writer import (
     write_text,
 )
 
-VOLATILE = ("log.txt", "timing.json", manifest.NAME)
-_CONFIG, _CHECKPOINTS, _CALIB = "config", "checkpoints", "calib"
+VOLATILE = ("log.txt", "timing.json", "tensorboard", manifest.NAME)
+_CONFIG, _CHECKPOINTS, _CALIB, _EVENTS = "config", "checkpoints", "calib", "tensorboard"
 _PLAN, _RESULT, _TIMING, _LOG = "plan.json", "result.json", "timing.json", "log.txt"
-_FOLDERS = (_CONFIG, _CHECKPOINTS, _CALIB)
+_FOLDERS = (_CONFIG, _CHECKPOINTS, _CALIB, _EVENTS)
 _FILES = (_PLAN, METRICS, _LOG, _TIMING, _RESULT, manifest.NAME)
 _ELSEWHERE = "choose another directory with -o"
 
@@ -45,13 +47,14 @@ class RunDirectory:
 
     ``resume``: what is there is to be gone on with; otherwise it is to be replaced. ``writes``: this process
     is the one that writes; of several that share a run only one does. ``checkpoint``: the one to go on from,
-    where the newest is not wanted.
+    where the newest is not wanted. ``events``: who is told what is measured, beside ``metrics.jsonl``.
     """
 
     path: Path
     resume: bool = False
     writes: bool = True
     checkpoint: Path | None = None
+    events: EventLog | None = None
     saver: Saver = field(default_factory=Saver, compare=False, repr=False)
 
     @property
@@ -72,7 +75,11 @@ class RunDirectory:
     @property
     def metrics(self) -> MetricsLog:
         """What was measured, step by step."""
-        return MetricsLog(self.path / METRICS, self.writes)
+        return MetricsLog(self.path / METRICS, self.writes, self.events)
+
+    def with_events(self, complain: Callable[[str], None]) -> RunDirectory:
+        """The same run with events for TensorBoard; ``complain`` is told when they cannot be written."""
+        return replace(self, events=EventLog(self.path / _EVENTS, complain, self.writes))
 
     @property
     def resolved_config(self) -> Path:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantcfg.runs.events import EventLog
 from quantcfg.runs.writer import append_line, write_text
 
 NAME = "metrics.jsonl"
@@ -14,15 +16,18 @@ NAME = "metrics.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class MetricsLog:
-    """Appends what was measured after each step, in the one process that ``writes``."""
+    """Appends what was measured after each step, in the one process that ``writes``, and tells ``events``."""
 
     path: Path
     writes: bool = True
+    events: EventLog | None = None
 
     def append(self, *, step: int, **values: Any) -> None:
         """Write one line. Floats that are not finite become their names: JSON has no word for them."""
         if self.writes:
             append_line(self.path, json.dumps({"step": step} | {k: _plain(v) for k, v in values.items()}))
+        if self.events is not None:
+            self.events.append(step, dict(_scalars(values)))
 
     def read(self) -> list[dict[str, Any]]:
         """The whole lines; a last one that a killed run left torn is passed over."""
@@ -36,11 +41,21 @@ class MetricsLog:
             return
         kept = [row for row in self.read() if row["step"] <= step]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        if self.events is not None:
+            self.events.begin(step)
 
 
 def _plain(value: Any) -> Any:
     is_strange = isinstance(value, float) and value - value != 0
     return str(value) if is_strange else value
+
+
+def _scalars(values: Mapping[str, Any], group: str = "training") -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _scalars(value, name)
+        else:
+            yield f"{group}/{name}", float(value)
 
 
 def _parse(line: str) -> dict[str, Any] | None:

@@ -78,11 +78,20 @@ def remove_directory(path: Path) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line to a log by one system call, so that lines of a killed run are not interleaved."""
+    """Append one line to a log, like `append_bytes`."""
+    append_bytes(path, line.encode() + b"\n")
+
+
+def append_bytes(path: Path, data: bytes) -> None:
+    """Append to a log by one system call, so that what a killed run wrote last is not interleaved.
+
+    Raises:
+        RunError: The system refused.
+    """
     with naming(path):
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
-            _write_all(handle, line.encode() + b"\n")
+            _write_all(handle, data)
         finally:
             os.close(handle)
 

@@ -14,12 +14,14 @@ from torch import nn
 from quantcfg.preparation.state import (
     FakeQuantState,
     check_observers,
+    fake_quants,
     load_observer_params,
     plan_of,
     set_fake_quantize,
 )
 from quantcfg.runs.checkpoint import Checkpoint
 from quantcfg.runs.directory import RunDirectory, open_run
+from quantcfg.runs.events import require_tensorboard
 from quantcfg.runs.log import LOGGER, logging_to
 from quantcfg.stages import records
 from quantcfg.stages.averaging import WeightAverage
@@ -35,6 +37,7 @@ from quantcfg.stages.optimizers import Schedule, build_optimizer, build_schedule
 from quantcfg.stages.parallel import make_worker, shard
 from quantcfg.stages.scaling import LossScaler
 from quantcfg.stages.selection import Selection
+from quantcfg.stages.sharded import whole
 from quantcfg.stages.sharding import Pulse
 from quantcfg.stages.signals import StopRequest, stop_request
 from quantcfg.stages.training import Length, Trainer, enter_phase
@@ -53,15 +56,26 @@ class _Stage:
     integer: bool
 
 
-def run_qat(job: Job, run: RunDirectory, source: Path | None = None, *, integer: bool = False) -> None:
+def run_qat(
+    job: Job,
+    run: RunDirectory,
+    source: Path | None = None,
+    *,
+    integer: bool = False,
+    tensorboard: bool = False,
+) -> None:
     """Train the model of ``job`` and leave a finished run in ``run``. A finished one stays as it is.
 
     It starts from the calibration run ``source``; without one it calibrates first, in ``run/calib``.
-    ``integer`` evaluates the model that computes in integers, too.
+    ``integer`` evaluates the model that computes in integers, too; ``tensorboard`` writes events for it.
 
     Raises:
         QuantcfgError: See the exit codes; nothing under a final name is half-written.
     """
+    if tensorboard:
+        with job.ranks.alike():
+            require_tensorboard()
+        run = run.with_events(job.progress.note)
     if records.is_finished(job, run):
         return
     if source is not None:
@@ -259,7 +273,18 @@ def _evaluate(stage: _Stage, trainer: Trainer) -> None:
     trainer.newest_metrics = metrics
     epoch = position.epoch + (position.batch > 0)
     stage.run.metrics.append(step=position.step, epoch=epoch, evaluation=metrics)
+    if stage.run.events is not None:
+        stage.run.events.append(position.step, _learned(stage.model))
     trainer.is_stopped = selection.is_exhausted
+
+
+def _learned(model: nn.Module) -> dict[str, float]:
+    """What the quantizers learn, each parameter by its mean over the channels."""
+    return {
+        f"quantizers/{name}.{parameter}": float(whole(value.detach()).mean())
+        for name, fake_quant in fake_quants(model).items()
+        for parameter, value in fake_quant.named_parameters(recurse=False)
+    }
 
 
 def _save(stage: _Stage, trainer: Trainer) -> None:
