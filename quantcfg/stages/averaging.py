@@ -15,8 +15,8 @@ class WeightAverage:
     """A moving average of what a model learns, ``average = decay * average + (1 - decay) * weights``.
 
     It holds every parameter, learned scales and clips among them, and the statistics of batch norms. Observed
-    ranges are taken as they are: they are moving averages already. It starts at the weights of the model. Of a
-    model that is sharded every rank averages its part.
+    ranges are taken as they are: they are moving averages already. It starts at the weights of the model, of
+    which each rank averages its part where they are sharded.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

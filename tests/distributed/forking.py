@@ -1,12 +1,15 @@
 """Runs command lines in several ranks each, forked from one process that has imported everything once.
 
-It reads a JSON list of jobs from stdin and prints what became of each: exit codes, stdout and stderr by rank.
+It reads jobs from stdin, one in each line as JSON, and prints what became of each: exit codes, stdout and stderr
+by rank.
 What torchrun sets is set here; torchrun itself is in test_torchrun.py.
 """
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
+import importlib
 import json
 import os
 import signal
@@ -18,12 +21,24 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 LIMIT_S = 300  # then a rank says where it is and ends
 PATIENCE_S = 10
 ROOT = Path(__file__).parents[2]
+_NEEDED = (
+    "numpy.random",
+    "quantcfg.cli.app",
+    "quantcfg.cli.run_commands",
+    "quantcfg.export.export",
+    "quantcfg.render.progress",
+    "quantcfg.render.results",
+    "quantcfg.stages.meeting",
+    "quantcfg.stages.qat",
+    "torch._dynamo",  # by optimizers
+)
 
 
 @dataclass(frozen=True)
@@ -53,24 +68,34 @@ class Outcome:
 
 def run_jobs(*jobs: Job) -> list[Outcome]:
     """Run the jobs, one after the other."""
-    asked = json.dumps([vars(job) for job in jobs])
+    return [Outcome(**json.loads(_asked(json.dumps(vars(job))))) for job in jobs]
+
+
+def _asked(job: str) -> str:
+    server = _server()
+    assert server.stdin is not None and server.stdout is not None
+    server.stdin.write(f"{job}\n")
+    server.stdin.flush()
+    answer = server.stdout.readline()
+    assert answer, f"the process that forks ended with {server.wait()}"
+    return answer
+
+
+@cache
+def _server() -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tests.distributed.forking"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    done = subprocess.run(
-        command, input=asked, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return [Outcome(**outcome) for outcome in json.loads(done.stdout)]
+    pipe = subprocess.PIPE
+    server = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True)
+    atexit.register(server.communicate)  # it ends with its input
+    return server
 
 
 def main() -> None:
-    import quantcfg.cli.run_commands
-    import quantcfg.export.export
-    import quantcfg.stages.meeting
-    import quantcfg.stages.qat
-
-    del quantcfg
-    json.dump([run(job) for job in json.load(sys.stdin)], sys.stdout)
+    for name in _NEEDED:
+        importlib.import_module(name)
+    for line in sys.stdin:
+        print(json.dumps(run(json.loads(line))), flush=True)
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
@@ -93,6 +118,7 @@ def start(job: dict[str, Any], rank: int, port: int, folder: Path) -> int:
         return child
     code = 99
     try:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(folder / f"{rank}.{name}", os.O_WRONLY | os.O_CREAT), number)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
