@@ -8,9 +8,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from quantcfg.render.console import print_table
+from quantcfg.render.tables import add_numbers, cell, keys_of, new_table, print_table
 from quantcfg.render.text import safe_text
 
 _MOST_ROWS = 40
@@ -32,24 +31,18 @@ def print_comparison(console: Console, comparison: Mapping[str, Any]) -> None:
 
 
 def _noise_table(rows: Sequence[Mapping[str, Any]], observers: Sequence[str]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("op")
-    table.add_column("")
-    for kind in observers:
-        table.add_column(kind, justify="right")
+    table = new_table("op", "", gap=3)
+    add_numbers(table, observers)
     table.add_column("chosen")
     for row in rows:
         cells = [_noise(row["noise"].get(kind)) for kind in observers]
-        table.add_row(Text(safe_text(row["op"])), row["slot"], *cells, row["chosen"])
+        table.add_row(cell(row["op"]), row["slot"], *cells, row["chosen"])
     return table
 
 
 def _metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    names = list(dict.fromkeys(name for values in metrics.values() for name in values))
-    table.add_column("everywhere")
-    for name in names:
-        table.add_column(Text(safe_text(name)), justify="right")
+    table, names = new_table("everywhere", gap=3), keys_of(metrics)
+    add_numbers(table, names)
     for kind, values in metrics.items():
         table.add_row(kind, *(f"{values[name]:.4f}" if name in values else "-" for name in names))
     return table

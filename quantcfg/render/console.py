@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from quantcfg.render.text import safe_text, wants_colour
@@ -26,16 +25,6 @@ def result_console() -> Console:
 def message_console() -> Console:
     """Where progress, notes, warnings and errors go."""
     return _console(stderr=True)
-
-
-def print_table(console: Console, table: Table) -> None:
-    """Print ``table``; in a file or pipe without the spaces that pad its lines."""
-    if console.is_terminal:
-        console.print(table)
-        return
-    with console.capture() as capture:
-        console.print(table)
-    console.file.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
 
 
 def say(kind: str, text: str) -> None:

@@ -8,14 +8,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from quantcfg.config.catalogue import slot_text
 from quantcfg.config.compare import BOTH, Change
 from quantcfg.preparation.outcomes import Treatment
-from quantcfg.render.console import print_table
 from quantcfg.render.names import summarize
-from quantcfg.render.text import safe_text
+from quantcfg.render.tables import cell, new_table, print_line, print_table
 from quantcfg.stages.comparing import OpChange
 
 DIFF_VERSION = 1
@@ -37,7 +35,7 @@ def print_diff(
 ) -> None:
     """Print what differs; ops that differ alike share a row."""
     if not changes and not ops:
-        console.print(_cell(f"{names[0]} and {names[1]} mean the same"), soft_wrap=True)
+        print_line(console, f"{names[0]} and {names[1]} mean the same")
     if changes:
         print_table(console, _changes(names, changes))
     if changes and ops:
@@ -47,10 +45,10 @@ def print_diff(
 
 
 def _changes(names: tuple[str, str], changes: Sequence[Change]) -> Table:
-    table = _table("what", *names, "stage")
+    table = new_table("what", *names, "stage")
     for change in changes:
         stage = "" if change.stage == BOTH else change.stage
-        table.add_row(*map(_cell, (change.what, change.before, change.after, stage)))
+        table.add_row(*map(cell, (change.what, change.before, change.after, stage)))
     return table
 
 
@@ -58,9 +56,9 @@ def _ops(names: tuple[str, str], ops: Sequence[OpChange]) -> Table:
     groups: dict[tuple[str, str, str], list[str]] = {}
     for change in ops:
         groups.setdefault((change.stage, *_differing(change)), []).append(change.name)
-    table = _table("ops", "n", *names, "stage")
+    table = new_table("ops", "n", *names, "stage")
     for (stage, before, after), members in groups.items():
-        table.add_row(*map(_cell, (summarize(members), str(len(members)), before, after, stage)))
+        table.add_row(*map(cell, (summarize(members), str(len(members)), before, after, stage)))
     return table
 
 
@@ -81,14 +79,3 @@ def _parts(made: Treatment) -> dict[str, str]:
     if made.weight:
         parts["weight"] = slot_text(made.weight)
     return parts | {f"input {name}": slot_text(spec) for name, spec in made.inputs}
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(_cell(column), overflow="fold")
-    return table
-
-
-def _cell(text: str) -> Text:
-    return Text(safe_text(text))

@@ -6,14 +6,12 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from quantcfg.config.catalogue import slot_text, value_text
 from quantcfg.config.contest import FieldOrigin
 from quantcfg.errors import Place
-from quantcfg.render.console import print_table
 from quantcfg.render.names import summarize
-from quantcfg.render.text import safe_text
+from quantcfg.render.tables import cell, new_table, print_line, print_table
 from quantcfg.stages.explaining import OpExplanation, RuleExplanation, WithoutWinner
 
 
@@ -33,18 +31,18 @@ def place_text(place: Place | None) -> str:
 def _print_op(console: Console, op: OpExplanation) -> None:
     made = op.treatment
     reason = f", {op.reason}" if op.reason else ""
-    _line(console, f"{op.name}, {op.module_type}, stage {op.stage}: {op.qconfig}")
-    _line(console, f"  {made.role}{reason}")
+    print_line(console, f"{op.name}, {op.module_type}, stage {op.stage}: {op.qconfig}")
+    print_line(console, f"  {made.role}{reason}")
     for note in op.notes:
-        _line(console, f"  {note}")
+        print_line(console, f"  {note}")
     if made.output:
-        _line(console, f"  output  {slot_text(made.output)}")
+        print_line(console, f"  output  {slot_text(made.output)}")
     if made.weight:
-        _line(console, f"  weight  {slot_text(made.weight)}")
+        print_line(console, f"  weight  {slot_text(made.weight)}")
     for name, spec in made.inputs:
-        _line(console, f"  input   {slot_text(spec)}, of {name}")
+        print_line(console, f"  input   {slot_text(spec)}, of {name}")
     console.print()
-    print_table(console, _rules(op)) if op.rules else _line(console, "no rule speaks of it")
+    print_table(console, _rules(op)) if op.rules else print_line(console, "no rule speaks of it")
     if op.fields:
         console.print()
         print_table(console, _fields(op.fields))
@@ -54,56 +52,41 @@ def _print_op(console: Console, op: OpExplanation) -> None:
 
 
 def _rules(op: OpExplanation) -> Table:
-    table = _table("", "rule", "", "at", "gives", "because")
+    table = new_table("", "rule", "", "at", "gives", "because")
     for rule in op.rules:
         cells = (rule.verdict, rule.kind, rule.pattern, place_text(rule.place), rule.gives, rule.why)
-        table.add_row(*map(_cell, cells))
+        table.add_row(*map(cell, cells))
     return table
 
 
 def _fields(fields: tuple[FieldOrigin, ...]) -> Table:
-    table = _table("field", "value", "from", "at")
+    table = new_table("field", "value", "from", "at")
     table.columns[0].no_wrap = True
     for item in fields:
-        table.add_row(*map(_cell, (item.field, value_text(item.value), item.origin, place_text(item.place))))
+        table.add_row(*map(cell, (item.field, value_text(item.value), item.origin, place_text(item.place))))
     return table
 
 
 def _print_without(console: Console, without: WithoutWinner, op: OpExplanation) -> None:
-    _line(console, f"without {op.rules[0].kind} {op.rules[0].pattern}".rstrip() + f": {without.qconfig}")
-    _line(console, f"  by {without.rule}")
+    print_line(console, f"without {op.rules[0].kind} {op.rules[0].pattern}".rstrip() + f": {without.qconfig}")
+    print_line(console, f"  by {without.rule}")
     for change in without.changes:
-        _line(console, f"  {change.field}: {value_text(change.now)} -> {value_text(change.then)}")
+        print_line(console, f"  {change.field}: {value_text(change.now)} -> {value_text(change.then)}")
     if not without.changes:
-        _line(console, "  nothing changes")
+        print_line(console, "  nothing changes")
 
 
 def _print_rule(console: Console, rule: RuleExplanation) -> None:
     name = f"{rule.kind} {rule.pattern}".rstrip()
-    _line(console, f"{name}, {place_text(rule.place)}, stage {rule.stage}: {rule.gives}")
-    _line(console, f"  wins   {_counted(rule.wins)}")
-    _line(console, f"  decides alone  {_counted(rule.changes)}")
+    print_line(console, f"{name}, {place_text(rule.place)}, stage {rule.stage}: {rule.gives}")
+    print_line(console, f"  wins   {_counted(rule.wins)}")
+    print_line(console, f"  decides alone  {_counted(rule.changes)}")
     losses: dict[str, list[str]] = {}
     for loss in rule.loses:
         losses.setdefault(loss.to, []).append(loss.name)
     for to, names in losses.items():
-        _line(console, f"  loses  {_counted(names)}, to {to}")
+        print_line(console, f"  loses  {_counted(names)}, to {to}")
 
 
 def _counted(names: list[str] | tuple[str, ...]) -> str:
     return f"{len(names)}: {summarize(list(names))}" if names else "nothing"
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _cell(text: str) -> Text:
-    return Text(safe_text(text))
-
-
-def _line(console: Console, text: str) -> None:
-    console.print(_cell(text), soft_wrap=True)

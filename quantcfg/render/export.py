@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from quantcfg.export.report import Check, ExportReport
-from quantcfg.render.console import print_table
 from quantcfg.render.results import integer_facts, metrics_table
-from quantcfg.render.text import percent, safe_text
+from quantcfg.render.tables import add_numbers, new_table, print_facts, print_table
+from quantcfg.render.text import percent
 
 _SHOWN = 5  # quantizers that differ
 
@@ -20,8 +18,7 @@ def print_export(console: Console, report: ExportReport) -> None:
     """Print what was checked, then the file."""
     if report.check is not None:
         _print_check(console, report.check)
-    for name, text in _facts(report):
-        console.print(Text(f"{name:<12} {safe_text(text)}"), soft_wrap=True)
+    print_facts(console, _facts(report), width=12)
 
 
 def _print_check(console: Console, check: Check) -> None:
@@ -29,10 +26,8 @@ def _print_check(console: Console, check: Check) -> None:
         print_table(console, metrics_table(check.metrics))
     if not check.differences:
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("difference from fake-quant")
-    for title in ("max", "RMS", "allowed RMS", "equal"):
-        table.add_column(title, justify="right")
+    table = new_table("difference from fake-quant", gap=3)
+    add_numbers(table, ("max", "RMS", "allowed RMS", "equal"))
     for name, found in check.differences.items():
         table.add_row(name, f"{found.max_abs:.2e}", f"{found.rms:.2e}", f"{check.bounds[name]:.2e}",
                       percent(found.equal_share, 1))  # fmt: skip
@@ -44,26 +39,34 @@ def _print_check(console: Console, check: Check) -> None:
 
 
 def _facts(report: ExportReport) -> Iterator[tuple[str, str]]:
-    check = report.check
-    if check is not None and check.num_qparams:
+    if report.check is not None:
+        yield from _check_facts(report.check)
+    yield "size", _size(report)
+    yield "quantizers", f"{report.num_weights} of weights, {report.num_activations} of activations"
+    if report.check is None:
+        yield "check", "not run"
+    yield "file", report.path
+
+
+def _check_facts(check: Check) -> Iterator[tuple[str, str]]:
+    if check.num_qparams:
         yield "qparams", f"{check.num_qparams} scales and zero points equal bit for bit"
-    if check is not None and check.quantizers:
+    if check.quantizers:
         yield "integers", _integers(check)
-    if check is not None and check.integers is not None:
+    if check.integers is not None:
         yield from integer_facts(check.integers.to_dict(), "reference")
-    if check is not None and check.latency_s and "float" in check.latency_s:
+    if check.latency_s:
         float_s, quantized_s = check.latency_s["float"], check.latency_s["quantized"]
         speed = f"{float_s / quantized_s:.2f} times as fast"
         yield "latency", f"{quantized_s * 1e3:.3f} ms, float {float_s * 1e3:.3f} ms ({speed})"
-    if check is not None and check.sizes and "float" in check.sizes:
-        ratio = check.sizes["float"] / check.sizes["quantized"]
-        yield "size", f"{_bytes(report.size_bytes)}, float {_bytes(check.sizes['float'])} ({ratio:.2f} times)"
-    else:
-        yield "size", _bytes(report.size_bytes)
-    yield "quantizers", f"{report.num_weights} of weights, {report.num_activations} of activations"
-    if check is None:
-        yield "check", "not run"
-    yield "file", report.path
+
+
+def _size(report: ExportReport) -> str:
+    sizes = report.check.sizes if report.check else None
+    if not sizes:
+        return _bytes(report.size_bytes)
+    ratio = sizes["float"] / sizes["quantized"]
+    return f"{_bytes(report.size_bytes)}, float {_bytes(sizes['float'])} ({ratio:.2f} times)"
 
 
 def _integers(check: Check) -> str:

@@ -12,15 +12,16 @@ from rich.text import Text
 
 from quantcfg.config.suggest import listing
 from quantcfg.preparation.plan import OpRow, Plan, TensorPlan
-from quantcfg.render.console import print_table
 from quantcfg.render.names import summarize
-from quantcfg.render.text import percent, safe_text
+from quantcfg.render.tables import add_numbers, cell, new_table, print_facts, print_line, print_table
+from quantcfg.render.text import percent
 
 _KIB = 1024
 _WIDE = 110  # columns from which on the reasons stand in the table
 _Notes = dict[str, int]
 """Reasons and their numbers."""
 _MOST = 5  # pairs that are printed
+_NAMES = 10  # columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +46,16 @@ class Header:
 
 def print_plan(console: Console, plan: Plan, header: Header, *, expand: bool) -> None:
     """Print the ops of ``plan``, its coverage and what was never run."""
-    for name, text in _heading(plan, header):
-        console.print(Text(f"{name:<10} {safe_text(text)}"), soft_wrap=True)
+    print_facts(console, _heading(plan, header), width=_NAMES)
     console.print()
     notes: _Notes | None = {} if console.width < _WIDE else None
     print_table(console, _expanded(plan.rows, notes) if expand else _grouped(plan.rows, notes))
     console.print()
     for text, number in (notes or {}).items():
-        console.print(Text(f"{number:>2}  {safe_text(text)}"), soft_wrap=True)
+        print_line(console, f"{number:>2}  {text}")
     if notes:
         console.print()
-    for name, text in _summary(plan):
-        console.print(Text(f"{name:<10} {safe_text(text)}"), soft_wrap=True)
+    print_facts(console, _summary(plan), width=_NAMES)
 
 
 def _heading(plan: Plan, header: Header) -> list[tuple[str, str]]:
@@ -88,12 +87,11 @@ def _expanded(rows: Sequence[OpRow], notes: _Notes | None) -> Table:
 
 
 def _table(name: str, *numbers: str, narrow: bool) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = new_table()
     table.add_column("role", no_wrap=True)
     table.add_column("qconfig", no_wrap=True)
     table.add_column(name, overflow="fold")
-    for number in numbers:
-        table.add_column(number, justify="right", no_wrap=True)
+    add_numbers(table, numbers)
     for tensor in ("output, weight",) if narrow else ("activation", "weight"):
         table.add_column(tensor, no_wrap=True)
     table.add_column("" if narrow else "because", overflow="fold")
@@ -102,9 +100,9 @@ def _table(name: str, *numbers: str, narrow: bool) -> Table:
 
 def _add(table: Table, notes: _Notes | None, kind: _Kind, *middle: str) -> None:
     """Add a row; on a narrow terminal its reason is a number, which is explained beneath the table."""
-    start, because = [_cell(text) for text in (kind.role, kind.qconfig, *middle)], kind.because
+    start, because = [cell(text) for text in (kind.role, kind.qconfig, *middle)], kind.because
     if notes is None:
-        table.add_row(*start, _cell(kind.activation), _cell(kind.weight), _cell(because))
+        table.add_row(*start, cell(kind.activation), cell(kind.weight), cell(because))
     else:
         number = str(notes.setdefault(because, len(notes) + 1)) if because else ""
         table.add_row(*start, _stacked(kind), number)
@@ -113,11 +111,7 @@ def _add(table: Table, notes: _Notes | None, kind: _Kind, *middle: str) -> None:
 def _stacked(kind: _Kind) -> Text:
     """Output and weight beneath each other, for terminals too narrow to have both on a line."""
     named = {"o": kind.activation, "w": kind.weight}
-    return Text("\n").join(_cell(f"{name} {text}") for name, text in named.items() if text)
-
-
-def _cell(text: str) -> Text:
-    return Text(safe_text(text))
+    return Text("\n").join(cell(f"{name} {text}") for name, text in named.items() if text)
 
 
 def _kind(row: OpRow, *, expand: bool) -> _Kind:

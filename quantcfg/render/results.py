@@ -12,10 +12,9 @@ from rich.text import Text
 
 from quantcfg.config.suggest import listing
 from quantcfg.render.comparison import print_comparison
-from quantcfg.render.console import print_table
+from quantcfg.render.tables import add_numbers, keys_of, new_table, print_facts, print_table
 from quantcfg.render.text import percent, safe_text
 
-_TITLES = {"float": "float", "calibrated": "calibrated", "qat": "QAT", "quantized": "quantized"}
 _SHOWN = 4  # ops that are named
 
 
@@ -43,22 +42,18 @@ def print_report(console: Console, report: RunReport) -> None:
         console.print("no metrics: the model file has no eval_data()", soft_wrap=True)
     for guard in report.result.get("guards", ()):
         console.print(_guard_line(guard), soft_wrap=True)
-    for name, text in _facts(report):
-        console.print(Text(f"{name:<9} {safe_text(text)}"), soft_wrap=True)
+    print_facts(console, _facts(report), width=9)
 
 
 def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> Table:
     """One row per state of the model, and how far each metric is from the first row."""
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    names = list(dict.fromkeys(name for values in metrics.values() for name in values))
-    table.add_column("")
+    table, names = new_table("", gap=3), keys_of(metrics)
     for name in names:
-        table.add_column(Text(safe_text(name)), justify="right")
-        table.add_column("change", justify="right")
+        add_numbers(table, (name, "change"))
     base = next(iter(metrics.values()))
     for state, values in metrics.items():
         cells = [cell for name in names for cell in _cells(values.get(name), base.get(name), values is base)]
-        table.add_row(_TITLES.get(state, state), *cells)
+        table.add_row("QAT" if state == "qat" else state, *cells)
     return table
 
 
