@@ -12,6 +12,7 @@ from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 from quantcfg.errors import RunError
+from quantcfg.export.deployed import wide_arguments
 from quantcfg.stages.batches import first_tensor
 from quantcfg.stages.job import Job
 
@@ -42,6 +43,11 @@ class Call:
     def tensors(self) -> list[Tensor]:
         """The tensors in the arguments, in the order of `leaves`."""
         return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+
+    def in_float32(self) -> Call:
+        """These arguments with float32 in the place of bfloat16."""
+        args, kwargs = wide_arguments((self.args, dict(self.kwargs)))
+        return Call(args, kwargs)
 
     def like(self, example: Call) -> Call:
         """These arguments with keywords in the order of ``example``.

@@ -33,6 +33,7 @@ from quantcfg.stages.integers import evaluate_integers, integer_report
 from quantcfg.stages.user_code import first_line, in_batch
 
 UNOPTIMISED, OPTIMISED = "ONNX Runtime, unoptimised", "ONNX Runtime"
+DEPLOYED = "the deployed model"
 _SESSIONS: dict[str, dict[str, Any]] = {
     UNOPTIMISED: {"optimised": False},
     "ONNX Runtime, biases in float": {"optimised": True, "without": ("WeightBiasQuantization",)},
@@ -152,31 +153,42 @@ def _qparams_in(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 
 def _compare(subject: Subject, files: Mapping[str, nn.Module]) -> dict[str, Difference]:
-    """How far ``files``, the float and the frozen model are from the fake-quant model."""
-    models = {"float": subject.float_model, "frozen": subject.frozen.model, **files}
-    totals = dict.fromkeys(models, Difference())
+    """How far ``files``, the float and the deployed model are from the fake-quant model, as it was trained.
+
+    Raises:
+        RunError: the frozen model differs from the deployed one.
+    """
+    models = {"float": subject.float_model, **files}
+    totals = dict.fromkeys([*models, DEPLOYED], Difference())
     source, forward = subject.job.source(subject.data), subject.job.model_file.forward
     with torch.no_grad(), subject.job.progress.task("comparing", None) as task:
         for index, batch in source.batches(limit=MAX_BATCHES):
             with in_batch(source.name, index):
-                expected = forward(subject.model, batch)
+                expected, same = forward(subject.model, batch), forward(subject.deployed, batch)
+                totals[DEPLOYED] += difference(same, expected)
                 for name, model in models.items():
                     totals[name] += difference(forward(model, batch), expected)
+                _refuse_different(difference(forward(subject.frozen.model, batch), same))
             task.advance()
     return totals
 
 
-def _check(subject: Subject, found: dict[str, Difference], model: nn.Module | None) -> Check:
-    error, frozen = found.pop("float"), found.pop("frozen")
+def _refuse_different(frozen: Difference) -> None:
     if frozen.max_abs or frozen.num_changed:
         raise RunError(f"the frozen model differs from the fake-quant model by up to {frozen.max_abs:.3g}")
+
+
+def _check(subject: Subject, found: dict[str, Difference], model: nn.Module | None) -> Check:
+    error, own = found.pop("float"), found[DEPLOYED]
+    if not (own.max_abs or own.num_changed):
+        del found[DEPLOYED]
     bounds = {name: bound(error, _share(name)) for name in found}
     for name, part in found.items():
         _refuse_beyond_bound(name, part, bounds[name])
     metrics = _metrics(subject, model)
     batches = subject.job.source(subject.data).num_batches()
     compared = MAX_BATCHES if batches is None else min(batches, MAX_BATCHES)
-    integers = integer_report(subject.job, subject.model, subject.data)
+    integers = integer_report(subject.job, subject.deployed, subject.data)
     return Check(metrics, found, error, bounds, compared, integers=integers)
 
 
@@ -186,7 +198,7 @@ def _metrics(subject: Subject, model: nn.Module | None) -> dict[str, dict[str, f
     metrics = {
         "float": evaluate(subject.float_model, source, progress, "evaluating the float model"),
         "fake-quant": evaluate(subject.model, source, progress, "evaluating the fake-quant model"),
-        "integer": evaluate_integers(subject.job, subject.model),
+        "integer": evaluate_integers(subject.job, subject.deployed),
     }
     if model is None:
         return metrics
@@ -250,7 +262,7 @@ def _quantizers(
             copied.graph.output.append(
                 onnx.helper.make_tensor_value_info(value, onnx.TensorProto.FLOAT, None)
             )
-    watched = path.with_name("watched.onnx")
+    watched = path.with_name(f"watched-{path.name}")
     onnx.save(copied, watched)
     session = open_session(watched, optimised=False)
     arrays = dict(zip(outputs, session.run(list(outputs.values()), feeds), strict=True))

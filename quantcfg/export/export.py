@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
-from quantcfg.errors import QuantcfgError, UsageError
+from quantcfg.errors import QuantcfgError, RunError, UsageError
 from quantcfg.export import table
 from quantcfg.export.calls import Call, example_calls, source_name, varying_axes
-from quantcfg.export.files import publish, staged, write_durably
+from quantcfg.export.deployed import deployed, is_bfloat16, sharing_copy, use_float32
+from quantcfg.export.files import durable, publish, staged
 from quantcfg.export.freeze import FrozenModel, freeze
 from quantcfg.export.ops import PLAIN, SINGLE, Ops
 from quantcfg.export.program import Program, export_program, quiet
 from quantcfg.export.report import Check, ExportReport, Subject
 from quantcfg.preparation.state import FakeQuantState, plan_of, set_fake_quantize
 from quantcfg.runs.directory import RunDirectory
-from quantcfg.runs.writer import to_json
+from quantcfg.runs.writer import naming, to_json
 from quantcfg.stages import records
 from quantcfg.stages.fingerprint import versions
 from quantcfg.stages.job import Job
-from quantcfg.stages.user_code import in_batch
+from quantcfg.stages.user_code import first_line, in_batch
 
 SUFFIXES = {"onnx": ".onnx", "safetensors": ".safetensors", "pt2": ".pt2"}
 _NEEDED = {"onnx": ("onnx", "onnxscript"), "safetensors": (), "pt2": ()}
@@ -56,20 +58,21 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """A run rebuilt, and how its model is called."""
+    """A run rebuilt, its model as it is deployed, and how that is called."""
 
     job: Job
     run: RunDirectory
     float_model: nn.Module
     model: nn.Module
+    deployed: nn.Module
     batch: Any
     calls: list[Call]
     metadata: Mapping[str, str]
 
     def freeze(self, ops: Ops) -> FrozenModel:
-        """A frozen copy of the model, made on the first batch."""
+        """A frozen copy of the deployed model, made on the first batch."""
         with in_batch(source_name(self.job), 0):
-            return freeze(self.model, lambda model: self.job.model_file.forward(model, self.batch), ops)
+            return freeze(self.deployed, lambda model: self.job.model_file.forward(model, self.batch), ops)
 
     def export(self, model: nn.Module) -> Program:
         """``model`` as an exported program."""
@@ -78,17 +81,15 @@ class _Work:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """The files by name, and a check that has yet to be run on them, in the folder where they lie."""
+    """What is to be written: ``write`` puts it at a path, and returns the names of the files there.
+
+    ``check`` is to be run on the path that was written to.
+    """
 
     frozen: FrozenModel
-    contents: Mapping[str, bytes]
+    write: Callable[[Path], list[str]]
     check: Callable[[Path], Check]
     program: Program | None = None
-
-    @property
-    def size_bytes(self) -> int:
-        """Of the model: the table of a ``safetensors`` export is not part of it."""
-        return sum(len(content) for name, content in self.contents.items() if not name.endswith(".json"))
 
 
 def export_run(job: Job, run: RunDirectory, request: Request) -> ExportReport:
@@ -100,22 +101,38 @@ def export_run(job: Job, run: RunDirectory, request: Request) -> ExportReport:
     """
     _refuse_output(request)
     wants_check = _wants_check(request)
-    work = _work(job, run)
+    work = _work(job, run, request)
     with torch.no_grad():
         made = _MAKERS[request.format](work, request)
-        _refuse_paths([request.output.with_name(name) for name in made.contents], force=request.force)
-        with staged(request.output, made.contents) as folder:
-            check = made.check(folder) if wants_check else None
-            publish(folder, request.output, list(made.contents))
+        with staged(request.output) as folder:
+            path = folder / request.output.name
+            names = _written(made, path, request.output)
+            _refuse_paths([request.output.with_name(name) for name in names], force=request.force)
+            check = made.check(path) if wants_check else None
+            size_bytes = sum((folder / name).stat().st_size for name in names if not name.endswith(".json"))
+            publish(folder, request.output, names)
     return ExportReport(
         path=str(request.output),
         format=request.format,
-        size_bytes=made.size_bytes,
+        size_bytes=size_bytes,
         num_weights=len(made.frozen.weights),
         num_activations=len(made.frozen.activations),
         dynamic_axes=_dynamic_axes(made.program),
         check=check,
     )
+
+
+def _written(made: _Made, path: Path, output: Path) -> list[str]:
+    """Write what was made to ``path``; the error names ``output``.
+
+    Raises:
+        RunError: the system refused.
+    """
+    try:
+        with naming(output):
+            return made.write(path)
+    except (SafetensorError, RuntimeError) as error:  # how safetensors and torch say that a disk is full
+        raise RunError(f"cannot write '{output}': {first_line(error)}") from error
 
 
 def _refuse_output(request: Request) -> None:
@@ -146,17 +163,21 @@ def _wants_check(request: Request) -> bool:
     return can if request.check is None else request.check
 
 
-def _work(job: Job, run: RunDirectory) -> _Work:
+def _work(job: Job, run: RunDirectory, request: Request) -> _Work:
     rebuilt = records.rebuild(job, run)
     set_fake_quantize(rebuilt.model, FakeQuantState.VALIDATION)
+    in_float32 = request.format == "onnx"
+    if in_float32 and is_bfloat16(rebuilt.model):
+        job.progress.note("the model is in bfloat16; the file computes in float32, with the same weights")
     examples = example_calls(job, rebuilt.model)
     return _Work(
         job=job,
         run=run,
-        float_model=rebuilt.float_model,
+        float_model=rebuilt.float_model.eval(),
         model=rebuilt.model.eval(),
+        deployed=deployed(rebuilt.model, in_float32=in_float32),
         batch=examples[0][0],
-        calls=[call for _, call in examples],
+        calls=[call.in_float32() if in_float32 else call for _, call in examples],
         metadata=_metadata(run, rebuilt.result),
     )
 
@@ -178,75 +199,82 @@ def _prefixed(found: Mapping[str, str]) -> dict[str, str]:
 
 
 def _make_onnx(work: _Work, request: Request) -> _Made:
-    from quantcfg.export.external import contents_of
-    from quantcfg.export.onnx_file import check_file, to_onnx
+    from quantcfg.export.onnx_file import to_onnx, write
 
+    del request
     frozen = work.freeze(SINGLE)
     program = work.export(frozen.model)
-    proto = to_onnx(program, work.metadata)
+    model = to_onnx(program, work.metadata)
 
-    def check(folder: Path) -> Check:
+    def check(path: Path) -> Check:
         from quantcfg.export.check import check_onnx
 
-        path = folder / request.output.name
-        check_file(path)
-        return check_onnx(_subject(work, frozen, program), path, _float_file(work, folder))
+        return check_onnx(_subject(work, frozen, program), path, _float_file(work, path))
 
-    return _Made(frozen, contents_of(proto, request.output.name), check, program)
+    return _Made(frozen, lambda path: write(model, path), check, program)
 
 
-def _float_file(work: _Work, folder: Path) -> Path | None:
+def _float_file(work: _Work, path: Path) -> Path | None:
     """The float model in the same format, to compare size and speed with; None where it cannot be made."""
-    from quantcfg.export.external import contents_of
-    from quantcfg.export.onnx_file import to_onnx
+    from quantcfg.export.onnx_file import to_onnx, write
 
+    beside = path.with_name(f"float-{path.name}")
     try:
-        contents = contents_of(to_onnx(work.export(work.float_model), {}), "float.onnx")
+        write(to_onnx(work.export(use_float32(sharing_copy(work.float_model))), {}), beside)
     except QuantcfgError as error:
         work.job.progress.note(f"no float file to compare with: {error.message}")
         return None
-    for name, content in contents.items():
-        write_durably(folder / name, content)
-    return folder / "float.onnx"
+    return beside
 
 
 def _make_pt2(work: _Work, request: Request) -> _Made:
+    del request
     frozen = work.freeze(PLAIN)
     program = work.export(frozen.model)
     for node in program.exported.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
     program.exported.example_inputs = None  # the user's data
-    stream = io.BytesIO()
-    with quiet():
-        torch.export.save(program.exported, stream, extra_files=dict(work.metadata))
 
-    def check(folder: Path) -> Check:
+    def write(path: Path) -> list[str]:
+        with quiet(), durable(path) as file:
+            torch.export.save(program.exported, file, extra_files=dict(work.metadata))
+        return [path.name]
+
+    def check(path: Path) -> Check:
         from quantcfg.export.check import check_program
 
         with quiet():
-            loaded = torch.export.load(folder / request.output.name).module()
+            loaded = torch.export.load(path).module()
         return check_program(_subject(work, frozen, program), loaded)
 
-    return _Made(frozen, {request.output.name: stream.getvalue()}, check, program)
+    return _Made(frozen, write, check, program)
 
 
 def _make_safetensors(work: _Work, request: Request) -> _Made:
     frozen = work.freeze(PLAIN)
-    content = table.to_safetensors(frozen, work.metadata)
 
-    def check(folder: Path) -> Check:
+    def write(path: Path) -> list[str]:
+        rows = to_json(table.to_table(frozen, plan_of(work.deployed), work.metadata))
+        with durable(path.with_name(request.table.name)) as file:
+            file.write(rows.encode())
+        table.write_safetensors(frozen, work.metadata, path)
+        return [request.table.name, path.name]
+
+    def check(path: Path) -> Check:
         from quantcfg.export.check import check_tensors
 
-        tensors = table.tensors_of((folder / request.output.name).read_bytes())
-        arrays = {name: tensor.numpy() for name, tensor in tensors.items() if name.endswith(_QPARAMS)}
+        with safetensors.safe_open(path, "numpy") as file:
+            names = [name for name in file.keys() if name.endswith(_QPARAMS)]  # noqa: SIM118  it is no dict
+            arrays = {name: file.get_tensor(name) for name in names}
         return check_tensors(_subject(work, frozen, None), arrays)
 
-    rows = to_json(table.to_table(frozen, plan_of(work.model), work.metadata))
-    return _Made(frozen, {request.table.name: rows.encode(), request.output.name: content}, check)
+    return _Made(frozen, write, check)
 
 
 def _subject(work: _Work, frozen: FrozenModel, program: Program | None) -> Subject:
-    return Subject(work.job, work.float_model, work.model, frozen, program, source_name(work.job))
+    return Subject(
+        work.job, work.float_model, work.model, work.deployed, frozen, program, source_name(work.job)
+    )
 
 
 _MAKERS: dict[str, Callable[[_Work, Request], _Made]] = {

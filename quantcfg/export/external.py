@@ -2,39 +2,59 @@
 
 from __future__ import annotations
 
-import onnx
+from pathlib import Path
+from typing import BinaryIO
+
+import onnx_ir as ir
+
+from quantcfg.export.files import durable
 
 MAX_BYTES = 2**31 - 1  # of a protobuf message
+_GRAPH_BYTES = 1 << 20  # at most, of what is no constant
 _LEAST = 1024  # bytes of a tensor that is worth moving
 _KEPT = (".scale", ".zero_point")  # whoever reads the graph alone reads its grids
 _ALIGNMENT = 4096  # so that a runtime can map each tensor
 
 
-def without_data(proto: onnx.ModelProto, name: str) -> bytes:
-    """Move the large constants of ``proto`` out of it; return them, the content of the file ``name``."""
-    content = bytearray()
-    for tensor in proto.graph.initializer:
-        if len(tensor.raw_data) < _LEAST or tensor.name.endswith(_KEPT):
-            continue
-        content += bytes(-len(content) % _ALIGNMENT)
-        facts = {"location": name, "offset": len(content), "length": len(tensor.raw_data)}
-        content += tensor.raw_data
-        tensor.ClearField("raw_data")
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in facts.items():
-            tensor.external_data.add(key=key, value=str(value))
-    return bytes(content)
+def write(model: ir.Model, path: Path) -> list[str]:
+    """Write ``model`` to ``path``, and its data beside it where one file cannot hold it all.
 
+    Tensors go to the disk one by one. Those that were moved into the data file are replaced in ``model``.
 
-def contents_of(proto: onnx.ModelProto, name: str) -> dict[str, bytes]:
-    """The files that hold ``proto``, by name: ``name``, and its data where one file cannot hold it all."""
-    if proto.ByteSize() <= MAX_BYTES:
-        return {name: proto.SerializeToString()}
-    data_name = data_name_of(name)
-    data = without_data(proto, data_name)
-    return {data_name: data, name: proto.SerializeToString()}
+    Returns:
+        The names of the files, that of ``path`` last.
+    """
+    names = [path.name]
+    if _num_bytes(model) + _GRAPH_BYTES > MAX_BYTES:
+        names.insert(0, data_name_of(path.name))
+        with durable(path.with_name(names[0])) as file:
+            _move_data(model, file, path.with_name(names[0]))
+    proto = ir.to_proto(model)
+    del proto.graph.value_info[:]  # whoever wants shapes infers them
+    with durable(path) as file:
+        file.write(proto.SerializeToString())
+    return names
 
 
 def data_name_of(name: str) -> str:
     """The name of the data that belongs to an ONNX file of that name."""
     return f"{name.removesuffix('.onnx')}.data"
+
+
+def _num_bytes(model: ir.Model) -> int:
+    constants = (value.const_value for value in model.graph.initializers.values())
+    return sum(constant.nbytes for constant in constants if constant is not None)
+
+
+def _move_data(model: ir.Model, file: BinaryIO, path: Path) -> None:
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or value.shape is None or tensor.nbytes < _LEAST or name.endswith(_KEPT):
+            continue
+        file.write(bytes(-file.tell() % _ALIGNMENT))
+        offset = file.tell()
+        file.write(tensor.tobytes())
+        value.const_value = ir.ExternalTensor(
+            path.name, offset, tensor.nbytes, tensor.dtype,
+            shape=value.shape, name=name, base_dir=path.parent,
+        )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from quantcfg.export.deployed import sharing_copy
 from quantcfg.export.grids import Storage, storage_of
 from quantcfg.export.ops import Ops
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
@@ -130,7 +130,7 @@ def freeze(model: nn.Module, run: Callable[[nn.Module], Any], ops: Ops) -> Froze
         run: runs the model once, so that weights computed from parameters are seen as the ops see them.
         ops: what quantizes and dequantizes in the copy.
     """
-    copied = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
+    copied = sharing_copy(model).eval()
     set_fake_quantize(copied, FakeQuantState.VALIDATION)
     constants = _constant_quantizers(copied)
     seen = _seen_by(constants, copied, run)

@@ -25,14 +25,14 @@ _NODE = re.compile(r"Error when translating node %(\w+)")
 _OPERATOR = re.compile(r"OpOverload\(op='([\w.]+)'")
 
 
-def to_onnx(program: Program, metadata: Mapping[str, str]) -> onnx.ModelProto:
+def to_onnx(program: Program, metadata: Mapping[str, str]) -> ir.Model:
     """Translate an exported program; ``metadata`` goes into the file's properties.
 
     The opset is 20, or 21 where a quantizer has 4 or 16 bits. Not always 21: there ONNX Runtime (1.32)
     refuses what its own optimiser makes of some files; see `onnx_graph.requantize_moves`.
 
     Raises:
-        RunError: an op has no translation, or the file would not be a valid one.
+        RunError: an op has no translation.
     """
     opset = _opset(program.exported)
     with quiet():
@@ -51,38 +51,30 @@ def to_onnx(program: Program, metadata: Mapping[str, str]) -> onnx.ModelProto:
     if opset == _OPSET_OF_OTHER_BITS:
         onnx_graph.requantize_moves(made.model.graph)
     made.model.metadata_props.update(metadata)
-    return _checked(made.model)
+    return made.model
+
+
+def write(model: ir.Model, path: Path) -> list[str]:
+    """Write ``model`` to ``path``, and its data beside it where one file cannot hold it; check what is there.
+
+    Returns:
+        The names of the files, that of ``path`` last.
+
+    Raises:
+        RunError: the file is not a valid one.
+    """
+    names = external.write(model, path)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise RunError(f"the ONNX checker refuses the file: {first_line(error)}") from error
+    return names
 
 
 def _opset(program: ExportedProgram) -> int:
     nodes = (node for node in program.graph.nodes if "quantcfg." in str(node.target))
     widths = {storage_named(str(node.kwargs["storage"])).num_bits for node in nodes}
     return _OPSET_OF_8_BITS if widths <= {8} else _OPSET_OF_OTHER_BITS
-
-
-def _checked(model: ir.Model) -> onnx.ModelProto:
-    proto = ir.to_proto(model)
-    del proto.graph.value_info[:]  # whoever wants shapes infers them
-    if proto.ByteSize() > external.MAX_BYTES:
-        return proto  # no message can hold it; it is checked where it lies, see `check_file`
-    _check(proto)
-    return proto
-
-
-def check_file(path: Path) -> None:
-    """Let ONNX's checker read a file whose data lies beside it.
-
-    Raises:
-        RunError: it is not a valid one.
-    """
-    _check(str(path))
-
-
-def _check(model: onnx.ModelProto | str) -> None:
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise RunError(f"the ONNX checker refuses the file: {first_line(error)}") from error
 
 
 def _translations(opset: int) -> dict[Callable[..., Any], Callable[..., Any]]:

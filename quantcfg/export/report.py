@@ -21,12 +21,14 @@ REPORT_VERSION = 1
 class Subject:
     """What is checked: the models of the run, the program the file was made from, the data.
 
-    ``program`` is None for a file that holds no program; ``data`` names the data function that is run.
+    ``deployed`` is ``model`` with its batch norms folded, in the dtype of the file; ``program`` is None for a
+    file that holds no program; ``data`` names the data function that is run.
     """
 
     job: Job
     float_model: nn.Module
     model: nn.Module
+    deployed: nn.Module
     frozen: FrozenModel
     program: Program | None
     data: str

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from quantcfg.errors import RunError
 from quantcfg.export.calls import Call
+from quantcfg.export.deployed import wide
 from quantcfg.export.program import Program
 from quantcfg.stages.user_code import first_line
 
@@ -122,6 +123,6 @@ def _seconds(run: Runner, feeds: Feeds) -> float:
 
 def _array(tensor: Tensor) -> np.ndarray:
     try:
-        return np.ascontiguousarray(tensor.detach().cpu().numpy())
-    except TypeError as error:  # bfloat16, float8
+        return np.ascontiguousarray(wide(tensor).detach().cpu().numpy())
+    except TypeError as error:  # float8
         raise RunError(f"the check cannot hand {tensor.dtype} to ONNX Runtime", hint="--no-check") from error

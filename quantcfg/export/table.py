@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from quantcfg.export.files import sync
 from quantcfg.export.freeze import Frozen, FrozenModel, FrozenWeight
 from quantcfg.preparation.hosts import FakeQuants
 from quantcfg.preparation.plan import Plan
@@ -17,7 +19,7 @@ TABLE_VERSION = 1
 _FORMULA = "(clamp(round_half_even(x / scale) + zero_point, quant_min, quant_max) - zero_point) * scale"
 
 
-def to_safetensors(frozen: FrozenModel, metadata: Mapping[str, str]) -> bytes:
+def write_safetensors(frozen: FrozenModel, metadata: Mapping[str, str], path: Path) -> None:
     """Integer weights, scales, zero points and the parameters and buffers left in float, as one file.
 
     Tensors are named ``<quantizer>.integers``, ``.scale`` and ``.zero_point``, as in the table; what stays in
@@ -29,13 +31,21 @@ def to_safetensors(frozen: FrozenModel, metadata: Mapping[str, str]) -> bytes:
         for field, tensor in _own_tensors(module).items()
     }
     tensors.update(_float_tensors(frozen.model))
-    stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    return safetensors.torch.save(stored, dict(metadata))
+    safetensors.torch.save_file(_apart(tensors), path, dict(metadata))
+    sync(path)
 
 
-def tensors_of(content: bytes) -> dict[str, Tensor]:
-    """The tensors of such a file, by name."""
-    return safetensors.torch.load(content)
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of their own memory each: the format has no two names for one."""
+    seen: set[int] = set()
+    apart: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        stored = tensor.detach().cpu().contiguous()
+        memory = stored.untyped_storage()
+        whole = memory.nbytes() == stored.numel() * stored.element_size()
+        apart[name] = stored if whole and memory.data_ptr() not in seen else stored.clone()
+        seen.add(memory.data_ptr())
+    return apart
 
 
 def to_table(frozen: FrozenModel, plan: Plan, metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import nn
 from quantcfg.errors import PrepareError
 from quantcfg.integer.runner import IntegerRunner, Step, Table
 from quantcfg.preparation.intercept import interceptor_of
+from quantcfg.preparation.live import fold_live_batch_norms
 from quantcfg.preparation.ops import OpKind
 from quantcfg.preparation.record import Recording
 from quantcfg.preparation.run import Action, Runner
@@ -24,7 +25,7 @@ def convert(model: nn.Module, *, bias: str = "int32") -> nn.Module:
     matrix products sum integer products in a wide accumulator, whose bias is rounded to its steps; adds,
     pooling, softmax and norms work on integer sums; functions of one value are tables over all integers of
     their input. What the plan leaves in float stays in float. Every result gets onto its grid by one rule,
-    `quantcfg.integer.values.requantize`. Between ops a tensor shows the real numbers that its integers stand
+    `quantcfg.integer.values.requantize`. Batch norms that training kept are folded. Between ops a tensor shows the real numbers that its integers stand
     for, and carries the integers themselves.
 
     It warns, at the first forward, where an int32 accumulator could overflow for the calibrated ranges.
@@ -41,6 +42,7 @@ def convert(model: nn.Module, *, bias: str = "int32") -> nn.Module:
     if bias not in BIASES:
         raise PrepareError(f"unknown bias '{bias}'; known: {', '.join(BIASES)}")
     copied = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
+    fold_live_batch_norms(copied)
     interceptor = interceptor_of(copied)
     tables = step_tables(copied)
     assert interceptor is not None

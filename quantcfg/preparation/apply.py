@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from quantcfg.config.spec import FakeQuantSpec, QConfigSpec
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
 from quantcfg.preparation.assign import Assignment, Assignments
-from quantcfg.preparation.fold import fold_batch_norm, foldable
+from quantcfg.preparation.fold import fold_batch_norm, fold_obstacle
 from quantcfg.preparation.hosts import container_of, host_of
 from quantcfg.preparation.intercept import interceptor_of
 from quantcfg.preparation.record import Operand, Recording, Site, Slot
@@ -89,7 +89,7 @@ class _Builder:
                 continue
             gemm, norm = self.recording.sites[chain.sites[0]], self.recording.sites[chain.batch_norm]
             host, module = self.modules[gemm.path], self.modules[norm.path]
-            obstacle = self._fold_obstacle(gemm, norm)
+            obstacle = self._obstacle(gemm, norm)
             if not obstacle:
                 fold_batch_norm(host, module, axis=_output_axis(gemm))
                 self._replace(norm.path)
@@ -104,21 +104,10 @@ class _Builder:
                 self.applied.folded[norm.index] = f"kept behind {gemm.name}: {obstacle}"
         return live
 
-    def _fold_obstacle(self, gemm: Site, norm: Site) -> str:
-        """Why a batch norm stays: only this pair may use the weight, which is the layer's own parameter."""
+    def _obstacle(self, gemm: Site, norm: Site) -> str:
         if self.bn != "fold":
             return f"bn is {self.bn}"
-        for site in (gemm, norm):
-            if self.recording.calls[site.path] > 1:
-                return f"{site.path} is called {self.recording.calls[site.path]} times"
-        weight = self.recording.values[gemm.weights[0].value]
-        if weight.kind != "parameter" or weight.name != f"{gemm.path}.weight":
-            return f"the weight of {gemm.name} is not a parameter of its own"
-        if len(weight.consumers) > 1:
-            return f"the weight of {gemm.name} is used {len(weight.consumers)} times"
-        if not foldable(self.modules[gemm.path], self.modules[norm.path]):
-            return f"{gemm.path or 'the model'} or {norm.path or 'the model'} is no plain layer of torch"
-        return ""
+        return fold_obstacle(self.recording, self.modules, gemm, norm)
 
     def _replace(self, path: str) -> None:
         parent, _, name = path.rpartition(".")

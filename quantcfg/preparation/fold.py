@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from quantcfg.preparation.record import Recording, Site
 
 _GEMMS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
@@ -27,6 +30,21 @@ def foldable(host: nn.Module, norm: nn.Module) -> bool:
     )
 
 
+def fold_obstacle(recording: Recording, modules: Mapping[str, nn.Module], gemm: Site, norm: Site) -> str:
+    """Why a batch norm stays: only this pair may use the weight, which is the layer's own parameter."""
+    for site in (gemm, norm):
+        if recording.calls[site.path] > 1:
+            return f"{site.path} is called {recording.calls[site.path]} times"
+    weight = recording.values[gemm.weights[0].value]
+    if weight.kind != "parameter" or weight.name != f"{gemm.path}.weight":
+        return f"the weight of {gemm.name} is not a parameter of its own"
+    if len(weight.consumers) > 1:
+        return f"the weight of {gemm.name} is used {len(weight.consumers)} times"
+    if not foldable(modules[gemm.path], modules[norm.path]):
+        return f"{gemm.path or 'the model'} or {norm.path or 'the model'} is no plain layer of torch"
+    return ""
+
+
 @torch.no_grad()
 def fold_batch_norm(host: Any, norm: Any, *, axis: int) -> None:
     """Change ``host`` so that it computes what ``norm(host(x))`` computes in evaluation.
@@ -35,7 +53,7 @@ def fold_batch_norm(host: Any, norm: Any, *, axis: int) -> None:
     and rounded once. ``axis`` is that of the output channels in the weight. With groups, a transposed
     convolution has ``out_channels / groups`` entries there, group by group.
     """
-    factor, shift = _affine(norm)
+    factor, _ = _affine(norm)
     weight = host.weight.detach()
     groups = getattr(host, "groups", 1) if axis == 1 else 1
     leading = (groups, 1, -1) if axis == 1 else (1, -1)
@@ -43,8 +61,15 @@ def fold_batch_norm(host: Any, norm: Any, *, axis: int) -> None:
     factor_of_weight = factor.reshape(*leading, *[1] * (channels.dim() - len(leading)))
     # Into a buffer of the weight's dtype: every product is computed in float64, and none is stored in it.
     folded = torch.mul(channels, factor_of_weight, out=torch.empty_like(channels)).reshape(weight.shape)
-    bias = torch.zeros_like(shift) if host.bias is None else host.bias.double()
     host.weight.data = folded
+    fold_into_bias(host, norm)
+
+
+@torch.no_grad()
+def fold_into_bias(host: Any, norm: Any) -> None:
+    """Change the bias of ``host``, or give it one: ``(bias - mean) * f + beta``."""
+    factor, shift = _affine(norm)
+    bias = torch.zeros_like(shift) if host.bias is None else host.bias.double()
     new_bias = (bias * factor + shift).to(host.weight.dtype)
     if host.bias is None:
         host.bias = nn.Parameter(new_bias, requires_grad=host.weight.requires_grad)

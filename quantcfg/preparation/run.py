@@ -31,11 +31,18 @@ class LiveBatchNorm:
 
     def factor(self, weight: Tensor) -> Tensor:
         """``f``, shaped to multiply ``weight``; 1 where gamma is 0: that channel becomes 0 later anyway."""
+        factor = self._factor(weight)
+        return torch.where(factor == 0, torch.ones_like(factor), factor)
+
+    def folded(self, weight: Tensor) -> Tensor:
+        """The weight that folding leaves: bit for bit what was quantized here, but 0 where gamma is 0."""
+        return weight * self._factor(weight)
+
+    def _factor(self, weight: Tensor) -> Tensor:
         variance, eps = self.module.running_var, self.module.eps
         factor: Tensor = torch.rsqrt(variance + eps)
         if self.module.weight is not None:
             factor = factor * self.module.weight
-        factor = torch.where(factor == 0, torch.ones_like(factor), factor)
         shape = [1] * weight.dim()
         shape[self.axis] = -1
         return factor.reshape(shape)

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
 from quantcfg.export.calls import Call, varying_axes
+from quantcfg.export.deployed import deployed
 from quantcfg.export.freeze import FrozenModel, freeze
 from quantcfg.export.onnx_file import to_onnx
 from quantcfg.export.ops import SINGLE
@@ -48,11 +50,14 @@ def calibrated(model: nn.Module, qconfig: Mapping[str, Any], args: tuple[Any, ..
 
 
 def exported(model: nn.Module, qconfig: Mapping[str, Any], args: tuple[Any, ...]) -> Exported:
-    prepared = calibrated(model, qconfig, args)
-    frozen = freeze(prepared, lambda m: m(*args), SINGLE)
-    call = Call(args, {})
+    return exported_as_prepared(calibrated(model, qconfig, args), args)
+
+
+def exported_as_prepared(prepared: nn.Module, args: tuple[Any, ...]) -> Exported:
+    frozen = freeze(deployed(prepared, in_float32=True), lambda m: m(*args), SINGLE)
+    call = Call(args, {}).in_float32()
     program = export_program(frozen.model, call, varying_axes([call]), Silence())
-    return Exported(prepared, frozen, program, to_onnx(program, {}))
+    return Exported(prepared, frozen, program, ir.to_proto(to_onnx(program, {})))
 
 
 def leaves(outputs: Any) -> list[torch.Tensor]:
