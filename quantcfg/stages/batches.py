@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quantcfg.errors import UserCodeError
-
 IGNORED = -100  # the target that torch's cross-entropy passes over by default
 TARGET_KEYS = ("labels", "label", "targets", "target")
 _OUTPUT_KEYS = ("logits", "out", "output")
@@ -49,17 +47,12 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return _map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
-def check_batch(batch: Any, what: str, index: int) -> None:
-    """Refuse a batch in which there is no tensor.
-
-    Raises:
-        UserCodeError: ``what`` gave something that no model can take.
-    """
+def fault_in(batch: Any) -> str:
+    """What makes ``batch`` nothing that a model can take; empty when nothing does."""
     if first_tensor(batch) is None:
-        raise UserCodeError(
-            f"batch {index} of {what}() is of type {type(batch).__name__} and holds no tensor",
-            hint="a batch is a tensor, (inputs, targets), a dict of tensors or a dataclass of tensors",
-        )
+        return f"is of type {type(batch).__name__} and holds no tensor"
+    is_meta = any(tensor.is_meta for tensor in tensors_in(batch))
+    return "holds a tensor on the meta device, which has no values" if is_meta else ""
 
 
 def num_samples(batch: Any) -> int:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 
 from quantcfg.errors import UserCodeError
-from quantcfg.stages.batches import check_batch, tensors_in, to_device
+from quantcfg.stages.batches import fault_in, tensors_in, to_device
 from quantcfg.stages.fingerprint import hash_state
 from quantcfg.stages.model_file import ModelFile
 from quantcfg.stages.ranks import ALONE, Ranks
@@ -47,7 +47,7 @@ class DataSource:
     def num_batches(self) -> int | None:
         """The length that the data claims; None when it has none."""
         length = getattr(self._open(), "__len__", None)
-        with user_code(f"the length of {self.name}()", self.model_file.function(self.name)):
+        with user_code(f"the length of {self.name}()", self._function):
             try:
                 return int(length()) if length is not None else None
             except TypeError:  # a DataLoader over an iterable dataset has __len__ and no length
@@ -76,12 +76,12 @@ class DataSource:
             after_skip()
         for index, batch in enumerate(islice(batches, None if limit is None else limit - skip), start=skip):
             read += 1
-            check_batch(batch, self.name, index)
+            self._check(index, batch)
             if read == 1:
                 self._require_same(index, batch)
             if index == epoch == 0:
                 self._first = hashlib.sha256(_content(batch)).hexdigest()
-            yield index, to_device(batch, self.device)
+            yield index, self._moved(index, batch)
         if not read and limit != skip:
             raise UserCodeError(f"{self.name}() gave no batch", where=self._place())
 
@@ -104,6 +104,18 @@ class DataSource:
         seed = derive_seed(self.seed, self.name, "batch", epoch, index)
         return seeded_everywhere(seed) if self.ranks.are_many else seeded(seed)
 
+    def _check(self, index: int, batch: Any) -> None:
+        if fault := fault_in(batch):
+            raise UserCodeError(
+                f"batch {index} of {self.name}() {fault}",
+                hint="a batch is a tensor, (inputs, targets), a dict of tensors or a dataclass of tensors",
+                where=self._place(),
+            )
+
+    def _moved(self, index: int, batch: Any) -> Any:
+        with user_code(f"moving batch {index} of {self.name}() to {self.device}", self._function):
+            return to_device(batch, self.device)
+
     def _require_same(self, index: int, batch: Any) -> None:
         """Refuse data that differs by rank: each rank reads all of it and uses its share."""
         if not self.ranks.are_many or (odd := self.ranks.odd_one(_content(batch))) is None:
@@ -121,7 +133,7 @@ class DataSource:
         for generator in _generators(data):
             generator.manual_seed(seed)
         set_epoch = getattr(getattr(data, "sampler", None), "set_epoch", None)
-        with user_code(f"{self.name}()", self.model_file.function(self.name)):
+        with user_code(f"{self.name}()", self._function):
             if set_epoch is not None:
                 set_epoch(epoch)
             if getattr(data, "persistent_workers", False):
@@ -149,7 +161,7 @@ class DataSource:
         return self._data
 
     def _guarded(self, iterator: Iterator[Any]) -> Iterator[Any]:
-        function = self.model_file.function(self.name)
+        function = self._function
         index = 0
         while True:
             with user_code(f"{self.name}(), in batch {index},", function):
@@ -160,8 +172,12 @@ class DataSource:
             yield batch
             index += 1
 
+    @property
+    def _function(self) -> Callable[..., Any]:
+        return self.model_file.function(self.name)
+
     def _place(self) -> str:
-        return place_of(self.model_file.function(self.name))
+        return place_of(self._function)
 
 
 def _content(batch: Any) -> bytes:

@@ -23,6 +23,7 @@ from quantcfg.stages.ranks import ALONE, Ranks
 from quantcfg.stages.seeding import derive_seed, seed_all
 from quantcfg.stages.user_code import in_batch, user_code
 
+_DEVICES = "auto, cpu, cuda or cuda:N"
 _RECORDED_ON = ("calib_data", "train_data", "eval_data")
 
 
@@ -88,7 +89,7 @@ class Job:
         seed_all(derive_seed(self.seed, "prepare"))
         bn = self.config.qat.bn if stage == "qat" else "fold"
         if self.model_file.has("example_inputs"):
-            inputs = to_device(self.model_file.example_inputs(), self.device)
+            inputs = self._example_inputs()
             with user_code("the model, on example_inputs(),"):
                 return prepare(float_model, self.config, example_inputs=inputs, stage=stage, bn=bn)
         name, batch = self._first_batch()
@@ -98,6 +99,13 @@ class Job:
                 return self.model_file.forward(model, batch)
 
         return prepare(float_model, self.config, forward=run, stage=stage, bn=bn)
+
+    def _example_inputs(self) -> Any:
+        inputs = self.model_file.example_inputs()
+        with user_code(
+            f"moving example_inputs() to {self.device}", self.model_file.function("example_inputs")
+        ):
+            return to_device(inputs, self.device)
 
     def _require_alike(self, maker: str, parts: Sequence[str]) -> None:
         """Refuse models that differ by rank, before a collective waits for a part that others do not have."""
@@ -151,15 +159,23 @@ def choose_device(name: str) -> torch.device:
     """The device that ``name`` means; ``auto`` is a GPU when there is one.
 
     Raises:
-        UsageError: No such device here.
+        UsageError: No such device here, or none that works; the message has torch's reason.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+    except RuntimeError as error:  # torch has no error of its own for this
+        raise UsageError(f"'{name}' names no device", hint=_DEVICES) from error
+    if device.type == "meta":
+        raise UsageError("tensors on the device 'meta' have no values", hint=_DEVICES)
+    try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch has no error of its own here
-        raise UsageError(f"there is no device '{name}' here", hint="auto, cpu, cuda or cuda:N") from error
+    except NotImplementedError as error:
+        raise UsageError(f"this torch is built without '{name}'", hint=_DEVICES) from error
+    except Exception as error:  # each backend raises what it likes: a driver's error, a missing module
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"there is no device '{name}' here: {reason}", hint=_DEVICES) from error
     return device
 
 

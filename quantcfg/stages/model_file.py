@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -63,13 +64,14 @@ class ModelFile:
     def build_model(self) -> nn.Module:
         """The float model that the file builds."""
         if isinstance(model := getattr(self.module, self.builder, None), nn.Module):
+            _require_values(model, f"'{self.builder}' in {self.shown}", "")
             return model
-        build = self.function(self.builder)
-        model = self._call(self.builder)
+        where, model = place_of(self.function(self.builder)), self._call(self.builder)
         if not isinstance(model, nn.Module):
             raise UserCodeError(
-                f"{self.builder}() returned {_kind(model)}, not a torch.nn.Module", where=place_of(build)
+                f"{self.builder}() returned {_kind(model)}, not a torch.nn.Module", where=where
             )
+        _require_values(model, f"what {self.builder}() returned", where)
         return model
 
     def data(self, name: str) -> Iterable[Any]:
@@ -228,6 +230,17 @@ def _warn_of_near_names(model_file: ModelFile) -> None:
                 QuantcfgWarning,
                 stacklevel=3,
             )
+
+
+def _require_values(model: nn.Module, what: str, where: str) -> None:
+    state = chain(model.named_parameters(), model.named_buffers())
+    empty = [name for name, tensor in state if tensor.is_meta]
+    if empty:
+        raise UserCodeError(
+            f"{what} has no values: '{empty[0]}' is on the meta device",
+            hint="build it on the CPU, or give it memory by to_empty(device='cpu') and then its weights",
+            where=where,
+        )
 
 
 def _kind(value: Any) -> str:

@@ -136,7 +136,7 @@ def _is_worker_death(error: BaseException) -> bool:
 
 def _error(what: str, error: BaseException, where: str) -> UserCodeError:
     if _is_worker_death(error):
-        return UserCodeError(f"a worker process of a DataLoader died: {first_line(error)}")
+        return UserCodeError(f"a worker process of a DataLoader died: {first_line(error)}", where=where)
     if isinstance(error, SystemExit):
         return UserCodeError(
             f"{what} called sys.exit({error.code if error.code is not None else ''})", where=where

@@ -56,7 +56,7 @@ ENDS = {
         "calib_data() returned an iterator that it had returned before",
     ),
     "batches that are none": (
-        "def calib_data():\n    yield 'three'\n",
+        "def calib_data():  # here\n    yield 'three'\n",
         "batch 0 of calib_data() is of type str and holds no tensor",
     ),
     "data that is no data": (
@@ -76,7 +76,7 @@ ENDS = {
     "a killed worker": (
         "import os, signal\n\n\nclass Deadly(TensorDataset):\n    def __getitem__(self, i):\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n\n\n"
-        "def calib_data():\n    return DataLoader(Deadly(torch.rand(8, 1, 4, 4)), batch_size=2, num_workers=1)\n",
+        "def calib_data():  # here\n    return DataLoader(Deadly(torch.rand(8, 1, 4, 4)), batch_size=2, num_workers=1)\n",
         "a worker process of a DataLoader died",
     ),
     "a worker that raises": (
@@ -94,11 +94,23 @@ ENDS = {
         "def evaluate(model, data):  # here\n    return {'accuracy': 'high'}\n",
         "evaluate() gave 'accuracy' as str, not as a number",
     ),
-    "a source that is not UTF-8": ("x = 'caf\udce9'\n", "importing the model file raised SyntaxError"),
+    "a source that is not UTF-8": (
+        "x = 'caf\udce9'  # here\n",
+        "importing the model file raised SyntaxError",
+    ),
     "a source that does not parse": ("def broken(:  # here\n", "importing the model file raised SyntaxError"),
     "a meta device for everything": (
-        "torch.set_default_device('meta')\n",
-        "NotImplementedError: Cannot copy out of meta tensor",
+        "torch.set_default_device('meta')\n\n\ndef build_model():  # here\n    return Net()\n",
+        "what build_model() returned has no values: 'conv.weight' is on the meta device",
+    ),
+    "batches on the meta device": (
+        "def calib_data():  # here\n    yield torch.rand(2, 1, 4, 4, device='meta')\n",
+        "batch 0 of calib_data() holds a tensor on the meta device, which has no values",
+    ),
+    "a batch that cannot be built again": (
+        "class Pair(tuple):\n    def __new__(cls, x, y):\n        return super().__new__(cls, (x, y))\n\n\n"
+        "def calib_data():  # here\n    yield Pair(torch.rand(2, 1, 4, 4), torch.zeros(2).long())\n",
+        "moving batch 0 of calib_data() to cpu raised TypeError: ",
     ),
     "torch itself replaced": (
         "def broken(*args, **kwargs):\n    raise TypeError('mine now')  # here\n\n\ntorch.relu = broken\n",
@@ -238,6 +250,7 @@ def report(folder, only):
 
 if __name__ == "__main__":
     import torch
+    import torch._dynamo  # torch.optim would, at the first optimizer of every fork: more than a second each
     from conftest import CONFIG, MODEL
 
     import quantcfg.cli.run_commands

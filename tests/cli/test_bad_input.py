@@ -1,8 +1,12 @@
 """Bad input: one message that names the place, the exit code, no traceback, nothing left behind."""
 
+import re
+
 import pytest
 
 from quantcfg.cli.main import main
+from quantcfg.errors import UsageError
+from quantcfg.stages.job import choose_device
 
 
 def refused(project, *arguments):
@@ -146,7 +150,7 @@ def test_something_else_than_a_batch(project):
     """)
     assert refused(project) == (
         5,
-        "error: batch 0 of calib_data() is of type str and holds no tensor\n"
+        "error: model.py:41: batch 0 of calib_data() is of type str and holds no tensor\n"
         "hint: a batch is a tensor, (inputs, targets), a dict of tensors or a dataclass of tensors\n",
     )
 
@@ -217,11 +221,32 @@ def test_names_with_control_characters_cannot_steer_the_terminal(project):
     assert "\\x1b[31mred" in err
 
 
-def test_a_device_that_is_not_there(project):
-    assert refused(project, "calib", "model.py", "config.yaml", "-o", "run", "--device", "cuda:77") == (
-        2,
-        "error: there is no device 'cuda:77' here\nhint: auto, cpu, cuda or cuda:N\n",
-    )
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        ("cuda:77", "there is no device 'cuda:77' here: "),  # and torch's reason, which differs by machine
+        ("hpu", "there is no device 'hpu' here: No module named "),
+        ("vulkan", "this torch is built without 'vulkan'"),
+        ("meta", "tensors on the device 'meta' have no values"),
+        ("gpu", "'gpu' names no device"),
+        ("", "'' names no device"),
+    ],
+)
+def test_a_device_that_is_not_there(project, device, said):
+    code, err = refused(project, "calib", "model.py", "config.yaml", "-o", "run", "--device", device)
+    assert code == 2
+    assert err.startswith(f"error: {said}")
+    assert err.endswith("\nhint: auto, cpu, cuda or cuda:N\n")
+    assert err.count("\n") == 2
+
+
+def test_what_a_driver_says_is_not_hidden(monkeypatch):
+    def busy(*_, **__):
+        raise RuntimeError("CUDA error: all CUDA-capable devices are busy\nCompile with ...")
+
+    monkeypatch.setattr("torch.empty", busy)
+    with pytest.raises(UsageError, match=r"'cuda:0' here: CUDA error: .* busy$"):
+        choose_device("cuda:0")
 
 
 @pytest.mark.parametrize(
@@ -320,9 +345,7 @@ def test_a_worker_that_dies_is_told_from_a_bug(project):
     """)
     code, err = refused(project)
     assert code == 5
-    assert err.startswith(
-        "error: a worker process of a DataLoader died: RuntimeError: DataLoader worker (pid"
-    )
+    assert re.match(r"error: model\.py:\d+: a worker process of a DataLoader died: RuntimeError: Data", err)
 
 
 def test_fewer_batches_than_asked_for_are_no_secret(project):

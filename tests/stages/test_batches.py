@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quantcfg.errors import UserCodeError
 from quantcfg.stages import batches
 
 
@@ -90,10 +89,10 @@ def test_a_batch_is_cut_where_it_has_a_row_per_sample():
     }
 
 
-def test_a_batch_without_a_tensor_is_refused():
-    with pytest.raises(UserCodeError) as caught:
-        batches.check_batch(["a", "b"], "calib_data", 2)
-    assert caught.value.message == "batch 2 of calib_data() is of type list and holds no tensor"
+def test_a_batch_without_a_tensor_or_without_values_has_a_fault():
+    assert batches.fault_in(["a", "b"]) == "is of type list and holds no tensor"
+    assert "meta device" in batches.fault_in({"x": X, "y": [torch.zeros(1, device="meta")]})
+    assert batches.fault_in((X, "name")) == ""
 
 
 @pytest.mark.parametrize(
