@@ -1,7 +1,9 @@
-"""Every block of the README files is run, or compared with what it speaks of."""
+"""Every block of the README files is run, or compared with what it speaks of.
+
+The commands are run by ``examples/test_pages.py``.
+"""
 
 import re
-import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,12 +14,11 @@ import pytest
 from quantcfg.config.load import load_config
 from quantcfg.numeric.fake_quantize import FAKE_QUANTIZES
 from quantcfg.numeric.observers import OBSERVERS
+from tests.examples.conftest import with_what_pages_name
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted(ROOT.glob("examples/*/README.md")), ROOT / "docs" / "README.md"]
-METRIC = re.compile(r"[+-]?\d\.\d{4}")
-TOLERANCE = 0.02  # another processor rounds otherwise, and training carries that on
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,47 +45,15 @@ def of(language: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == language], ids=str)
 
 
-@pytest.fixture
-def here(tmp_path: Path) -> Path:
-    """A folder in which the commands of a page find what they name, and write into nothing else."""
-    for name in ("examples", "configs", "schemas"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    return tmp_path
-
-
-def run(command: list[str], here: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *command], cwd=here, capture_output=True, text=True, check=False)
-
-
-def assert_same(shown: str, real: str) -> None:
-    """Equal text, but for the time and, within a tolerance, the metrics."""
-    assert without_numbers(shown) == without_numbers(real)
-    for stated, measured in zip(METRIC.findall(shown), METRIC.findall(real), strict=True):
-        assert abs(float(stated) - float(measured)) <= TOLERANCE, f"{stated} is stated, {measured} came out"
-
-
-def without_numbers(text: str) -> list[str]:
-    lines = [METRIC.sub("#", line.rstrip()) for line in text.strip().splitlines()]
-    return [re.sub(r"^time( +)[\d.]+ s$", r"time\1#", line) for line in lines]
-
-
 def test_every_block_is_of_a_kind_that_is_tested() -> None:
     assert {block.language for block in BLOCKS} == {"yaml", "console", "python", "sh"}
 
 
-@of("console")
-def test_a_command_prints_what_the_page_shows(block: Block, here: Path) -> None:
-    if "topics" in block.text and sys.version_info[:2] != (3, 11):
-        pytest.skip("the numbers are those of the documentation of Python 3.11")
-    first, _, shown = block.text.partition("\n")
-    program, *arguments = shlex.split(first.removeprefix("$ "))
-    done = run(["-m", program, *arguments], here)
-    assert_same(shown, done.stdout or done.stderr)
-
-
 @of("python")
-def test_a_python_block_runs(block: Block, here: Path) -> None:
-    done = run(["-W", "error", "-c", block.text], here)
+def test_a_python_block_runs(block: Block, tmp_path: Path) -> None:
+    with_what_pages_name(tmp_path)
+    command = [sys.executable, "-W", "error", "-c", block.text]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

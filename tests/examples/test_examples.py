@@ -5,14 +5,16 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from quantcfg.cli.main import main
+from tests.examples.conftest import ROOT, Done
 
-ROOT = Path(__file__).parent.parent.parent
+Ran = Callable[[str], Done]
 EXAMPLES = ("digits", "topics")
 IMAGE, POINT = 1 / 500, 0.01  # the held-out split of the digits has 500 images
 
@@ -33,21 +35,28 @@ def weights_of(run: Path) -> list[bytes]:
     return [path.read_bytes() for path in sorted(run.rglob("model.safetensors"))]
 
 
-def test_digits_in_8_bits_calibrate_within_half_a_point_of_float(tmp_path: Path) -> None:
-    found = accuracies(run_stage("calib", "digits", "digits_w8a8.yaml", tmp_path / "run"))
+def on_page(example: str, command: str) -> str:
+    """The command of an example's page that begins with ``command``."""
+    page = (ROOT / "examples" / example / "README.md").read_text()
+    (found,) = re.findall(rf"^\$ ({command} .*)$", page, re.MULTILINE)
+    return found
+
+
+def test_digits_in_8_bits_calibrate_within_half_a_point_of_float(ran: Ran) -> None:
+    found = accuracies(ran(on_page("digits", "quantcfg calib examples/digits/model.py")).result)
     assert found["float"] >= 0.98
     assert abs(found["float"] - found["calibrated"]) <= 0.5 * POINT
 
 
-def test_digits_in_4_bits_lose_by_calibration_what_training_brings_back(tmp_path: Path) -> None:
-    found = accuracies(run_stage("qat", "digits", "digits_w4a4.yaml", tmp_path / "run"))
+def test_digits_in_4_bits_lose_by_calibration_what_training_brings_back(ran: Ran) -> None:
+    found = accuracies(ran(on_page("digits", "quantcfg qat")).result)
     assert found["float"] - found["calibrated"] >= POINT
     assert found["float"] - found["qat"] <= POINT + 2.5 * IMAGE  # another processor rounds otherwise
     assert found["qat"] > found["calibrated"] - IMAGE
 
 
-def test_topics_in_3_bits_lose_by_calibration_what_training_brings_back(tmp_path: Path) -> None:
-    found = accuracies(run_stage("qat", "topics", "topics_w3a3.yaml", tmp_path / "run"))
+def test_topics_in_3_bits_lose_by_calibration_what_training_brings_back(ran: Ran) -> None:
+    found = accuracies(ran(on_page("topics", "quantcfg qat")).result)
     assert found["float"] - found["calibrated"] >= POINT
     assert found["float"] - found["qat"] <= POINT
     assert found["qat"] > found["calibrated"]
@@ -72,7 +81,7 @@ def test_the_same_command_and_seed_give_the_same_bytes(tmp_path: Path) -> None:
     assert weights_of(first) == weights_of(second)
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("example", ["digits", pytest.param("topics", marks=pytest.mark.slow)])
 def test_the_training_script_reaches_the_accuracy_of_the_committed_weights(
     example: str, tmp_path: Path
 ) -> None:
