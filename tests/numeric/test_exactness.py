@@ -62,6 +62,7 @@ def results(x, qparams, bounds):
     yield fake_quantize(x, qparams, **bounds)
     yield ops.fake_quantize(x, *qparams, **bounds)
     yield ops.fake_quantize(x.clone().requires_grad_(), *qparams, **bounds)
+    yield ops.fake_quantize(x.clone().requires_grad_().view_as(x), *qparams, **bounds)
     yield ops.lsq_fake_quantize(x.clone().requires_grad_(), *qparams, grad_scaling=True, **bounds)
     if not qparams.zero_point.any():
         yield ops.fake_quantize(x.clone().requires_grad_(), qparams.scale, None, **bounds)
@@ -71,12 +72,14 @@ def check_gradient(x, grid, scale, zero_point):
     """One where the integer, exact and before clamping, lies on the grid, else 0."""
     bounds = {"quant_min": grid.quant_min, "quant_max": grid.quant_max}
     wide = {"quant_min": grid.quant_min - 1, "quant_max": grid.quant_max + 1}
-    x = x[~x.isnan()].requires_grad_()
     qparams = torch.tensor([scale]), torch.tensor([zero_point], dtype=torch.int32)
-    ops.fake_quantize(x, *qparams, **bounds).sum().backward()
+    x = x[~x.isnan()]
     integers = np.array([oracles.quantize(v, scale, zero_point, **wide) for v in x.float().tolist()])
     inside = (integers >= grid.quant_min) & (integers <= grid.quant_max)
-    assert np.array_equal(x.grad.float().numpy(), inside.astype(np.float32))
+    for used in (lambda x: x, lambda x: x.view_as(x)):  # a leaf keeps itself for backward, others flags
+        leaf = x.clone().requires_grad_()
+        ops.fake_quantize(used(leaf), *qparams, **bounds).sum().backward()
+        assert np.array_equal(leaf.grad.float().numpy(), inside.astype(np.float32))
 
 
 def random_cases(count, seed, *, per_case=500):

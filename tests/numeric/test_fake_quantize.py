@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from quantcfg.errors import NumericError
-from quantcfg.numeric import ops
+from quantcfg.numeric import ops, parts
 from quantcfg.numeric.dtypes import DTYPES
 from quantcfg.numeric.fake_quantize import FAKE_QUANTIZES, FakeQuantize
 from quantcfg.numeric.observers.fixed_scale import FixedScaleObserver
@@ -214,14 +214,20 @@ def away_from_ends(bounds, count):
     return integers + np.random.default_rng(1).uniform(-0.4, 0.4, len(integers))
 
 
+# A leaf, as weights are, is kept for backward; of another input, as activations are, one byte per element.
+INPUTS = {"a leaf": lambda x: x, "no leaf": lambda x: x.view_as(x)}
+inputs = pytest.mark.parametrize("used", INPUTS.values(), ids=list(INPUTS))
+
+
+@inputs
 @pytest.mark.parametrize("zero_point", [0, 3])
-def test_gradient_equals_central_differences(zero_point):
+def test_gradient_equals_central_differences(used, zero_point):
     bounds, scale = (-8, 7), 0.37
     x = (away_from_ends(bounds, 60) - zero_point) * scale
     weights = np.random.default_rng(2).normal(size=x.shape)
     tensor = torch.tensor(x, requires_grad=True)
     qparams = torch.tensor([scale], dtype=torch.float64), torch.tensor([zero_point])
-    result = ops.fake_quantize(tensor, *qparams, quant_min=bounds[0], quant_max=bounds[1])
+    result = ops.fake_quantize(used(tensor), *qparams, quant_min=bounds[0], quant_max=bounds[1])
     result.backward(torch.tensor(weights))
     expected = oracles.central_differences(
         lambda v: oracles.straight_through(v, scale, zero_point, bounds, at=(x, scale)), x, weights
@@ -230,23 +236,25 @@ def test_gradient_equals_central_differences(zero_point):
     assert 0 < (tensor.grad == 0).sum() < len(x)
 
 
+@inputs
 @pytest.mark.parametrize(
     ("steps", "gradient"),
     [(-8.0, 1), (-8.5, 1), (-8.501, 0), (7.0, 1), (7.499, 1), (7.5, 0), (0.5, 1), (0.0, 1), (8.0, 0)],
 )
-def test_gradient_at_the_break_points(steps, gradient):
+def test_gradient_at_the_break_points(used, steps, gradient):
     x = torch.tensor([steps], requires_grad=True)
-    ops.fake_quantize(x, torch.tensor([1.0]), None, quant_min=-8, quant_max=7).backward()
+    ops.fake_quantize(used(x), torch.tensor([1.0]), None, quant_min=-8, quant_max=7).backward()
     assert x.grad.item() == gradient
 
 
+@inputs
 @pytest.mark.parametrize("qscheme", SCHEMES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_gradient_is_one_exactly_on_the_grid(qscheme, dtype):
+def test_the_gradient_is_one_exactly_on_the_grid(used, qscheme, dtype):
     x = torch.randn(4, 3, 50)
     module = calibrated(x, qscheme=qscheme, dtype=dtype)
     y = (1.5 * x).requires_grad_()
-    module(y).sum().backward()
+    module(used(y)).sum().backward()
     scale, zero_point = (q.reshape(-1, 1) if q.numel() > 1 else q for q in module.qparams())
     integers = (y.detach() / scale).round() + zero_point
     inside = (integers >= module.quant_min) & (integers <= module.quant_max)
@@ -261,18 +269,23 @@ LAYOUTS = {
 }
 
 
+@pytest.fixture(params=[16, parts.PART_SIZE])
+def part_size(monkeypatch, request):
+    monkeypatch.setattr(parts, "PART_SIZE", request.param)
+
+
+@inputs
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("kind", "qscheme"), KINDS)
-@pytest.mark.parametrize("part_size", [16, ops._PART_SIZE])
-def test_results_and_gradients_do_not_depend_on_strides(monkeypatch, kind, qscheme, layout, part_size):
-    monkeypatch.setattr(ops, "_PART_SIZE", part_size)
+@pytest.mark.usefixtures("part_size")
+def test_results_and_gradients_do_not_depend_on_strides(used, kind, qscheme, layout):
     x, grad = torch.randn(4, 3, 6, 5), torch.randn(4, 3, 6, 5)
     module = calibrated(0.8 * x, kind, qscheme)
     plain, laid_out = x.clone().requires_grad_(), LAYOUTS[layout](x).requires_grad_()
-    module(plain).backward(grad)
+    module(used(plain)).backward(grad)
     expected = [p.grad.clone() for p in module.parameters()]
     module.zero_grad()
-    y = module(laid_out)
+    y = module(used(laid_out))
     y.backward(LAYOUTS[layout](grad))
     assert torch.equal(y, module(plain))
     assert torch.equal(laid_out.grad, plain.grad)
@@ -298,16 +311,46 @@ def test_a_second_derivative_is_refused(kind):
         grad.sum().backward()
 
 
-@pytest.mark.parametrize(("kind", "bytes_per_element"), [("fake_quant", 1), ("pact", 1)])
-def test_one_byte_per_element_is_kept_for_backward(kind, bytes_per_element):
-    module, x = calibrated(torch.randn(1000), kind), torch.randn(1000, requires_grad=True)
-    sizes = []
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda saved: sizes.append(saved.numel() * saved.element_size()) or saved, lambda saved: saved
-    ):
+def saved_by(module, x):
+    """The tensors of more than a few elements that are kept for backward."""
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda t: t):
         module(x)
-    assert max(sizes) == bytes_per_element * x.numel()
-    assert sum(size > 100 for size in sizes) == 1
+    return [tensor for tensor in saved if tensor.numel() > 100]
+
+
+@pytest.mark.parametrize("kind", ["fake_quant", "pact"])
+def test_one_byte_per_element_is_kept_for_backward(kind):
+    module, x = calibrated(torch.randn(1000), kind), torch.randn(1000, requires_grad=True)
+    (saved,) = saved_by(module, x.view_as(x))
+    assert saved.numel() * saved.element_size() == x.numel()
+
+
+@pytest.mark.parametrize("kind", ["fake_quant", "lsq"])
+def test_of_a_leaf_nothing_is_kept_but_itself(kind):
+    module, x = calibrated(torch.randn(1000), kind), torch.randn(1000, requires_grad=True)
+    (saved,) = saved_by(module, x)
+    assert saved.data_ptr() == x.data_ptr()
+
+
+@pytest.mark.parametrize("kind", FAKE_QUANTIZES)
+def test_without_grad_mode_nothing_is_prepared_for_backward(kind):
+    module, x = calibrated(torch.randn(1000), kind), torch.randn(1000, requires_grad=True)
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        assert not module(x).requires_grad
+    assert not any(event.name == "aten::sub_" for event in profile.events())
+
+
+@pytest.mark.parametrize("qscheme", ["per_tensor_affine", "per_channel_affine"])
+def test_two_calls_in_one_step_do_not_disturb_each_others_backward(qscheme):
+    """A weight that is used twice, observed each time: its qparams are written again before backward."""
+    x = torch.randn(4, 3, 20).requires_grad_()
+    module = train(build("fake_quant", qscheme, observer={"averaging_constant": 1.0}))
+    first, second = module(x), module(torch.cat([100 + x, x]))
+    first.sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
+    second.sum().backward()
+    assert torch.equal(x.grad, torch.full_like(x, 3.0))
 
 
 def test_the_input_is_never_changed():
@@ -336,15 +379,16 @@ def test_casting_the_model_leaves_the_qparams_alone(kind, qscheme, dtype):
     assert torch.equal(y, reference(module, low))
 
 
+@inputs
 @pytest.mark.parametrize("kind", FAKE_QUANTIZES)
-def test_gradients_of_half_precisions_are_those_of_float32_cast_once(kind):
+def test_gradients_of_half_precisions_are_those_of_float32_cast_once(used, kind):
     x, grad = torch.randn(400).bfloat16(), torch.randn(400).bfloat16()
     module = calibrated(0.7 * x.float(), kind)
     half, single = x.clone().requires_grad_(), x.float().requires_grad_()
-    module(half).backward(grad)
+    module(used(half)).backward(grad)
     of_half = [p.grad.clone() for p in module.parameters()]
     module.zero_grad()
-    module(single).backward(grad.float())
+    module(used(single)).backward(grad.float())
     assert torch.equal(half.grad, single.grad.bfloat16())
     for one, parameter in zip(of_half, module.parameters(), strict=True):
         torch.testing.assert_close(one, parameter.grad, rtol=1e-6, atol=1e-6)
