@@ -97,12 +97,18 @@ def _deferred(name: str) -> Callable[[Any], Any]:
 
 
 def fields_at(loc: tuple[str | int, ...]) -> list[str]:
-    """The keys of the section that a location of an error leads to; tags of unions in it are steps, too."""
+    """The keys of the section that a location of an error leads to; tags of unions in it are steps, too.
+
+    Of a section that may be one of several kinds, it is the key that says of which.
+    """
     node: CoreSchema | None = opened()
     for key in loc:
         step = _step(node, key) if node else None
         node = opened(step) if step else None
-    return list(node["fields"]) if node and node["type"] == "model-fields" else []
+    if node is None:
+        return []
+    named = node.get("discriminator")
+    return [named] if isinstance(named, str) else list(node.get("fields", ()))
 
 
 def opened(node: CoreSchema | None = None) -> CoreSchema:

@@ -92,16 +92,18 @@ class Loader:
         return _without_extends(tree)
 
     def _refuse_version(self, version: Node) -> None:
-        is_text = isinstance(version, Leaf) and version.value == str(VERSION)
-        advice = f"write `version: {VERSION}`"
+        value = version.value if isinstance(version, Leaf) else None
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        advice = ", or install the quantcfg it was written for" if is_number else ""
+        advice = ", without quotes" if value == str(VERSION) else advice
         self.findings.error(
             "QC106",
-            f"config version {describe(version).removeprefix('the number ')} is not known",
+            f"config version {value} is not known"
+            if is_number
+            else f"the version of a config is a number, this is {describe(version)}",
             version.place,
             label=f"this quantcfg reads version {VERSION}",
-            help=f"{advice}, without quotes"
-            if is_text
-            else f"{advice}, or install the quantcfg it was written for",
+            help=f"write `version: {VERSION}`{advice}",
         )
 
     def _extended(self, tree: Table) -> list[Leaf]:

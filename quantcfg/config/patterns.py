@@ -63,6 +63,8 @@ def parse_pattern(pattern: str) -> tuple[Segment, ...]:
     Raises:
         PatternError: with the offset of what cannot be read.
     """
+    if not pattern:
+        raise PatternError("it is empty", hint="what holds for the whole model stands under `global`")
     if len(pattern) > MAX_LENGTH:
         raise PatternError(f"longer than {MAX_LENGTH} characters")
     return tuple(_segment(text, offset) for text, offset in _split(pattern))

@@ -71,11 +71,11 @@ def read_file(path: Path, suffixes: Sequence[str], what: str) -> bytes:
 
 def _similar_file(path: Path, suffixes: Sequence[str]) -> str:
     try:
-        names = sorted(item.name for item in path.parent.iterdir() if item.suffix in suffixes)
+        found = {item.stem: item for item in sorted(path.parent.iterdir()) if item.suffix in suffixes}
     except OSError:
         return ""
-    near = nearest(path.name, names)
-    return f"did you mean {path.parent / near}?" if near else ""
+    near = nearest(path.stem, found)
+    return f"did you mean {found[near]}?" if near else ""
 
 
 def parse(name: str, data: bytes, findings: Findings) -> Node:

@@ -61,7 +61,7 @@ KINDS = {
     "templates": ("QC104", "template"),
 }
 CONDITION_ADVICE = 'write a comparison with a number, such as ">= 0.95"'
-SIZE_ADVICE = 'write a comparison with a size, such as "<= 24 MiB"'
+SIZE_ADVICE = 'write a comparison with a size in B, KiB, MiB or GiB, such as "<= 24 MiB"'
 TABLE_ADVICE = "write {name: sensitive_ops, table: FILE, topk: 10, use: w8a16}"
 QCONFIG_FORMS = "a qconfig: the name of a preset, a name under `qconfigs`, null, or a mapping"
 
@@ -197,6 +197,9 @@ def _wrong_type(t: Translator, error: Error, loc: Loc, node: Node, place: Place)
         expected = QCONFIG_FORMS
     is_null = isinstance(node, Leaf) and node.value is None
     advice = type_advice(expected, node)
+    keys = t.keys_of(error["loc"]) if expected == "a mapping" else []
+    if keys == ["name"] and isinstance(node, Leaf) and isinstance(node.value, str):
+        advice = f'write `name = "{node.value}"` in it' if _is_toml(node) else f"write {{name: {node.value}}}"
     if expected == "a text" and loc[0] == "guards":
         advice = _condition_advice(loc)
     if "templates" in loc and expected == "a mapping":
@@ -206,37 +209,37 @@ def _wrong_type(t: Translator, error: Error, loc: Loc, node: Node, place: Place)
         f"`{key_path(loc)}`: expected {expected}, got {describe(node)}",
         place if is_null else node.place,
         label=f"expected {expected}" if len(expected) < 40 else "",
+        notes=(f"keys here: {listing(keys, 12)}",) if keys else (),
         help=advice,
     )
 
 
 def _missing_name(t: Translator, error: Error, loc: Loc, node: Node, place: Place) -> None:
     """The key that says which of several models a mapping is: absent, or misspelt."""
-    if isinstance(node, Table):
-        for key, entry in node.entries.items():
-            if nearest(key, ["name"]):
-                label, advice = "did you mean `name`?", "write `name`"
-                summary = f"unknown key `{shortened(key)}` in `{key_path(loc)}`"
-                t.findings.error("QC101", summary, entry.key_place, label=label, help=advice)
-                return
-        _missing_key(t, {**error, "loc": (*error["loc"], "name")}, loc, node, place)
-    else:
-        _wrong_type(t, {**error, "type": "dict_type"}, loc, node, place)
+    for key, entry in node.entries.items() if isinstance(node, Table) else ():
+        if nearest(key, ["name"]):
+            label, advice = "did you mean `name`?", "write `name`"
+            summary = f"unknown key `{shortened(key)}` in `{key_path(loc)}`"
+            t.findings.error("QC101", summary, entry.key_place, label=label, help=advice)
+            return
+    _missing_key(t, {**error, "loc": (*error["loc"], "name")}, loc, node, place)
 
 
 def type_advice(expected: str, node: Node) -> str:
     """What to write instead of a value of the wrong type."""
     if isinstance(node, Items) and expected == "a mapping":
-        return (
-            "write `name: value` without the `- ` of a list"
-            if not node.place.file.endswith(".toml")
-            else ("write `[table]` once, with the names as keys")
+        in_yaml, in_toml = (
+            "write `name: value` without the `- ` of a list",
+            "write `[table]` once, with the names as keys",
         )
+        return in_toml if _is_toml(node) else in_yaml
     if not isinstance(node, Leaf):
         return ""
     value = node.value
     if value is None:
         return "remove the key, or give it a value"
+    if isinstance(value, str) and expected == "a mapping" and _is_toml(node):
+        return "write its keys under a `[table]` of this name, each on a line of its own: `key = value`"
     if isinstance(value, str):
         return _text_advice(expected, value)
     if isinstance(value, float) and expected == "a whole number" and value.is_integer():
@@ -246,6 +249,10 @@ def type_advice(expected: str, node: Node) -> str:
     if isinstance(value, bool) and "number" in expected:
         return "write the number itself"
     return ""
+
+
+def _is_toml(node: Node) -> bool:
+    return node.place.file.endswith(".toml")
 
 
 def _text_advice(expected: str, value: str) -> str:

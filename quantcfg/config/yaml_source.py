@@ -16,6 +16,7 @@ from quantcfg.errors import Place
 
 # libyaml keeps its state on the heap, so depth cannot overflow a stack; the pure parser is the fallback.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_STANDARD_TAG = "tag:yaml.org,2002:"
 
 
 @dataclass(slots=True)
@@ -175,7 +176,8 @@ class _Composer:
     def _refuse_tag(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent, place: Place) -> None:
         if event.tag is not None:
             advice = "remove it; quote a value that is meant as text"
-            self._stop("QC005", f"tags such as `{shortened(event.tag)}` are not used here", place, advice)
+            tag = event.tag.replace(_STANDARD_TAG, "!!", 1)
+            self._stop("QC005", f"tags such as `{shortened(tag)}` are not used here", place, advice)
 
     def _stop(self, code: str, summary: str, place: Place, advice: str = "") -> NoReturn:
         self.findings.error(code, summary, place, help=advice)
@@ -217,7 +219,7 @@ class _Composer:
             f"not valid YAML: {problem}",
             self._at(line, mark.column if mark else 0),
             notes=(f"{error.context}, line {self._at(context.line, 0).line}",) if context else (),
-            help=_advice(problem, self.lines[line]),
+            help=_advice(f"{error.context}: {problem}", self.lines[line]),
         )
 
 
@@ -260,6 +262,8 @@ _KEY = re.compile(r"( *)(?:[\w.*?{},-]+|\"[^\"]*\"|'[^']*'):(?: |$)")
 def _advice(problem: str, line: str) -> str:
     if "\t" in line[: len(line) - len(line.lstrip())]:
         return "indent with spaces: YAML does not allow tabs there"
+    if "scanning a quoted scalar" in problem:
+        return "is a quote missing at the end of the text?"
     if "mapping values are not allowed" in problem:
         return "is a key above indented differently, or does a value with `: ` need quotes?"
     if "could not find expected ':'" in problem:

@@ -286,6 +286,16 @@ def test_a_near_file_is_named(tmp_path):
     assert caught.value.hint == f"did you mean {tmp_path}/vit_int8.yaml?"
 
 
+def test_a_file_is_near_by_its_name_and_not_by_its_ending(tmp_path):
+    (tmp_path / "json.yaml").write_text(V)
+    with pytest.raises(UsageError) as caught:
+        load_config(tmp_path / "good.yaml")
+    assert caught.value.hint == ""
+    with pytest.raises(UsageError) as caught:
+        load_config(tmp_path / "json.yml")
+    assert caught.value.hint == f"did you mean {tmp_path}/json.yaml?"
+
+
 def test_files_of_one_call_are_layers(tmp_path):
     (tmp_path / "a.yaml").write_text(V + "calib: {batches: 1}\n")
     (tmp_path / "b.yaml").write_text(V + "calib: {batches: 2}\n")
