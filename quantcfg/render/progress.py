@@ -27,6 +27,7 @@ from rich.text import Text
 from quantcfg.render.console import message_console, say
 
 _INTERVAL = 5.0  # seconds between plain lines
+_FRAME = 0.1  # seconds between two states of a bar
 
 
 class _Task(Protocol):
@@ -34,7 +35,11 @@ class _Task(Protocol):
 
 
 class BarProgress:
-    """Bars that vanish when the task is done."""
+    """Bars that vanish when the task is done.
+
+    They are drawn as the work goes on, and not by a thread: a worker of a DataLoader, forked while a thread
+    draws, would wait for its locks for ever as soon as it prints something.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -42,7 +47,7 @@ class BarProgress:
     @contextmanager
     def task(self, title: str, total: int | None, *, done: int = 0) -> Iterator[_Task]:
         """Draw a bar during the block."""
-        with Bars(*_columns(), console=self._console, transient=True) as bars:
+        with Bars(*_columns(), console=self._console, transient=True, auto_refresh=False) as bars:
             yield _BarTask(bars, bars.add_task(title, total=total, completed=done, values=""))
 
     def note(self, sentence: str) -> None:
@@ -50,13 +55,17 @@ class BarProgress:
         say("note", sentence)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _BarTask:
     bars: Bars
     task: TaskID
+    drawn: float = field(default_factory=lambda: time.monotonic())
 
     def advance(self, **values: float) -> None:
-        self.bars.update(self.task, advance=1, values=_text(values))
+        is_due = time.monotonic() - self.drawn >= _FRAME
+        self.bars.update(self.task, advance=1, values=_text(values), refresh=is_due)
+        if is_due:
+            self.drawn = time.monotonic()
 
 
 class LineProgress:

@@ -1,6 +1,10 @@
 """Progress: plain lines where there is no terminal, nothing when quiet."""
 
+import io
+import threading
+
 import pytest
+from rich.console import Console
 
 from quantcfg.render import progress
 
@@ -50,6 +54,18 @@ def test_a_task_that_fails_does_not_claim_to_be_done(capsys, clock):
     with pytest.raises(KeyError), progress.LineProgress().task("calibrating", 3):
         raise KeyError
     assert capsys.readouterr().err == ""
+
+
+def test_bars_are_drawn_as_the_work_goes_on_and_by_no_thread(clock):
+    console, before = Console(file=io.StringIO(), force_terminal=True, width=100), threading.active_count()
+    with progress.BarProgress(console).task("training", 30) as task:
+        assert threading.active_count() == before  # another one's locks would stay locked in a forked worker
+        for _ in range(30):
+            clock[0] += 0.06
+            task.advance(loss=0.5)
+    drawn = console.file.getvalue()
+    assert "20/30" in drawn
+    assert "19/30" not in drawn
 
 
 def test_quiet_says_nothing(capsys):
