@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from quantcfg.numeric.host import is_on_host
+
 # The smallest scale: the epsilon of float32. Far above the subnormals, so 1 / scale is finite in float16 too.
 EPS = 2.0**-23
 
@@ -76,6 +78,8 @@ def choose_qparams(
     Reference:
         Jacob et al. 2018, arXiv 1712.05877, section 2.1, equation 1.
     """
+    if min_val.numel() == 1 and is_on_host(min_val) and is_on_host(max_val):
+        return _choose_on_host(min_val, max_val, quant_min, quant_max, symmetric=symmetric)
     levels = quant_max - quant_min
     if symmetric:
         bound = torch.maximum(-min_val, max_val).detach().double().reshape(-1)
@@ -88,6 +92,23 @@ def choose_qparams(
     steps = torch.where(span / levels > EPS, low * levels / span, low / EPS)
     zero_point = (quant_min - steps.round()).clamp(quant_min, quant_max)
     return QParams((span / levels).clamp(min=EPS).float(), zero_point.int())
+
+
+def _choose_on_host(
+    min_val: Tensor, max_val: Tensor, quant_min: int, quant_max: int, *, symmetric: bool
+) -> QParams:
+    levels, zero_point = quant_max - quant_min, 0
+    if symmetric:
+        scale = max(-min_val.item(), max_val.item()) / (levels / 2)
+    else:
+        low, high = min(min_val.item(), 0.0), max(max_val.item(), 0.0)
+        scale = (high - low) / levels
+        steps = low * levels / (high - low) if scale > EPS else low / EPS
+        zero_point = min(max(quant_min - round(steps), quant_min), quant_max)
+    return QParams(
+        torch.tensor([max(scale, EPS)], dtype=torch.float32, device=min_val.device),
+        torch.tensor([zero_point], dtype=torch.int32, device=min_val.device),
+    )
 
 
 def symmetric_range(scale: Tensor, *, quant_min: int, quant_max: int) -> tuple[Tensor, Tensor]:

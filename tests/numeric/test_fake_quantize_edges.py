@@ -148,6 +148,7 @@ class HostReads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@pytest.mark.usefixtures("on_a_device")
 @pytest.mark.parametrize("x_grad", [True, False])
 @pytest.mark.parametrize(("kind", "qscheme"), KINDS)
 def test_a_training_step_never_waits_for_the_device(kind, qscheme, x_grad):

@@ -66,6 +66,7 @@ def assert_same(one, other):
         assert torch.equal(a, b), name
 
 
+@pytest.mark.usefixtures("on_a_device")
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("qscheme", SCHEMES)
 @pytest.mark.parametrize("kind", OBSERVERS)
@@ -79,6 +80,7 @@ def test_a_training_step_waits_for_nothing(kind, qscheme, size):
     assert scale.isfinite().all() and (scale > 0).all()
 
 
+@pytest.mark.usefixtures("on_a_device")
 @pytest.mark.parametrize(("fake_quant", "qscheme"), KINDS)
 @pytest.mark.parametrize("kind", SOLVED)
 def test_a_fake_quantize_in_training_waits_for_nothing(kind, qscheme, fake_quant):
@@ -91,6 +93,7 @@ def test_a_fake_quantize_in_training_waits_for_nothing(kind, qscheme, fake_quant
     assert result.isfinite().all()
 
 
+@pytest.mark.usefixtures("on_a_device")
 @pytest.mark.parametrize("state", ["counted", "solved", "loaded"])
 @pytest.mark.parametrize("kind", SOLVED)
 def test_a_calibrated_observer_enters_training_before_the_first_step(kind, state):

@@ -49,7 +49,7 @@ class BatchRecords(ExactModule):
         """Remember one more batch if it is ``finite``; without room the oldest moves into the base."""
         if self.index.is_cpu and not torch.compiler.is_compiling():
             if finite:  # asking costs nothing here, and most of the work falls away
-                self._push_finite(index, batch, step)
+                self.append(index, batch, step)
             return
         leaves = finite & (self.index[0] >= 0)
         folded = torch.stack(step(self._base_range(), self._oldest()))
@@ -60,14 +60,15 @@ class BatchRecords(ExactModule):
         ranges = torch.cat((self.ranges[1:], torch.stack(batch)[None]))
         self.ranges.copy_(torch.where(finite, ranges, self.ranges))
 
-    def _push_finite(self, index: Tensor | int, batch: Range, step: Step) -> None:
-        if int(self.index[0]) >= 0:
+    def append(self, index: Tensor | int, batch: Range | tuple[float, float], step: Step) -> None:
+        """Remember one more batch, which is finite, in records that lie in the host's memory."""
+        indices, ranges = self.index.numpy(), self.ranges.numpy()  # which moves overlapping rows, and faster
+        if indices[0] >= 0:
             self.base.copy_(torch.stack(step(self._base_range(), self._oldest())))
             self.base_end.copy_(self.index[:1])
-        self.index.copy_(self.index.roll(-1))
-        self.index[-1] = index
-        self.ranges.copy_(self.ranges.roll(-1, 0))
-        self.ranges[-1, 0], self.ranges[-1, 1] = batch
+        indices[:-1], indices[-1] = indices[1:], int(index)
+        ranges[:-1] = ranges[1:]
+        ranges[-1, 0], ranges[-1, 1] = batch
 
     def _oldest(self) -> Range:
         return self.ranges[0, 0], self.ranges[0, 1]
