@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def layer_of(module: str) -> int:
     raise AssertionError(f"{module} is in no layer: add it to LAYERS, at its place")
 
 
+@cache
 def imports_of(module: str, *, top_level: bool = False) -> set[str]:
     """Every module that ``module`` imports, those inside functions too unless ``top_level``."""
     tree = ast.parse(SOURCES[module].read_text())

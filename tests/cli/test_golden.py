@@ -24,6 +24,7 @@ qconfig:
     clasifier: w8a16
     'r*': {use: w8a8, expect: 3}
 """
+CONFIGS = {"rules.yaml": f"{RULES}    drop: w8a16\n", "typos.yaml": TYPOS, "misses.yaml": MISSES}
 COMMANDS = {
     "plan": ["plan", "model.py", "rules.yaml", "--against", "config.yaml", "--set", "qat.epochs=2"],
     "plan-resolved": ["plan", "model.py", "rules.yaml", "--resolved", "--set", "calib.batches=2"],
@@ -49,11 +50,7 @@ SURFACES = {
 
 @pytest.fixture
 def shown(project, monkeypatch):
-    for name, text in (
-        ("rules.yaml", f"{RULES}    drop: w8a16\n"),
-        ("typos.yaml", TYPOS),
-        ("misses.yaml", MISSES),
-    ):
+    for name, text in CONFIGS.items():
         project.write(name, text)
 
     def on(surface, arguments):

@@ -9,7 +9,7 @@ import termios
 
 import pytest
 
-from tests.cli.test_golden import COMMANDS, GOLDEN, MISSES, RULES, TYPOS
+from tests.cli.test_golden import COMMANDS, CONFIGS, GOLDEN
 
 ROOT = GOLDEN.parents[1]
 pty = pytest.importorskip("pty")
@@ -45,7 +45,7 @@ CASES += [(name, *SURFACES[0]) for name in ("plan", "explain-op")]  # these impo
 
 @pytest.mark.parametrize(("name", "title", "columns", "more"), CASES)
 def test_a_real_terminal_shows_the_golden_output(name, title, columns, more, project):
-    for file, text in (("rules.yaml", RULES), ("typos.yaml", TYPOS), ("misses.yaml", MISSES)):
+    for file, text in CONFIGS.items():
         project.write(file, text)
     (out, their_out), (err, their_err) = terminal(columns), terminal(columns)
     kept = {key: value for key, value in os.environ.items() if key not in OTHERS}

@@ -23,7 +23,7 @@ from quantcfg.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = sorted((ROOT / "configs").iterdir())
-NUM_FILES = int(os.environ.get("QUANTCFG_FUZZ", "10000"))
+NUM_FILES = int(os.environ.get("QUANTCFG_FUZZ", "4000"))
 PARTS = 8
 PIECES = (
     b"'", b'"', b"{", b"}", b"[", b"]", b":", b": ", b",", b"&a ", b"*a", b"<<: *a", b"!!int ", b"!x", b"---\n",
