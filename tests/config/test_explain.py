@@ -33,6 +33,28 @@ def test_a_field_has_its_documentation():
     assert {row.name for row in explain_topic("guards").rows} >= {"quantized_macs", "metric_drop"}
 
 
+def test_a_field_has_its_default_and_the_words_that_it_may_be():
+    assert rows_of("qat.bn") == [("default", "fold"), ("one of", "fold, keep, freeze")]
+    assert rows_of("qat.optimizer.lr") == [("default", "none, it is required")]
+    assert rows_of("calib")[-2:] == [("compare_per", "op"), ("qconfig", "")]
+    assert rows_of("qconfig")[0] == ("global", "null")
+
+
+def test_a_section_of_several_kinds_lists_them():
+    assert rows_of("qat.scheduler")[:2] == [("cosine", "min_lr"), ("linear", "start_factor, end_factor")]
+    assert rows_of("qat.optimizer.weight_decay")[2:] == [("AdamW", "0.01"), ("RMSprop", "0.0")]
+    assert explain_topic("qat.optimizer.name").doc == "Which of these it is."
+
+
+def rows_of(topic):
+    return [(row.name, row.value) for row in explain_topic(topic).rows]
+
+
+def test_every_path_is_explained_once():
+    paths = [path for path, _ in config_fields()]
+    assert len(paths) == len(set(paths))
+
+
 def test_every_field_is_documented():
     assert [path for path, entry in config_fields() if not entry.doc] == []
 
