@@ -38,34 +38,33 @@ class SGD(OptimizerSection):
     _nesterov_has_momentum = model_validator(mode="after")(momentum_of_nesterov)
 
 
-class Adam(OptimizerSection):
+class AdamSection(OptimizerSection):
+    """What Adam and its variants take."""
+
+    betas: Annotated[tuple[Fraction, Fraction], LIST] = (0.9, 0.999)
+    """Decay of the averages of the gradient and of its square."""
+    eps: Positive = 1e-8
+    """Added to the denominator."""
+    amsgrad: bool = False
+    """The AMSGrad variant."""
+
+
+class Adam(AdamSection):
     """Adam."""
 
     name: Literal["Adam"]
     """torch.optim.Adam."""
-    betas: Annotated[tuple[Fraction, Fraction], LIST] = (0.9, 0.999)
-    """Decay of the averages of the gradient and of its square."""
-    eps: Positive = 1e-8
-    """Added to the denominator."""
     weight_decay: NotNegative = 0.0
     """L2 penalty."""
-    amsgrad: bool = False
-    """The AMSGrad variant."""
 
 
-class AdamW(OptimizerSection):
+class AdamW(AdamSection):
     """Adam with decoupled weight decay."""
 
     name: Literal["AdamW"]
     """torch.optim.AdamW."""
-    betas: Annotated[tuple[Fraction, Fraction], LIST] = (0.9, 0.999)
-    """Decay of the averages of the gradient and of its square."""
-    eps: Positive = 1e-8
-    """Added to the denominator."""
     weight_decay: NotNegative = 0.01
     """Decoupled weight decay."""
-    amsgrad: bool = False
-    """The AMSGrad variant."""
 
 
 class RMSprop(OptimizerSection):
