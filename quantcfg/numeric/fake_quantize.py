@@ -31,20 +31,21 @@ class FakeQuantize(FakeQuantizeBase):
         self._adopt_known_range()
 
     def _fake_quantize(self, x: Tensor) -> Tensor:
-        zero_point = self._affine_zero_point()
+        observer, zero_point = self.observer, self._affine_zero_point()
         return fake_quantize(
             x,
-            along(_in_memory(self.scale), x, self.ch_axis),
-            None if zero_point is None else along(_in_memory(zero_point), x, self.ch_axis),
-            quant_min=self.quant_min,
-            quant_max=self.quant_max,
+            along(_in_memory(self.scale), x, observer.ch_axis),
+            None if zero_point is None else along(_in_memory(zero_point), x, observer.ch_axis),
+            quant_min=observer.quant_min,
+            quant_max=observer.quant_max,
         )
 
     @torch.no_grad()
     def _observe(self, x: Tensor) -> None:
-        self.observer(x)
+        observer = self.observer
+        observer(x)
         if self.quantizing:
-            self._set_qparams(self.observer.qparams())
+            self._set_qparams(observer.qparams())
             if not self._is_ready:
                 self.has_qparams.logical_or_(self._seen_first_batch())
 
