@@ -1,8 +1,9 @@
 """Fake quantize, forward and backward, beside its peers: ``python -m benchmarks.fake_quantize``.
 
 Budgets are those of the design, in copies of the tensor: a 32x64x56x56 float32 activation, and a 512x512x3x3
-weight for the per-channel rows. The rows "clone" are the floor: an autograd function that does no arithmetic,
-copies its input in forward and the gradient in backward.
+weight for the per-channel rows. A weight is a leaf of the graph, an activation is not. The rows "clone" are
+the floor: an autograd function that does no arithmetic, copies its input in forward and the gradient in
+backward.
 """
 
 from __future__ import annotations
@@ -102,9 +103,10 @@ def _run(module: Callable[[Tensor], Tensor], *, x: Tensor, backward: bool) -> Ca
     if not backward:
         return torch.no_grad()(partial(module, x))
     leaf, grad = x.clone().requires_grad_(), torch.randn_like(x)
+    is_weight = x.shape == WEIGHT
 
     def step() -> None:
-        module(leaf).backward(grad)
+        module(leaf if is_weight else leaf.view_as(leaf)).backward(grad)
         leaf.grad = None
 
     return step
