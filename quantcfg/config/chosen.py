@@ -14,23 +14,24 @@ from quantcfg.config.spec import QConfigSpec
 from quantcfg.errors import Place
 
 _NOWHERE = Place("", 1)
+_STAGE = "calib"
 _OURS = ("compare", "compare_by", "compare_per")
 
 
-def with_chosen(config: Config, stage: str, specs: Mapping[str, QConfigSpec]) -> Config:
+def with_chosen(config: Config, specs: Mapping[str, QConfigSpec]) -> Config:
     """``config`` with a rule for each op of ``specs``, and without the comparison that found them.
 
-    The rules are those of exact names, written out, and the last of their stage: each replaces what decided
-    the op before.
+    The rules are those of exact names, written out, and the last of the calibration: each replaces what
+    decided the op before.
     """
     kept = [
-        rule for rule in config.stages[stage] if not (rule.kind == "module_name" and rule.pattern in specs)
+        rule for rule in config.stages[_STAGE] if not (rule.kind == "module_name" and rule.pattern in specs)
     ]
     rules = [Rule("module_name", op, spec) for op, spec in specs.items()]
     return replace(
         config,
-        tree=_grafted(config.tree, stage, {op: spec_fields(spec) for op, spec in specs.items()}),
-        stages={**config.stages, stage: in_order((*kept, *rules))},
+        tree=_grafted(config.tree, {op: spec_fields(spec) for op, spec in specs.items()}),
+        stages={**config.stages, _STAGE: in_order((*kept, *rules))},
     )
 
 
@@ -51,8 +52,8 @@ def spec_fields(spec: QConfigSpec) -> dict[str, Any]:
     return fields
 
 
-def _grafted(tree: Table, stage: str, rules: Mapping[str, Any]) -> Table:
-    section = _table(tree.get(stage))
+def _grafted(tree: Table, rules: Mapping[str, Any]) -> Table:
+    section = _table(tree.get(_STAGE))
     qconfig = _table(section.get("qconfig"))
     named = _table(qconfig.get("module_name"))
     left = {key: entry for key, entry in named.entries.items() if key not in rules}
@@ -60,7 +61,7 @@ def _grafted(tree: Table, stage: str, rules: Mapping[str, Any]) -> Table:
     section = _with(section, "qconfig", _with(qconfig, "module_name", named))
     for name in _OURS:
         section.entries.pop(name, None)
-    return _with(tree, stage, section)
+    return _with(tree, _STAGE, section)
 
 
 def _with(table: Table, key: str, node: Node) -> Table:

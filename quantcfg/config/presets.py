@@ -63,10 +63,6 @@ def _lsq(slot: str) -> Values:
     }
 
 
-def _preset(name: str, doc: str, calib: Values, qat: Values, deprecated_for: str | None = None) -> Preset:
-    return Preset(name, (calib, qat), doc, deprecated_for)
-
-
 @cache
 def _spec(name: str, stage: int) -> QConfigSpec:
     """Made when it is asked for: a config uses few of the presets."""
@@ -93,17 +89,13 @@ def _short_family(weight_bits: int, activation_bits: int) -> Iterator[Preset]:
     )
     calib = dtypes | (ACTIVATION_MSE if has_output else {}) | (WEIGHT_MSE if weight_bits < 8 else {})
     lsq = _lsq("weight") | (_lsq("activation") if has_output else {})
-    yield _preset(name, what, calib, dtypes | WEIGHT_CURRENT)
-    yield _preset(f"{name}_lsq", f"{what}; QAT learns the scales", calib, dtypes | lsq)
+    yield Preset(name, (calib, dtypes | WEIGHT_CURRENT), what)
+    yield Preset(f"{name}_lsq", (calib, dtypes | lsq), f"{what}; QAT learns the scales")
     if has_output:
         pact = dtypes | WEIGHT_CURRENT | ACTIVATION_PACT
         frozen = dtypes | WEIGHT_CURRENT | ACTIVATION_FROZEN
-        yield _preset(f"{name}_pact", f"{what}; QAT learns where to clip activations", calib, pact)
-        yield _preset(f"{name}_fixed_act", f"{what}; QAT keeps the calibrated activations", calib, frozen)
-
-
-def _same(name: str, doc: str, values: Values) -> Preset:
-    return _preset(name, doc, values, values)
+        yield Preset(f"{name}_pact", (calib, pact), f"{what}; QAT learns where to clip activations")
+        yield Preset(f"{name}_fixed_act", (calib, frozen), f"{what}; QAT keeps the calibrated activations")
 
 
 ACTIVATION_16BIT: Values = {"activation_qkwargs.dtype": "qint16"}
@@ -168,7 +160,7 @@ def _deprecated_presets(presets: Mapping[str, Preset]) -> Iterator[Preset]:
 
 def _all_presets() -> dict[str, Preset]:
     presets = {preset.name: preset for preset in _short_presets()}
-    presets |= {name: _same(name, doc, values) for name, doc, values in REFERENCE}
+    presets |= {name: Preset(name, (values, values), doc) for name, doc, values in REFERENCE}
     return presets | {preset.name: preset for preset in _deprecated_presets(presets)}
 
 

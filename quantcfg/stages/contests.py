@@ -68,7 +68,7 @@ class Contests:
             slot = contest.candidates[choices[contest.key]]
             is_weight = contest.slot == "weight"
             changed[contest.op] = replace(spec, weight=slot) if is_weight else replace(spec, activation=slot)
-        return with_chosen(config, "calib", self._in_order(changed))
+        return with_chosen(config, self._in_order(changed))
 
     def _in_order(self, changed: Mapping[str, QConfigSpec]) -> dict[str, QConfigSpec]:
         """Deciders last: in a chain the last of several rules of equal rank has the last word."""
