@@ -3,7 +3,7 @@
 Each operation is one `torch.autograd.Function`: the forward allocates what it returns and works in place on
 it; the backward is written out, since differentiating the chain op by op would keep every link of it.
 
-NaN comes out as NaN, and +-inf as the end of the grid with no gradient.
+NaN comes out as NaN, with a gradient that is dy or 0, and +-inf as the end of the grid with no gradient.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class _StraightThrough(torch.autograd.Function):
         (clipped,) = ctx.saved_tensors
         grad_x = torch.empty_like(grad)
         for part in parts(clipped, grad, grad_x):
-            _where_zero(*part)
+            where_zero(*part)
         return grad_x, None, None, None
 
     @staticmethod
@@ -229,7 +229,7 @@ class _LearnedClip(torch.autograd.Function):
             if sum_part is not None:
                 sum_part.add_(_sum_to(sum_part, side_part.to(sum_part.dtype).mul_(grad_part)))
             if grad_x_part is not None:
-                _where_zero(side_part, grad_part, grad_x_part)
+                where_zero(side_part, grad_part, grad_x_part)
         if grad_alpha is not None:
             grad_alpha = (grad_alpha * signed_bound.sign()).reshape(ctx.shape)
         return grad_x, grad_alpha, None, None
@@ -357,7 +357,7 @@ def _where_inside(value: Tensor, steps: Tensor, options: _Options, *, out: Tenso
     _hardtanh_backward.grad_input(value, steps, *bounds, grad_input=out)
 
 
-def _where_zero(flags: Tensor, value: Tensor, out: Tensor) -> None:
+def where_zero(flags: Tensor, value: Tensor, out: Tensor) -> None:
     """Write ``value`` where the int8 ``flags`` are 0, and 0 where they are 1 or -1."""
     if torch.compiler.is_compiling():
         # With a comparison here the compiler would keep its bool result for backward and not the flags, and
