@@ -25,6 +25,7 @@ from quantcfg.runs.metrics import MetricsLog
 from quantcfg.stages.agreement import require_agreement
 from quantcfg.stages.averaging import WeightAverage
 from quantcfg.stages.data import DataSource
+from quantcfg.stages.gradients import are_finite
 from quantcfg.stages.job import Job
 from quantcfg.stages.optimizers import Schedule
 from quantcfg.stages.parallel import Worker
@@ -213,22 +214,23 @@ class Trainer:
         gradients = [p.grad for p in trained if p.grad is not None]
         if divisor != 1:
             torch._foreach_div_(gradients, divisor)
-        norm = whole(nn.utils.get_total_norm(gradients))
-        if not bool(norm.isfinite()):
+        limit = self.job.config.qat.grad_clip
+        norm = whole(nn.utils.get_total_norm(gradients)) if limit is not None else None
+        if not (are_finite(gradients) if norm is None else bool(norm.isfinite())):
             self._refuse_gradient(where)
             return False
-        limit = self.job.config.qat.grad_clip
-        if limit is not None:
+        if limit is not None and norm is not None:
             nn.utils.clip_grads_with_norm_(trained, limit, norm)
         return True
 
     def _refuse_gradient(self, where: str) -> None:
         if self.scaler.is_enabled and not self.scaler.is_exhausted:
             return
-        names = [name for name, p in self.model.named_parameters() if _is_bad(p.grad)]
+        names = [f"of '{name}'" for name, p in self.model.named_parameters() if _is_bad(p.grad)]
+        names.append("of all parameters, squared and added up,")
         steps = f"in {MOST_IN_A_ROW + 1} steps up to {where[5:]}" if self.scaler.is_enabled else f"in {where}"
         raise RunError(
-            f"the gradient of '{names[0]}' is not finite {steps}; nothing was updated",
+            f"the gradient {names[0]} is not finite {steps}; nothing was updated",
             hint="a smaller learning rate, or qat.grad_clip, keeps training finite",
         )
 
