@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from quantcfg.integer.call import Call
 from quantcfg.integer.convert import convert
 from quantcfg.integer.gemm import INT32_MAX
-from quantcfg.integer.kernels import GEMMS
+from quantcfg.integer.kernels import GEMMS, KERNELS, TABLES
 from quantcfg.integer.runner import IntegerRunner, Made, is_wide
 from quantcfg.integer.values import Sum, integers_of, mark, quantize
 from quantcfg.preparation.intercept import interceptor_of
@@ -26,7 +29,9 @@ class OpCount:
 
     ``arithmetic`` is ``integer``, or ``float`` where the op has no integer kernel. An op whose 32 bits go out
     counts in steps of its accumulator. ``flowing`` counts what differs when every op is given the integers of
-    the ops before it. ``largest`` is what the accumulator can reach for the calibrated ranges.
+    the ops before it; ``own`` what differs then from the fake-quant op computed in float64, given the same:
+    biases rounded to int32, and functions that are integers inside. All else is the rounding of float32.
+    ``largest`` is what the accumulator can reach for the calibrated ranges.
     """
 
     name: str
@@ -37,12 +42,13 @@ class OpCount:
     off_by_one: int = 0
     more: int = 0
     flowing: int = 0
+    own: int = 0
     largest: float | None = None
     overflows: bool = False
 
     def __add__(self, other: OpCount) -> OpCount:
         sums = {name: getattr(self, name) + getattr(other, name)
-                for name in ("num_values", "equal", "off_by_one", "more", "flowing")}  # fmt: skip
+                for name in ("num_values", "equal", "off_by_one", "more", "flowing", "own")}  # fmt: skip
         return replace(other, **sums)
 
 
@@ -68,6 +74,11 @@ class IntegerReport:
         return 1.0 - sum(op.flowing for op in self.ops) / max(self.num_values, 1)
 
     @property
+    def own_share(self) -> float:
+        """Equal integers over all, beside the fake-quant model computed in float64; 1 where both are one."""
+        return 1.0 - sum(op.own for op in self.ops) / max(self.num_values, 1)
+
+    @property
     def first_difference(self) -> OpCount | None:
         """The first op that differs."""
         return next((op for op in self.ops if op.equal < op.num_values), None)
@@ -84,7 +95,8 @@ class IntegerReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""
-        shares = {"equal_share": self.equal_share, "flowing_share": self.flowing_share}
+        names = ("equal_share", "flowing_share", "own_share")
+        shares = {name: getattr(self, name) for name in names}
         return {**shares, "num_values": self.num_values, "ops": [asdict(op) for op in self.ops]}
 
 
@@ -134,6 +146,9 @@ class _Beside:
     def begin(self) -> None:
         self.seen: list[tuple[OpCount, Tensor]] = []
 
+    def before(self, call: Call) -> None:
+        """Nothing: the fake-quant op has its own arguments."""
+
     def see(self, made: Made, run_fake_quant: Callable[[], Any]) -> Any:
         theirs = run_fake_quant()
         for ours, real in zip(tensors_in(made.result), tensors_in(theirs), strict=True):
@@ -153,8 +168,16 @@ def _hand_on(real: Tensor, exact: Sum | None) -> None:
         mark(real, exact)
 
 
+@dataclass(frozen=True, slots=True)
+class _Flowed:
+    """What an op of the integer model made, and how much of it the fake-quant op in float64 makes not."""
+
+    steps: Tensor
+    own: int
+
+
 class _Alone:
-    """Keeps what each op of the integer model makes."""
+    """Keeps what each op of the integer model makes, beside the same op in float64."""
 
     compares = False
 
@@ -162,15 +185,40 @@ class _Alone:
         self.begin()
 
     def begin(self) -> None:
-        self.seen: list[tuple[str, Tensor]] = []
+        self.seen: list[_Flowed] = []
+        self.wide: Any = None
+        self.inside: dict[int, tuple[Tensor, Tensor]] = {}  # of chains, in float64, by what stands for it
+
+    def before(self, call: Call) -> None:
+        """Run the op in float64, on the numbers that integers stand for; a table is its float op already."""
+        self.wide = None
+        if call.site.op in KERNELS and call.site.op not in TABLES:
+            args, kwargs = pytree.tree_map(self._wide, (call.args, call.kwargs))
+            result = call.func(*args, **kwargs)
+            self.wide = result if call.output is None else call.output(result)
 
     def see(self, made: Made, run_fake_quant: Callable[[], Any]) -> Any:
         del run_fake_quant
-        for tensor in tensors_in(made.result):
+        wide = tensors_in(self.wide) if made.exact is not None else []
+        for tensor, real in zip_longest(tensors_in(made.result), wide):
             found = integers_of(tensor)
             if found is not None and _is_counted(made):
-                self.seen.append((made.step.site.name, found.with_bias_in_steps().terms[0].steps))
+                steps = found.with_bias_in_steps().terms[0].steps
+                expected = None if real is None else _steps_of(made, real)
+                own = 0 if expected is None else _num_different(steps, expected.terms[0].steps)
+                self.seen.append(_Flowed(steps, own))
+                self.inside.pop(id(tensor), None)  # written into, where the op is in place
+            elif real is not None:
+                self.inside[id(tensor)] = (tensor, real)
         return made.result
+
+    def _wide(self, x: Any) -> Any:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            return x
+        if id(x) in self.inside:
+            return self.inside[id(x)][1].clone()
+        exact = integers_of(x)
+        return x.to(torch.float64, copy=True) if exact is None else exact.real(torch.float64)
 
 
 def _is_counted(made: Made) -> bool:
@@ -191,10 +239,13 @@ def _steps_of(made: Made, real: Tensor) -> Sum | None:
     return Sum((replace(term, steps=(real.double() / term.scale).round()),))
 
 
+def _num_different(found: Tensor, expected: Tensor) -> int:
+    return int((~((found == expected) | (found.isnan() & expected.isnan()))).sum())
+
+
 def _count(made: Made, found: Tensor, expected: Tensor) -> OpCount:
-    distance = (found - expected).abs()
-    same = (distance == 0) | (found.isnan() & expected.isnan())
-    equal, by_one = int(same.sum()), int((distance == 1).sum())
+    equal = found.numel() - _num_different(found, expected)
+    by_one = int(((found - expected).abs() == 1).sum())
     largest = made.step.largest
     return OpCount(
         name=made.step.site.name,
@@ -211,8 +262,5 @@ def _count(made: Made, found: Tensor, expected: Tensor) -> OpCount:
 
 def _with_flow(beside: _Beside, integer: _Alone) -> Iterable[OpCount]:
     """The counts of one forward, with what differs where integers alone flowed."""
-    flowing = iter(integer.seen)
-    for count, expected in beside.seen:
-        _, found = next(flowing)
-        differs = ~((found == expected) | (found.isnan() & expected.isnan()))
-        yield replace(count, flowing=int(differs.sum()))
+    for (count, expected), flowed in zip(beside.seen, integer.seen, strict=True):
+        yield replace(count, flowing=_num_different(flowed.steps, expected), own=flowed.own)

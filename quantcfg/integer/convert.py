@@ -24,9 +24,9 @@ def convert(model: nn.Module, *, bias: str = "int32") -> nn.Module:
     The copy keeps its forward and takes and returns what the model does. Convolutions, linear layers and
     matrix products sum integer products in a wide accumulator, whose bias is rounded to its steps; adds,
     pooling, softmax and norms work on integer sums; functions of one value are tables over all integers of
-    their input. What the plan leaves in float stays in float. Every result gets onto its grid by one rule,
-    `quantcfg.integer.values.requantize`. Batch norms that training kept are folded. Between ops a tensor shows the real numbers that its integers stand
-    for, and carries the integers themselves.
+    their input. What the plan leaves in float stays in float. Batch norms that training kept are folded.
+    Every result gets onto its grid by one rule, `quantcfg.integer.values.requantize`. Between ops a tensor
+    shows the real numbers that its integers stand for, and carries the integers themselves.
 
     It warns, at the first forward, where an int32 accumulator could overflow for the calibrated ranges.
 

@@ -117,7 +117,7 @@ def attention(call: Call) -> Sum | None:
     """``scaled_dot_product_attention``: both products in integers, the softmax between them in float64.
 
     There is no grid between the two in the fake-quant model; here the probabilities are integers in steps of
-    2**-16, or of 2**-24 where the values have more than 8 bits.
+    2**-22, whose products with 8 bits int32 can sum, or of 2**-24 where the values have more.
     """
     query, key, value = (call.term_at(i, name) for i, name in enumerate(("query", "key", "value")))
     if query is None or key is None or value is None or not _all_per_tensor(query, key, value):
@@ -127,7 +127,7 @@ def attention(call: Call) -> Sum | None:
     scores = (query.steps @ keys.transpose(-2, -1)) * (query.scale * key.scale * scale)
     mask, causal = call.get(3, "attn_mask"), call.get(5, "is_causal", False)
     probabilities = _masked(scores, mask, causal=bool(causal)).softmax(-1).nan_to_num(0.0)
-    unit = 2.0**24 if is_wide(value) else 2.0**16
+    unit = 2.0**24 if is_wide(value) else 2.0**22
     return Sum((Term((probabilities * unit).round() @ values, value.scale / unit),))
 
 

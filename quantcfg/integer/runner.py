@@ -55,6 +55,9 @@ class Watch(Protocol):
 
     compares: bool
 
+    def before(self, call: Call) -> None:
+        """Look at the arguments of a step, which it may be about to write into."""
+
     def see(self, made: Made, run_fake_quant: Callable[[], Any]) -> Any:
         """Return what the model goes on with."""
 
@@ -104,6 +107,8 @@ class IntegerRunner:
             return call.func(*call.args, **call.kwargs)
         if step.role == PASSED:
             return self._passed(call)
+        if self.watch is not None:
+            self.watch.before(call)
         exact = KERNELS[step.site.op](call) if step.site.op in KERNELS else None
         if exact is not None and self.exact_bias:
             exact = replace(exact, has_bias=False)

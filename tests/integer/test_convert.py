@@ -45,6 +45,13 @@ def test_with_unrounded_biases_it_is_the_fake_quant_model(case, spec):
     report = report_of(case, spec, bias="exact")
     assert report.equal_share >= 0.999
     assert report.num_values - sum(op.equal for op in report.ops) <= 1
+    assert not [op.name for op in report.ops if op.own]  # what differs, float32 rounded
+
+
+def test_what_is_not_the_rounding_of_float32_is_counted_as_its_own():
+    report = report_of("dense", "4 bits")
+    assert sum(op.own for op in report.ops) > 0
+    assert report.own_share == 1.0 - sum(op.own for op in report.ops) / report.num_values
 
 
 def test_a_bias_in_int32_is_all_that_four_bits_differ_by():
