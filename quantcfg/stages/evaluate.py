@@ -39,6 +39,7 @@ def evaluate(model: nn.Module, data: DataSource, progress: Progress, title: str)
     """
     if not data.exists:
         return {}
+    data.ranks.at("the evaluation")
     was_training = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,12 +13,13 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from quantcfg.errors import ConfigError, EchoError, QuantcfgError, RunError, UsageError
-from quantcfg.stages.ranks import Ranks, is_lost_rank
+from quantcfg.errors import ConfigError, EchoError, Interrupted, QuantcfgError, RunError, UsageError
+from quantcfg.stages.ranks import LostRankError, Ranks, is_lost_rank, lost_ranks
+from quantcfg.stages.signals import ending_by_signals
 
-# How long a rank that is alive may take to answer when another one is missed: after a timeout it may itself
-# still be waiting for its own.
-_ROLL_CALL_S, _ROLL_CALL_AFTER_TIMEOUT_S = 4.0, 20.0
+# How long a rank that is alive may take to answer when another one is missed. After a timeout it may itself
+# still be waiting for its own, after a signal it may be busy, and torchrun leaves it 30 s.
+_ROLL_CALL_S, _BUSY_S = 4.0, 20.0
 _POSTING_S = 1.0  # how long the first that fails may take to post its exit code
 _POLL_S = 0.05
 _BUG = 7  # the exit code of an error that is not deliberate
@@ -37,13 +37,38 @@ class Meeting:
     board: Store
     timeout: float
 
+    def join(self, store: Store) -> None:
+        """Connect with the others.
+
+        Raises:
+            LostRankError: Some did not come.
+        """
+        self.ranks.at("the rendezvous")
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+        with lost_ranks():
+            dist.init_process_group(
+                backend,
+                store=PrefixStore("group", store),
+                rank=self.ranks.rank,
+                world_size=self.ranks.size,
+                timeout=timedelta(seconds=self.timeout),
+            )
+        self.ranks.at("")
+
     def part(self) -> None:
-        """Leave when all have done their part: who goes too early looks lost to those that have not."""
+        """Leave when all have done their part: who goes too early looks lost to those that have not.
+
+        Raises:
+            LostRankError: Some have not in time.
+        """
+        self.ranks.at("the final write")
         everyone = [f"{_DONE}/{rank}" for rank in range(self.ranks.size)]
         deadline = time.monotonic() + self.timeout
         with suppress(RuntimeError):  # the last to leave may take the board with them
             self.board.set(everyone[self.ranks.rank], "1")
-            while not self.board.check(everyone) and time.monotonic() < deadline:
+            while not self.board.check(everyone):
+                if time.monotonic() > deadline:
+                    raise LostRankError("timed out")
                 time.sleep(_POLL_S)
         dist.destroy_process_group()
 
@@ -53,15 +78,19 @@ class Meeting:
             return self._about_lost(error)
         if self.ranks.whereabouts.is_common:
             return self._common(error)
+        if isinstance(error, Interrupted):  # maybe by torchrun, because another rank has ended
+            return self._about_lost(error)
         return self._named(error) if self._is_first_to_fail(error) else EchoError(self._posted(error))
 
     def _about_lost(self, error: BaseException) -> BaseException:
         self._answer()
-        missing = self._missing(_ROLL_CALL_AFTER_TIMEOUT_S if _timed_out(error) else _ROLL_CALL_S)
+        is_told = isinstance(error, Interrupted)
+        patience = _BUSY_S if is_told else min(_BUSY_S, self.timeout) if _timed_out(error) else 0
+        missing = self._missing(max(_ROLL_CALL_S, patience))
         if self._read(_FAILED) is not None:  # somebody failed and has said so, or is about to
             return EchoError(self._posted(error))
-        lost = RunError(self._sentence(missing, error), hint=_HINT)
-        return lost if self._is_first_to_fail(lost) else EchoError(self._posted(lost))
+        cause = error if is_told and not missing else RunError(self._sentence(missing, error), hint=_HINT)
+        return cause if self._is_first_to_fail(cause) else EchoError(self._posted(cause))
 
     def _sentence(self, missing: list[int], error: BaseException) -> str:
         where = f" in {self.ranks.whereabouts.place}" if self.ranks.whereabouts.place else ""
@@ -133,28 +162,26 @@ def meeting(timeout: float, *, rank: int, size: int, local_rank: int) -> Iterato
     if not ranks.are_many:
         yield ranks
         return
-    joined = Meeting(ranks, _join(timeout), timeout)
+    store = _store(timeout)
+    joined = Meeting(ranks, PrefixStore("quantcfg", store), timeout)
     try:
-        yield ranks
-    except BaseException as error:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends all as soon as one has failed
+        with ending_by_signals():
+            joined.join(store)
+            yield ranks
+            joined.part()
+    except BaseException as error:  # SystemExit, too: whatever ends this rank, the others have to hear of it
         verdict = joined.verdict(error)
         if verdict is error:
             raise
         raise verdict from error
-    joined.part()
 
 
-def _join(timeout: float) -> Store:
-    limit = timedelta(seconds=timeout)
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+def _store(timeout: float) -> Store:
     try:
-        store, rank, size = next(iter(rendezvous("env://", timeout=limit)))
-        group = PrefixStore("group", store)
-        dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=limit)
+        store: Store = next(iter(rendezvous("env://", timeout=timedelta(seconds=timeout))))[0]
     except (RuntimeError, ValueError) as error:
         raise RunError(f"the ranks did not find each other: {_first_line(error)}") from error
-    return PrefixStore("quantcfg", store)
+    return store
 
 
 def _code_of(error: BaseException) -> int:

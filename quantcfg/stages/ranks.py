@@ -19,6 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from quantcfg.runs.tree import detached_copy
+from quantcfg.stages.user_code import is_worker_death
 
 T = TypeVar("T")
 
@@ -159,6 +160,8 @@ def lost_ranks() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo has no error of its own
+        if is_worker_death(error):
+            raise
         raise LostRankError(str(error)) from error
 
 

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from quantcfg.errors import Interrupted
+
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -58,3 +60,28 @@ def stop_request(*, can_insist: bool = True) -> Iterator[StopRequest]:
         # A rank that fails with others is told to stop at once, and has yet to say what it saw.
         for number, handler in previous.items() if can_insist or not failed else ():
             signal.signal(number, handler)
+
+
+@contextmanager
+def ending_by_signals() -> Iterator[None]:
+    """Let a stop signal end the block by an error where nothing collects signals: before training, say.
+
+    After an error signals stay deaf: torchrun sends one to all ranks as soon as the first has failed.
+
+    Raises:
+        Interrupted: A signal came.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        del frame
+        raise Interrupted(f"stopped by {signal.Signals(number).name}", exit_code=128 + number)
+
+    previous = {number: signal.signal(number, end) for number in STOP_SIGNALS}
+    try:
+        yield
+    except BaseException:  # SystemExit, too: torchrun does not tell errors apart
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        raise
+    for number, handler in previous.items():
+        signal.signal(number, handler)

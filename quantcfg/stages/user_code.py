@@ -67,7 +67,7 @@ def loader_workers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not _is_worker_death(error):
+        if not is_worker_death(error):
             raise
         raise _error("", error, "") from error
 
@@ -130,12 +130,13 @@ def _line_in_worker(error: BaseException) -> str:
     return lines[-1] if lines else ""
 
 
-def _is_worker_death(error: BaseException) -> bool:
+def is_worker_death(error: BaseException) -> bool:
+    """Whether a DataLoader's worker died, which torch raises wherever the program just is."""
     return isinstance(error, RuntimeError) and _said(error).startswith("DataLoader worker (pid")
 
 
 def _error(what: str, error: BaseException, where: str) -> UserCodeError:
-    if _is_worker_death(error):
+    if is_worker_death(error):
         return UserCodeError(f"a worker process of a DataLoader died: {first_line(error)}", where=where)
     if isinstance(error, SystemExit):
         return UserCodeError(

@@ -1,11 +1,32 @@
-"""Bugs to seed in every rank, each of which a check has to catch."""
+"""Bugs to seed in every rank, each of which a check has to catch, and ranks to lose."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 
-from quantcfg.stages import sharding, synchronize
+from quantcfg.stages import calib, job, meeting, qat, records, sharding, synchronize, training
 from quantcfg.stages.ranks import Ranks
+
+PLACES = {
+    "rendezvous": (meeting.Meeting, "join"),
+    "model": (job.Job, "build_model"),
+    "evaluation": (calib, "_evaluate"),
+    "calibration": (calib, "_observe"),
+    "merge": (sharding.ObserverShards, "_bring_together"),
+    "step": (training.Trainer, "_backward"),
+    "exchange": (synchronize, "_exchange"),
+    "validation": (qat, "_evaluate"),
+    "checkpoint": (records, "save"),
+    "final write": (records, "finish"),
+}
+
+
+def lose(rank: int) -> None:
+    """Send one rank a signal where the environment says."""
+    place, lost, number = os.environ["LOSE"].split(":")
+    if rank == int(lost):
+        setattr(*PLACES[place], lambda *_, **__: os.kill(os.getpid(), int(number)))
 
 
 @dataclass

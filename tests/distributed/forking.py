@@ -1,7 +1,7 @@
 """Runs command lines in several ranks each, forked from one process that has imported everything once.
 
-It reads jobs from stdin, one in each line as JSON, and prints what became of each: exit codes, stdout and stderr
-by rank.
+It reads jobs from stdin, one in each line as JSON, and prints what became of each: exit codes, stdout and
+stderr by rank.
 What torchrun sets is set here; torchrun itself is in test_torchrun.py.
 """
 
@@ -13,7 +13,6 @@ import importlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 LIMIT_S = 300  # then a rank says where it is and ends
-PATIENCE_S = 10
+GRACE_S = 30  # of torchrun: how long a rank has to end by itself
 ROOT = Path(__file__).parents[2]
 _NEEDED = (
     "numpy.random",
@@ -99,11 +98,11 @@ def main() -> None:
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-        free.close()
-        children = [start(job, rank, port, Path(folder)) for rank in range(job["size"])]
+    from torch.distributed import TCPStore
+
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    with tempfile.TemporaryDirectory() as folder:
+        children = [start(job, rank, store.port, Path(folder)) for rank in range(job["size"])]
         codes = wait(children)
         texts = {
             name: [(Path(folder) / f"{rank}.{name}").read_text() for rank in range(job["size"])]
@@ -122,7 +121,7 @@ def start(job: dict[str, Any], rank: int, port: int, folder: Path) -> int:
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(folder / f"{rank}.{name}", os.O_WRONLY | os.O_CREAT), number)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-        faulthandler.dump_traceback_later(LIMIT_S, exit=True)
+        faulthandler.dump_traceback_later(LIMIT_S - 10, exit=True)
         code = work(job, rank, port)
     except BaseException:
         traceback.print_exc()
@@ -141,6 +140,7 @@ def work(job: dict[str, Any], rank: int, port: int) -> int:
         own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job["size"], "LOCAL_WORLD_SIZE": job["size"]}
         os.environ |= {name: str(value) for name, value in own.items()}
         os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+        os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     if job["bug"]:
         from tests.distributed import bugs
 
@@ -149,17 +149,29 @@ def work(job: dict[str, Any], rank: int, port: int) -> int:
 
 
 def wait(children: list[int]) -> list[int]:
-    """The exit codes, negative for signals; who does not end in time is killed."""
-    codes, deadline = dict.fromkeys(children), time.monotonic() + LIMIT_S + PATIENCE_S
+    """The exit codes, negative for signals. As under torchrun, the first that fails ends the others."""
+    codes, stopped = dict.fromkeys(children), set()
+    deadline, is_told = time.monotonic() + LIMIT_S, False
     while None in codes.values():
         for child in [child for child, code in codes.items() if code is None]:
-            ended, status = os.waitpid(child, os.WNOHANG)
-            if ended:
+            ended, status = os.waitpid(child, os.WNOHANG | os.WUNTRACED)
+            if ended and os.WIFSTOPPED(status):
+                stopped.add(child)
+            elif ended:
                 codes[child] = os.waitstatus_to_exitcode(status)
-            elif time.monotonic() > deadline:
-                os.kill(child, signal.SIGKILL)
+        left = [child for child, code in codes.items() if code is None]
+        if not is_told and any(codes.values()):
+            deadline, is_told = time.monotonic() + GRACE_S, True
+            send(left, signal.SIGTERM)
+        if stopped.issuperset(left) or time.monotonic() > deadline:
+            send(left, signal.SIGKILL)
         time.sleep(0.01)
     return list(codes.values())
+
+
+def send(children: Sequence[int], number: int) -> None:
+    for child in children:
+        os.kill(child, number)
 
 
 if __name__ == "__main__":
