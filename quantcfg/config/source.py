@@ -56,7 +56,9 @@ def read_file(path: Path, suffixes: Sequence[str], what: str) -> bytes:
     """
     if path.suffix not in suffixes:
         kinds = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
-        raise UsageError(f"{path}: {what} is a {kinds} file", hint=_similar_file(path, suffixes))
+        raise UsageError(
+            f"{path}: {what} is a {kinds} file", hint=_meant(path) or _similar_file(path, suffixes)
+        )
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise UsageError(f"{path}: not a regular file")
@@ -67,6 +69,14 @@ def read_file(path: Path, suffixes: Sequence[str], what: str) -> bytes:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(f"{path}: cannot be read: {reason}") from None
+
+
+def _meant(path: Path) -> str:
+    """What to write where the path of something else stands; empty when it is nothing that is known."""
+    resolved = path / "config" / "resolved.yaml"
+    if resolved.is_file():
+        return f"the config of that run is {resolved}"
+    return "a model file stands before the config" if path.suffix == ".py" else ""
 
 
 def _similar_file(path: Path, suffixes: Sequence[str]) -> str:

@@ -28,13 +28,14 @@ def message_console() -> Console:
 
 
 def say(kind: str, text: str) -> None:
-    """Print ``kind: text`` to stderr; ``kind`` is error, warning, note or hint.
-
-    Paths below the current directory are shown as people type them.
-    """
-    shown = text.replace(f"{Path.cwd()}{os.sep}", "")
-    line = Text.assemble((f"{kind}:", _STYLES[kind]), " ", safe_text(shown))
+    """Print ``kind: text`` to stderr; ``kind`` is error, warning, note or hint."""
+    line = Text.assemble((f"{kind}:", _STYLES[kind]), " ", safe_text(with_short_paths(text)))
     message_console().print(line, soft_wrap=True)
+
+
+def with_short_paths(text: str) -> str:
+    """The text with paths below the current directory as people type them."""
+    return text.replace(f"{Path.cwd()}{os.sep}", "")
 
 
 def print_json(value: Any) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from rich.console import Console
 
 from quantcfg.export.report import Check, ExportReport
+from quantcfg.render.console import with_short_paths
 from quantcfg.render.results import integer_facts, metrics_table
 from quantcfg.render.tables import add_numbers, new_table, print_facts, print_table
 from quantcfg.render.text import percent
@@ -45,7 +46,7 @@ def _facts(report: ExportReport) -> Iterator[tuple[str, str]]:
     yield "quantizers", f"{report.num_weights} of weights, {report.num_activations} of activations"
     if report.check is None:
         yield "check", "not run"
-    yield "file", report.path
+    yield "file", with_short_paths(report.path)
 
 
 def _check_facts(check: Check) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ from rich.text import Text
 from quantcfg.config.suggest import listing
 from quantcfg.render.comparison import print_comparison
 from quantcfg.render.tables import add_numbers, keys_of, new_table, print_facts, print_table
-from quantcfg.render.text import percent, safe_text
+from quantcfg.render.text import counted, percent, safe_text
 
 _SHOWN = 4  # ops that are named
 
@@ -100,15 +100,16 @@ def _guard_line(guard: Mapping[str, Any]) -> Text:
 
 def _facts(report: RunReport) -> list[tuple[str, str]]:
     result, seconds = report.result, report.timing.get("total_s")
-    parts = [f"{result[key]} {key.removeprefix('num_')}" for key in _COUNTS if key in result]
+    parts = [counted(result[key], *nouns) for key, nouns in _COUNTS.items() if key in result]
     facts = [("amount", ", ".join(parts))] if parts else []
     if "best_step" in result:
         facts.append(("best", f"step {result['best_step']}"))
     if result.get("num_skipped_steps"):
-        facts.append(("skipped", f"{result['num_skipped_steps']} steps whose gradient overflowed float16"))
+        steps = counted(result["num_skipped_steps"], "step", "steps")
+        facts.append(("skipped", f"{steps} whose gradient overflowed float16"))
     if skipped := result.get("skipped"):
-        most = max(skipped.values())
-        facts.append(("skipped", f"up to {most} batches with NaN or inf, by {', '.join(skipped)}"))
+        most = counted(max(skipped.values()), "batch", "batches")
+        facts.append(("skipped", f"up to {most} with NaN or inf, by {', '.join(skipped)}"))
     if integers := result.get("integers"):
         facts += integer_facts(integers)
     if seconds is not None:
@@ -116,4 +117,9 @@ def _facts(report: RunReport) -> list[tuple[str, str]]:
     return [*facts, ("run", report.path)]
 
 
-_COUNTS = ("num_batches", "num_samples", "num_epochs", "num_steps")
+_COUNTS = {
+    "num_batches": ("batch", "batches"),
+    "num_samples": ("sample", "samples"),
+    "num_epochs": ("epoch", "epochs"),
+    "num_steps": ("step", "steps"),
+}

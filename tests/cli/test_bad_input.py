@@ -369,7 +369,7 @@ def test_skipped_batches_are_counted_in_the_report(project):
             yield torch.full((2, 1, 4, 4), float("nan"))
     """)
     done = project.run("calib", "model.py", "config.yaml", "-o", "run", "--set", "calib.nonfinite=skip")
-    assert "skipped   up to 1 batches with NaN or inf, by input.x" in done.out
+    assert "skipped   up to 1 batch with NaN or inf, by input.x" in done.out
 
 
 @pytest.mark.parametrize(

@@ -279,6 +279,18 @@ def test_a_file_that_cannot_be_read_is_a_usage_error(name, message, tmp_path):
     assert caught.value.message == message.format(tmp_path)
 
 
+def test_a_run_or_a_model_file_in_the_place_of_a_config_is_told_so(tmp_path):
+    (tmp_path / "run/config").mkdir(parents=True)
+    (tmp_path / "run/config/resolved.yaml").write_text(V)
+    for name, hint in (
+        ("run", f"the config of that run is {tmp_path}/run/config/resolved.yaml"),
+        ("model.py", "a model file stands before the config"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            load_config(tmp_path / name)
+        assert caught.value.hint == hint
+
+
 def test_a_near_file_is_named(tmp_path):
     (tmp_path / "vit_int8.yaml").write_text(V)
     with pytest.raises(UsageError) as caught:

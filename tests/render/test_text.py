@@ -2,7 +2,7 @@
 
 import pytest
 
-from quantcfg.render.text import percent
+from quantcfg.render.text import counted, percent
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,7 @@ from quantcfg.render.text import percent
 )
 def test_only_all_is_a_hundred_per_cent(share, digits, shown):
     assert percent(share, digits) == shown
+
+
+def test_one_is_no_plural():
+    assert [counted(n, "batch", "batches") for n in (0, 1, 2)] == ["0 batches", "1 batch", "2 batches"]
