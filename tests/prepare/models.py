@@ -289,6 +289,24 @@ def _encoder_inputs() -> tuple[Tensor, Tensor]:
 Case = tuple[Callable[[], nn.Module], Callable[[], Any]]
 """A model, and what to call it with: a tuple of arguments."""
 
+
+class PageModel(nn.Module):
+    """`EXAMPLE_MODEL`, as the pages of the codes describe it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.bn = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout()
+        self.up = nn.ConvTranspose2d(4, 4, 2)
+        self.spare = nn.Linear(4, 2)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(self.drop(torch.relu(self.bn(self.conv(x)))))
+        return self.head(x.mean((2, 3)))
+
+
 CASES: dict[str, Case] = {
     "resnet": (ResNet, lambda: (torch.randn(4, 3, 8, 8),)),
     "encoder_sdpa": (Encoder, _encoder_inputs),

@@ -4,24 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from quantcfg.config.load import load_config
 from quantcfg.preparation.prepare import prepare
 from quantcfg.preparation.state import plan_of
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 4, 3)
-        self.bn = nn.BatchNorm2d(4)
-        self.drop = nn.Dropout()
-        self.spare = nn.Linear(4, 2)
-        self.head = nn.Linear(4, 2)
-
-    def forward(self, x):
-        return self.head(self.drop(torch.relu(self.bn(self.conv(x))).mean((2, 3))))
+from tests.prepare.models import PageModel
 
 
 @pytest.fixture
@@ -29,7 +16,7 @@ def findings(tmp_path):
     def of(rules):
         path = tmp_path / "c.yaml"
         path.write_text(f"version: 1\nqconfig:\n  global: w8a8\n  module_name:\n    {rules}\n")
-        model = prepare(Net().eval(), load_config(path), example_inputs=torch.rand(2, 1, 5, 5))
+        model = prepare(PageModel().eval(), load_config(path), example_inputs=torch.rand(2, 1, 5, 5))
         return [f"{f.code} {f.place.line}:{f.place.column} {f.label}" for f in plan_of(model).findings]
 
     return of

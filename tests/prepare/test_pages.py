@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from quantcfg.config.codes import CODES
 from quantcfg.config.load import load_config
@@ -15,33 +14,17 @@ from quantcfg.errors import ConfigError
 from quantcfg.preparation.prepare import prepare
 from quantcfg.preparation.state import plan_of
 from quantcfg.render.diagnostics import format_diagnostics
+from tests.prepare.models import PageModel
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 ON_A_MODEL = [page for page in CODES.values() if page.needs_model]
-
-
-class Net(nn.Module):
-    """`EXAMPLE_MODEL`, as the pages describe it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 4, 3)
-        self.bn = nn.BatchNorm2d(4)
-        self.drop = nn.Dropout()
-        self.up = nn.ConvTranspose2d(4, 4, 2)
-        self.spare = nn.Linear(4, 2)
-        self.head = nn.Linear(4, 2)
-
-    def forward(self, x):
-        x = self.up(self.drop(torch.relu(self.bn(self.conv(x)))))
-        return self.head(x.mean((2, 3)))
 
 
 def findings_of(folder, text):
     (folder / "c.yaml").write_text(text)
     config = load_config(folder / "c.yaml")
     try:
-        model = prepare(Net().eval(), config, example_inputs=torch.rand(2, 1, 5, 5))
+        model = prepare(PageModel().eval(), config, example_inputs=torch.rand(2, 1, 5, 5))
     except ConfigError as error:
         return list(error.diagnostics)
     return list(plan_of(model).findings)
