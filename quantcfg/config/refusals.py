@@ -9,8 +9,6 @@ from pydantic_core import PydanticCustomError
 REFUSED = "refused"
 
 
-def refuse(at: str, summary: str, hint: str = "", code: str = "QC107") -> NoReturn:
+def refuse(at: str, summary: str, hint: str) -> NoReturn:
     """Refuse the model because of its field ``at``."""
-    raise PydanticCustomError(
-        REFUSED, "{summary}", {"at": at, "summary": summary, "hint": hint, "code": code}
-    )
+    raise PydanticCustomError(REFUSED, "{summary}", {"at": at, "summary": summary, "hint": hint})

@@ -353,7 +353,7 @@ def _refused(t: Translator, error: Error, loc: Loc, node: Node, place: Place) ->
     for _, key_place, _ in walk(node, (context["at"],)):
         place = key_place
     del loc
-    t.findings.error(context["code"], context["summary"], place, help=context["hint"])
+    t.findings.error("QC107", context["summary"], place, help=context["hint"])
 
 
 Handler = Callable[[Translator, Error, Loc, Node, Place], None]
