@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from quantcfg.errors import warn
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
+from quantcfg.numeric.relu import relu
 from quantcfg.preparation.intercept import Memo, Scope
 from quantcfg.preparation.ops import COMPUTING, METADATA, canonical, spec_of
 from quantcfg.preparation.record import Site, Slot
+
+_RELUS = ("relu", "relu_")
 
 
 @dataclass(slots=True)
@@ -71,12 +74,17 @@ class Action:
                 replace_argument(args, kwargs, slot, change)
             for slot, fake_quant in self.weights:
                 replace_argument(args, kwargs, slot, partial(self._weight, fake_quant))
-        result = func(*args, **kwargs)
         if self.output is None:
-            return result
+            return func(*args, **kwargs)
+        result = self._to_quantize(func)(*args, **kwargs)
         if self.write_back:
             return result.copy_(self.output(result.clone()))
         return self._quantize(result, self.output)
+
+    def _to_quantize(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """``func``, or what compiles better where nobody sees the result before it is quantized."""
+        compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+        return relu if compiled and not self.write_back and func.__name__ in _RELUS else func
 
     def _weight(self, fake_quant: FakeQuantizeBase, weight: Tensor) -> Any:
         factor = None if self.batch_norm is None else self.batch_norm.factor(weight)
