@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from quantcfg.config.catalogue import CatalogueEntry
 
 ConfigFiles = Annotated[
-    list[Path], typer.Argument(metavar="CONFIG...", help="the configs, YAML or TOML", show_default=False)
+    list[Path], typer.Argument(metavar="CONFIG", help="the configs, YAML or TOML", show_default=False)
 ]
 SchemaModel = Annotated[
     str | None, typer.Option("--model", metavar="MODEL", help="list the names and classes of this model")
