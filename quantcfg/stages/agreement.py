@@ -1,4 +1,4 @@
-"""Whether all ranks still hold the same qparams and weights, bit by bit."""
+"""Whether all ranks still hold the same qparams and weights, bit by bit, and what of the rest is kept."""
 
 from __future__ import annotations
 
@@ -38,6 +38,23 @@ def require_agreement(model: nn.Module, ranks: Ranks, where: str) -> None:
                 f"rank {rank} has other {name}{more} than the other ranks {where}",
                 hint="ranks differ by hardware or versions, or code of the model depends on the rank",
             )
+
+
+def share_buffers(model: nn.Module, ranks: Ranks) -> list[str]:
+    """Give buffers that differ by rank, because the forward changes them, the value of the first one.
+
+    Those of quantizers are left out. Gives the names of the buffers that differed.
+    """
+    own = {id(buffer) for module in fake_quants(model).values() for buffer in module.buffers()}
+    buffers = {name: buffer for name, buffer in model.named_buffers() if id(buffer) not in own}
+    if not (ranks.are_many and buffers):
+        return []
+    everyone = ranks.gather(torch.stack([_digest([buffer]) for buffer in buffers.values()]))
+    differ = (torch.stack(everyone) != everyone[0]).any(-1).any(0).tolist()
+    names = [name for name, is_odd in zip(buffers, differ, strict=True) if is_odd]
+    for name in names:
+        buffers[name].copy_(ranks.spread_tensor(buffers[name], source=0))
+    return names
 
 
 def _parts(model: nn.Module) -> dict[str, list[Tensor]]:

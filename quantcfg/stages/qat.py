@@ -265,6 +265,7 @@ def _evaluate(stage: _Stage, trainer: Trainer) -> None:
     position, selection = trainer.position, stage.selection
     if selection.step == position.step:
         return
+    trainer.require_agreement()
     set_fake_quantize(stage.model, FakeQuantState.VALIDATION)
     title = f"evaluating after step {position.step}"
     with stage.clock.phase("evaluation"), trainer.result():

@@ -22,7 +22,7 @@ from quantcfg.preparation.state import (
     set_fake_quantize,
 )
 from quantcfg.runs.metrics import MetricsLog
-from quantcfg.stages.agreement import require_agreement
+from quantcfg.stages.agreement import require_agreement, share_buffers
 from quantcfg.stages.averaging import WeightAverage
 from quantcfg.stages.data import DataSource
 from quantcfg.stages.gradients import are_finite
@@ -88,6 +88,7 @@ class Trainer:
     random: Mapping[str, Any] | None = None
     average: WeightAverage | None = None
     is_stopped: bool = False
+    has_odd_buffers: bool = False
     newest_metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -161,12 +162,18 @@ class Trainer:
         return len(losses)
 
     def require_agreement(self) -> None:
-        """Compare what all ranks hold.
+        """Compare what all ranks hold. Buffers that forward changes become those of the first rank.
 
         Raises:
-            RunError: They differ.
+            RunError: Qparams or weights differ.
         """
         require_agreement(self.model, self.job.ranks, f"after step {self.position.step}")
+        names = share_buffers(self.model, self.job.ranks)
+        if names and not self.has_odd_buffers:
+            self.has_odd_buffers = True
+            self.job.progress.note(
+                f"forward changes buffers, which differ by rank: those of the first count: {', '.join(names)}"
+            )
 
     def _backward(self, turn: Turn) -> float:
         name, epoch = self.source.name, self.position.epoch

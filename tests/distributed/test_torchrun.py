@@ -129,7 +129,7 @@ def is_alive(pid):
     [
         (interrupt_all, "stopped by SIGINT after step "),
         (terminate_torchrun, "stopped by SIGTERM after step "),
-        (kill_a_rank, " ended without a word in step "),
+        (kill_a_rank, "error: rank 1 ended without a word in "),
         (kill_a_worker, "a worker process of a DataLoader died: RuntimeError: DataLoader worker (pid"),
     ],
 )

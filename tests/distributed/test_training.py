@@ -136,6 +136,34 @@ def test_ranks_that_have_nothing_to_do_are_told(folder):
     ) in done.err[0]
 
 
+COUNTING = """
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(6, 3)
+        self.register_buffer("calls", torch.zeros(1))
+    def forward(self, x):
+        self.calls += self.training * (RANK + 1)
+        return self.last(x)
+def evaluate(model, data):
+    print(RANK, "counts", int(model.calls), file=__import__("sys").stderr)
+    return {"calls": float(model.calls)}
+"""
+
+
+@pytest.mark.slow
+def test_buffers_that_forward_changes_become_those_of_the_first_rank(folder):
+    rewrite(folder, COUNTING, accumulate=3)
+    arguments = ["qat", "model.py", "config.yaml", "-o", "run"]
+    (done,) = run_jobs(Job(str(folder.path), arguments, 2))
+    assert done.codes == [0, 0], done.message
+    note = "note: forward changes buffers, which differ by rank: those of the first count: calls\n"
+    assert done.message.count(note) == 1
+    counts = [[line[1:] for line in err.splitlines() if "counts" in line] for err in done.err]
+    assert counts[0] == counts[1] and counts[0][-1] != " counts 0"
+    assert folder.result("run")["metrics"]["qat"]["calls"] == folder.model("run")["calls"]
+
+
 SHARD = """
 def shard(model, mesh):
     from torch.distributed.fsdp import fully_shard
