@@ -189,8 +189,11 @@ class _Builder:
         recorded = self.recording
         for path, tables in self.applied.runner.tables.items():
             for call, table in enumerate(tables):
-                if table is not None and (path, call) in recorded.counts:
-                    tables[call] = table.close(recorded.spellings[path, call], recorded.counts[path, call])
+                key = (path, call)
+                if table is not None and key in recorded.counts:
+                    tables[call] = table.close(
+                        recorded.spellings[key], recorded.counts[key], recorded.places[key]
+                    )
 
 
 def _build(factory: FakeQuantFactory, slotted: Slotted) -> FakeQuantizeBase:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Protocol
 
 import torch
@@ -27,10 +27,10 @@ class Scope:
         self.path = path
         self.call = call
         self.table = table
-        self.counts: dict[str, int] = {}
+        self.counts: dict[Any, int] = {}
 
-    def next_ordinal(self, op: str) -> int:
-        """How many times ``op`` ran in this scope before."""
+    def next_ordinal(self, op: Hashable) -> int:
+        """How many times ``op``, or what else is counted, ran in this scope before."""
         ordinal = self.counts.get(op, 0)
         self.counts[op] = ordinal + 1
         return ordinal

@@ -22,6 +22,7 @@ from quantcfg.preparation.cost import macs
 from quantcfg.preparation.intercept import Memo, Scope
 from quantcfg.preparation.names import name_sites, named_inputs
 from quantcfg.preparation.ops import OpKind, OpSpec
+from quantcfg.preparation.places import Places, called_from
 from quantcfg.preparation.seeing import memory_of, uncompiled
 from quantcfg.preparation.stubs import DeQuantStub, QuantStub
 
@@ -90,8 +91,8 @@ class Recording:
     """Everything one forward did.
 
     ``calls`` counts how often each module ran and ``types`` names the class of each. ``spellings`` has, for
-    each call, the op of each ``__name__`` that ran in it, and ``counts`` how often each op did: occurrences
-    are counted later as they were here.
+    each call, the op of each ``__name__`` that ran in it, ``counts`` how often each op did and ``places``
+    where from: each op is known again later by these.
     """
 
     sites: list[Site] = field(default_factory=list)
@@ -101,6 +102,7 @@ class Recording:
     returned: set[int] = field(default_factory=set)
     spellings: dict[tuple[str, int], dict[str, str]] = field(default_factory=dict)
     counts: dict[tuple[str, int], dict[str, int]] = field(default_factory=dict)
+    places: dict[tuple[str, int], Places] = field(default_factory=dict)
     types: dict[str, str] = field(default_factory=dict)
 
     def sole_consumer(self, value: int) -> Site | None:
@@ -211,6 +213,7 @@ class Recorder:
         key = (scope.path, scope.call)
         self.recording.spellings.setdefault(key, {})[spelling] = op
         self.recording.counts[key] = scope.counts
+        self.recording.places.setdefault(key, Places()).note(called_from(op), ordinal)
         return _Call(scope, self._stubs.get(scope.path, op), op, spelling, ordinal, args, kwargs)
 
     def _transformed(self, args: Any, kwargs: Any) -> bool:

@@ -15,6 +15,7 @@ from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
 from quantcfg.numeric.relu import relu
 from quantcfg.preparation.intercept import Memo, Scope
 from quantcfg.preparation.ops import COMPUTING, METADATA, canonical, spec_of
+from quantcfg.preparation.places import Places, is_compiled, occurrence
 from quantcfg.preparation.record import Site, Slot
 
 _RELUS = ("relu", "relu_")
@@ -154,6 +155,7 @@ class Table:
     names: dict[str, str] = field(default_factory=dict)
     actions: dict[str, list[Action | None]] = field(default_factory=dict)
     known: set[str] = field(default_factory=set)
+    places: Places = field(default_factory=Places)
 
     def set(self, op: str, ordinal: int, action: Action) -> None:
         """Note the action of the ``ordinal``-th occurrence of ``op``."""
@@ -165,20 +167,22 @@ class Table:
         row = self.actions.setdefault(op, [])
         row.extend([None] * (ordinal + 1 - len(row)))
 
-    def close(self, spellings: dict[str, str], counts: dict[str, int]) -> Table | None:
+    def close(self, spellings: dict[str, str], counts: dict[str, int], places: Places) -> Table | None:
         """Keep only the ops that have an action, as many occurrences as ran; None when no op has one."""
         self.actions = {op: row for op, row in self.actions.items() if any(row)}
         for op in self.actions:
             self.pad(op, counts[op] - 1)
         self.names = {spelling: op for spelling, op in spellings.items() if op in self.actions}
         self.known = set(spellings)
+        self.places = places
         return self if self.actions else None
 
 
 class Runner:
     """The handler of a prepared model. ``tables`` has, for each module, one table per recorded call.
 
-    A call or an occurrence beyond the recorded ones (a loop that runs longer) uses the last one's quantizers.
+    A call beyond the recorded ones uses the last one's quantizers, and so does a loop that runs longer. An op
+    in a place that ran none of its kind is in float.
     """
 
     def __init__(
@@ -218,19 +222,17 @@ class Runner:
             "prepare with inputs that reach it",
         )
 
-    def _meet(self, path: str, table: Table, name: str, result: Any) -> None:
+    def _meet(self, path: str, name: str, result: Any) -> None:
         """Say it once for each module when it computes something that was not recorded."""
         if torch.compiler.is_compiling() or (isinstance(result, Tensor) and not result.is_floating_point()):
             return
-        table.known.add(name)
         op = canonical(name)
-        if op in METADATA or spec_of(op).kind not in COMPUTING or path in self.strangers:
+        if op in METADATA or spec_of(op).kind not in COMPUTING or path in self.strangers or is_compiled():
             return
         self.strangers.add(path)
         warn(
-            f"'{op}' runs in {path or 'the model'} now but did not with the example inputs: it is in float "
-            "there, and ops after it may not be those that were recorded; prepare with inputs that reach it, "
-            "or leave that part in float",
+            f"'{op}' runs in {path or 'the model'} now where it did not with the example inputs: what was "
+            "not recorded there stays in float; prepare with inputs that reach it, if it shall be quantized",
         )
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
@@ -255,9 +257,13 @@ class Runner:
         if op is None:
             result = func(*args, **kwargs)
             if name not in table.known:
-                self._meet(scope.path, table, name, result)
+                self._meet(scope.path, name, result)
             return result
-        ordinal = scope.next_ordinal(op)
+        ordinal = occurrence(scope, op, table.places)
+        if ordinal is None:
+            result = func(*args, **kwargs)
+            self._meet(scope.path, name, result)
+            return result
         actions = table.actions[op]
         action = actions[ordinal] if ordinal < len(actions) else actions[-1]
         if action is None:

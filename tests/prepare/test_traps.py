@@ -7,6 +7,7 @@ takes a copy for the tensor itself, changes everything.
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quantcfg.errors import QuantcfgWarning
+from quantcfg.preparation.intercept import interceptor_of
+from quantcfg.preparation.places import Places
 from quantcfg.preparation.plan import OpRow
 from quantcfg.preparation.prepare import prepare
 from quantcfg.preparation.state import FakeQuantState, calibrating, fake_quants, plan_of, set_fake_quantize
@@ -257,12 +260,71 @@ def test_another_branch_is_told_once() -> None:
         return F.gelu(y) @ m.matrix if other else torch.tanh(y)
 
     prepared = calibrated(Trap(run))
-    with pytest.warns(QuantcfgWarning, match="'gelu' runs in the model now but did not"):
+    with pytest.warns(QuantcfgWarning, match="'gelu' runs in the model now where it did not"):
         prepared(BATCH, other=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         prepared(BATCH, other=True)
         prepared(BATCH)
+
+
+def test_a_branch_with_the_same_ops_gets_no_quantizers_of_the_recorded_one() -> None:
+    def run(m: Trap, x: Tensor, big: bool = False) -> Tensor:
+        y = m.a(x) * 1000 if big else m.a(x) * 1  # one line, two places
+        return m.b(y) * m.vector
+
+    prepared = calibrated(Trap(run))
+    with pytest.warns(QuantcfgWarning, match="'mul' runs in the model now where it did not"):
+        large = prepared(BATCH, big=True)
+    assert (large - prepared(BATCH)).abs().max() > 1e-3 * large.abs().max()
+
+
+class Scored(nn.Module):
+    """Computes its losses inside its forward, before and between what it does in evaluation, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.out = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, target: Tensor | None = None) -> Any:
+        y = torch.tanh(self.layer(x))
+        losses = self.losses(y, target) if self.training and target is not None else None
+        y = self.out(y * 0.5 + x)
+        return (y, losses) if self.training else torch.sigmoid(y * 2.0 - 1.0)
+
+    def losses(self, y: Tensor, target: Tensor) -> dict[str, Tensor]:
+        far = (y - target * 1e4) * 3.0
+        return {"distance": far.abs().mean() + 1e6, "angle": torch.sigmoid(far * 1e-9).sum() + 1e5}
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_losses_that_only_training_computes_are_exact(copied: bool) -> None:
+    model = Scored()
+    prepared = prepare(model.eval(), {"": INT16}, example_inputs=(BATCH,), stage="qat")
+    with calibrating(prepared):
+        prepared(BATCH)
+    prepared = copy.deepcopy(prepared) if copied else prepared
+    with pytest.warns(QuantcfgWarning, match="runs in the model now where it did not"):
+        y, losses = prepared.train()(BATCH, -BATCH)
+
+    hidden = torch.tanh(model.layer(BATCH))
+    torch.testing.assert_close(losses, model.losses(hidden, -BATCH), rtol=1e-4, atol=0)
+    output = fake_quants(prepared)["out.output"]
+    output.observing = False
+    assert torch.equal(y, output(y))
+
+
+def test_where_the_source_may_be_another_ops_are_known_by_their_number() -> None:
+    prepared = calibrated(Scored().eval())
+    read = pickle.loads(pickle.dumps(prepared))
+    assert torch.equal(read(BATCH), prepared(BATCH))
+    assert not any(places.ordinals for places in read_places(read))
+
+
+def read_places(prepared: nn.Module) -> Iterator[Places]:
+    interceptor = interceptor_of(prepared)
+    assert interceptor is not None
+    return (table.places for tables in interceptor.handler.tables.values() for table in tables if table)
 
 
 def test_integers_that_only_training_counts_are_not_told() -> None:
