@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import json
 import sys
 import time
@@ -243,20 +244,35 @@ def main() -> None:
     parser.add_argument("sources", nargs="*", default=list(SOURCES), help="torchvision, timm, transformers")
     parser.add_argument("--only", default="", help="a part of the name")
     parser.add_argument("--limit-params", type=float, default=60e6, help="skip larger models")
-    parser.add_argument("--json", type=Path, help="where to write the outcomes")
+    parser.add_argument(
+        "--json", type=Path, help="where to keep the outcomes; models that passed there are not run again"
+    )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     declare_operators()
-    outcomes = []
+    outcomes = _passed(options.json)
     for source in options.sources or SOURCES:
         for name, make in SOURCES[source]():
-            if options.only in name and _size(make) <= options.limit_params:
-                outcomes.append(examine(name, make))
-                print(line(outcomes[-1]), flush=True)
-    print(f"{sum(outcome.ok for outcome in outcomes)} of {len(outcomes)} models passed")
-    if options.json:
-        options.json.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n")
-    sys.exit(0 if all(outcome.ok for outcome in outcomes) else 1)
+            if name not in outcomes and options.only in name and _size(make) <= options.limit_params:
+                outcomes[name] = examine(name, make)
+                print(line(outcomes[name]), flush=True)
+                gc.collect()  # a prepared model refers to itself: left alone, the large ones pile up
+                _keep(outcomes, options.json)
+    print(f"{sum(outcome.ok for outcome in outcomes.values())} of {len(outcomes)} models passed")
+    sys.exit(0 if all(outcome.ok for outcome in outcomes.values()) else 1)
+
+
+def _passed(path: Path | None) -> dict[str, Outcome]:
+    """The outcomes of an earlier run that was broken off, but for its failures."""
+    if path is None or not path.exists():
+        return {}
+    found = (Outcome(**fields) for fields in json.loads(path.read_text()))
+    return {outcome.name: outcome for outcome in found if outcome.ok}
+
+
+def _keep(outcomes: dict[str, Outcome], path: Path | None) -> None:
+    if path is not None:
+        path.write_text(json.dumps([asdict(outcome) for outcome in outcomes.values()], indent=1) + "\n")
 
 
 def _size(make: Maker) -> int:
