@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from quantcfg.cli.boundary import exit_code_of
-from quantcfg.cli.validation import plain_request, run_validation
+from quantcfg.cli.validation import Request, plain_request, run_validation
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +34,18 @@ def program() -> NoReturn:
 def _run(arguments: list[str]) -> None:
     request = plain_request(arguments)
     if request is not None:
-        raise SystemExit(run_validation(request))
+        raise SystemExit(_validate(request))
     from quantcfg.cli.app import run
 
     run(arguments)
+
+
+def _validate(request: Request) -> int:
+    """Check configs, and end as typer lets the other commands end when nobody reads what they print."""
+    try:
+        code = run_validation(request)
+        print(end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        return 1
+    return code

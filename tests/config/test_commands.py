@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,23 @@ def test_exit_codes_of_validate(arguments, code, quantcfg):
     done = quantcfg("validate", *arguments)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["validate", "good.yaml"], ["presets"]], ids=str)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_enough_is_no_error_of_ours(quantcfg, tmp_path, arguments, unbuffered):
+    reads, writes = os.pipe()
+    os.close(reads)
+    done = subprocess.run(
+        [sys.executable, "-m", "quantcfg", *arguments],
+        cwd=tmp_path,
+        stdout=writes,
+        stderr=subprocess.PIPE,
+        check=False,
+        env={"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered},
+    )
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 def test_what_is_fine_goes_to_stdout_and_findings_to_stderr(quantcfg):
