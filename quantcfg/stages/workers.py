@@ -8,11 +8,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import parent_process
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from quantcfg.stages.signals import STOP_SIGNALS
+
+_WATCH_S = 1.0
 
 
 @contextmanager
@@ -43,13 +46,18 @@ class _Start:
         for number in set(STOP_SIGNALS) - {signal.SIGTERM}:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_obey, args=(parent_process(),), daemon=True).start()
         if self.users is not None:
             self.users(worker)
 
 
-def _obey(parent: int) -> None:
-    """End this process by the SIGTERM of its parent, and by nobody else's."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
+def _obey(parent: Any) -> None:
+    """End this process with its parent or by the SIGTERM of it, and by nobody else's.
+
+    torch's own watch for the parent misses one that dies before the watch begins.
+    """
+    while parent.is_alive():
+        told = signal.sigtimedwait({signal.SIGTERM}, _WATCH_S)
+        if told is not None and told.si_pid == parent.pid:
+            break
     os._exit(0)

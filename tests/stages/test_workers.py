@@ -2,6 +2,7 @@
 
 import random
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -45,6 +46,20 @@ def test_the_parent_can_end_a_worker():
     worker.terminate()
     worker.join(60)
     assert worker.exitcode == 0
+
+
+def test_a_worker_ends_with_a_parent_that_was_killed():
+    script = """
+import os, time
+from tests.stages.test_workers import begin
+_, iterator, _ = begin(lasting=True)
+print(*(worker.pid for worker in iterator._workers), flush=True)
+os.kill(os.getpid(), 9)
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60, check=False)
+    # the workers hold the pipe: it ends with them
+    assert done.returncode == -9 and len(done.stdout.split()) == 2
 
 
 def test_the_function_of_the_user_is_called_and_stays():
