@@ -160,7 +160,9 @@ class RunDirectory:
         tops = [self.path / name for name in _FILES if name != manifest.NAME]
         below = [path for name in _FOLDERS for path in (self.path / name).rglob("*")]
         files = [path for path in tops + below if path.is_file() and path.name != lock.NAME]
-        return [path.relative_to(self.path).as_posix() for path in files]
+        names = [path.relative_to(self.path).as_posix() for path in files]
+        # What could not be removed is no part of the run: `remove_leftovers` takes it away sometime.
+        return [name for name in names if TEMPORARY_MARK not in name]
 
     def _read(self, name: str) -> dict[str, Any]:
         try:

@@ -39,7 +39,7 @@ from quantcfg.runs.writer import TEMPORARY_MARK
 
 # All calls in one thread, so that each has the same number in every run. (`kills.py` leaves the threads.)
 begin_in_a_thread, Saver.begin = Saver.begin, lambda self, write: write()
-VOLATILE = {"log.txt", "timing.json", "manifest.json"}
+VOLATILE = {"log.txt", "timing.json", "manifest.json", ".lock"}
 KILLED = 137
 CALLS = ("open", "write", "fsync", "ftruncate", "replace", "rename", "mkdir", "unlink", "rmdir")
 NEEDS_SPACE = ("open", "write", "fsync", "ftruncate", "mkdir")

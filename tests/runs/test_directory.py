@@ -31,6 +31,21 @@ def test_a_finished_run_has_a_manifest_over_every_file(tmp_path):
     assert run.verify().facts == {"seed": 0}
 
 
+def test_what_could_not_be_removed_is_no_part_of_a_finished_run(tmp_path):
+    with open_run(tmp_path / "run.tmp-1") as run:
+        run.begin(config_files={"input.yaml": "version: 1\n"}, plan={})
+        run.metrics.append(step=1, loss=0.5)
+        left = run.checkpoints / ".12.tmp-4f68a5bf77ee"
+        left.mkdir(parents=True)
+        (left / "state.json").write_text("{}")
+        run.finish(result={}, timing={}, facts={})
+    with open_run(run.path, resume=True):
+        assert not left.exists()
+    assert sorted(run.verify().files) == [
+        "config/input.yaml", "metrics.jsonl", "plan.json", "result.json", "timing.json"
+    ]  # fmt: skip
+
+
 def test_a_changed_file_is_found(tmp_path):
     run = finished_run(tmp_path / "run")
     (run.path / "result.json").write_text("{}")
