@@ -17,7 +17,7 @@ def are_finite(gradients: Sequence[Tensor]) -> bool:
     By the one kernel that loss scaling has for it, with a scale of 1: a norm takes several times as long, and
     overflows for gradients that are finite.
     """
-    if any(is_sharded(gradient) for gradient in gradients):
+    if any(type(gradient) is not Tensor and is_sharded(gradient) for gradient in gradients):
         return bool(whole(nn.utils.get_total_norm(gradients)).isfinite())
     by_device = defaultdict(list)
     for gradient in gradients:
