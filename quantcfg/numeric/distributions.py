@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from quantcfg.numeric.bins import EXPONENT_BIAS, Layout, channel_rows, count_bins, exponents, tables
+from quantcfg.numeric.bins import EXPONENT_BIAS, Layout, add_counts, channel_rows, exponents, tables
 
 # Width of a bin for one value, as a part of it: far below a step of 16 bits, far above float64's rounding.
 _HAIR = 2.0**-24
@@ -85,7 +85,8 @@ class BatchBins:
     def __init__(self, x: Tensor, ch_axis: int, most: Tensor, layout: Layout) -> None:
         self.layout = layout
         self.top = exponents(most).clamp(min=layout.num_octaves)
-        self.slots = count_bins(x, ch_axis, self.top, layout)
+        self.slots = torch.zeros(len(most), 2 * layout.num_slots, dtype=torch.int64, device=x.device)
+        add_counts(self.slots, x, ch_axis, self.top, layout)
         self.count = x.numel() // most.numel()
 
     def distribution(self, low: Tensor, high: Tensor) -> Distribution:
@@ -94,14 +95,15 @@ class BatchBins:
 
     def magnitudes(self, most: Tensor) -> Distribution:
         """The bins from zero up."""
-        return magnitude_bins(self.slots, self.top, self.layout, most)
+        return magnitude_bins(self.slots, self.top, self.layout, most, self.count)
 
 
-def magnitude_bins(slots: Tensor, top: Tensor, layout: Layout, most: Tensor) -> Bins:
-    """The bins of counted ``slots`` without signs, from zero up to ``most``, ``(C,)``."""
+def magnitude_bins(slots: Tensor, top: Tensor, layout: Layout, most: Tensor, count: int) -> Bins:
+    """The bins of ``count`` values in ``slots`` without signs, from zero up to ``most``, ``(C,)``."""
     unit = torch.exp2((top - EXPONENT_BIAS).double())[:, None]
     edges = torch.cat((torch.zeros_like(unit), tables(layout, slots).edges * unit), 1)
     counts = slots.view(len(slots), 2, -1).sum(1).double()
+    counts[:, 0] = count - counts.sum(1)
     return Bins(edges.minimum(most.double()[:, None] * (1 + _HAIR)), counts)
 
 

@@ -72,7 +72,7 @@ def ascending(magnitudes: Distribution) -> Distribution:
 
 
 def magnitude_at(magnitudes: Distribution, rank: int) -> Tensor:
-    """The magnitude of that rank, float64 ``(C,)``: the value itself, or a point inside its bin.
+    """The magnitude of that rank, float64 ``(C,)``: the value itself, or the middle of its bin.
 
     The magnitudes are `ascending`.
     """
@@ -81,10 +81,8 @@ def magnitude_at(magnitudes: Distribution, rank: int) -> Tensor:
     at = torch.searchsorted(reached, wanted).clamp(max=reached.shape[1] - 1)
     if isinstance(magnitudes, Points):
         return magnitudes.values.gather(1, at)[:, 0]
-    count = magnitudes.counts.gather(1, at)
-    share = (rank - 0.5 - (reached.gather(1, at) - count)) / count
-    low, high = magnitudes.edges.gather(1, at), magnitudes.edges.gather(1, at + 1)
-    return (low + share.clamp(0, 1) * (high - low))[:, 0]
+    middle = (magnitudes.edges.gather(1, at) + magnitudes.edges.gather(1, at + 1)) / 2
+    return torch.where(at > 0, middle, 0.0)[:, 0]
 
 
 def cut(ends: Range, threshold: Tensor) -> Range:

@@ -127,7 +127,9 @@ def test_a_jump_of_the_range_keeps_counts_exact_and_allocates_nothing():
     for power in (6, 12, 18, 30):
         histogram.add(torch.randn(20_000) * 10.0**power)
     assert (histogram.slots.data_ptr(), histogram.slots.numel()) == (storage, size)
-    assert int(histogram.slots.sum()) == 5 * 20_000 == int(histogram.total)
+    bins = histogram.magnitudes(torch.tensor([1e31]))
+    assert int(bins.counts.sum()) == 5 * 20_000 == int(histogram.total)
+    assert int(bins.counts[0, 0]) == 4 * 20_000  # too small to be told from 0 under the last batch
 
 
 def test_counts_do_not_saturate_where_float32_would():
@@ -135,6 +137,18 @@ def test_counts_do_not_saturate_where_float32_would():
     histogram.add(torch.ones(1).expand(2**24 + 1))
     histogram.add(torch.ones(1).expand(2**24 + 1))
     assert int(histogram.slots.max()) == 2**25 + 2
+
+
+def test_the_number_of_threads_makes_no_difference():
+    batches = [torch.randn(300_001), torch.randn(7, 50_000).T * 1e6]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = histogram_of(batches)
+        torch.set_num_threads(3)
+        assert_same(histogram_of(batches), one)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_memory_per_channel_is_bounded():

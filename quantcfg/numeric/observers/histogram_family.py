@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import Any, ClassVar, cast
 
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor
 
 from quantcfg.numeric.batch_range import Question, batch_range
+from quantcfg.numeric.bins import in_memory_order
 from quantcfg.numeric.distributions import Statistics
 from quantcfg.numeric.histogram import Histogram
+from quantcfg.numeric.host import is_on_host
 from quantcfg.numeric.observers.base import Observer, fold_range
 from quantcfg.numeric.observers.records import Range
 from quantcfg.numeric.solve import Grid
@@ -36,7 +39,7 @@ class HistogramObserver(Observer):
     high: Tensor
     _is_stale = False
 
-    def __init__(self, *, top_bits: int = 11, averaging_constant: float | None = None, **shared: Any) -> None:
+    def __init__(self, *, top_bits: int = 10, averaging_constant: float | None = None, **shared: Any) -> None:
         super().__init__(averaging_constant=averaging_constant, **shared)
         self._top_bits = top_bits
         self.histogram: Histogram | None = None
@@ -45,6 +48,28 @@ class HistogramObserver(Observer):
             self.register_buffer("low", self.min_val.clone())
             self.register_buffer("high", self.max_val.clone())
         self.register_load_state_dict_post_hook(_catch_up)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> None:
+        """See `Observer.forward`; one range in the host's memory is found with few tensor operations."""
+        if self.fold_batches or self.histogram is None or not self._is_on_host(x):
+            super().forward(x)
+            return
+        x = self._readable(x)
+        low, high = (end.item() for end in torch.aminmax(in_memory_order(x)))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            super().forward(x)
+            return
+        self.histogram.add_on_host(x, max(-low, high))
+        if low < self.low.item():
+            self.low.fill_(low)
+        if high > self.high.item():
+            self.high.fill_(high)
+        self._forget_solution()
+        self.num_batches.add_(1)
+
+    def _is_on_host(self, x: Tensor) -> bool:
+        return not self.per_channel and x.numel() > 0 and is_on_host(x) and is_on_host(self.low)
 
     @property
     def fold_batches(self) -> bool:
@@ -140,6 +165,8 @@ class HistogramObserver(Observer):
         self.max_val.copy_(found[1])
 
     def _forget_solution(self) -> None:
+        if self._is_stale:
+            return
         self._is_stale = True
         self.min_val.fill_(torch.inf)
         self.max_val.fill_(-torch.inf)

@@ -31,7 +31,7 @@ class KLObserver(HistogramObserver):
     own_parameters = ("bins", "update_interval")
 
     def __init__(self, *, bins: int = 512, update_interval: int = 1, **shared: Any) -> None:
-        super().__init__(top_bits=min(12, bins.bit_length() + 1), **shared)
+        super().__init__(top_bits=min(12, bins.bit_length()), **shared)
         if not 256 <= bins <= 8192:
             raise ValueError(f"bins must be in [256, 8192] (got {bins})")
         if update_interval < 1:

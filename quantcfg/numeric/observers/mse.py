@@ -12,7 +12,7 @@ class MSEObserver(HistogramObserver):
     """Shrinks the range of the data by the ratio of least squared quantization error, per channel its own.
 
     The error is within 0.5 % of that of the best of the ratios 0.001, 0.002, ..., 1 where the values are
-    known one by one: a stream of up to 16,898 different values (8,418 per channel; fewer from 499 channels
+    known one by one: a stream of up to 15,362 different values (8,418 per channel; fewer from 499 channels
     on, see `quantcfg.numeric.histogram.Histogram`), or a single batch of up to 16,384 values per channel, be
     it a weight of 100,000 channels. A longer stream is known by the bins it fell into. What is measured
     there is, over streams of 9,000 to 140,000 values per channel of six distributions:

@@ -14,8 +14,9 @@ class PercentileObserver(HistogramObserver):
         low = max(min, -magnitude),  high = min(max, magnitude)
 
     The magnitude is the value of that rank itself while the stream is short (see `Histogram`). Beyond, it is
-    a point of the bin that holds that value: off by no more than 1 / ``bins`` of the largest magnitude, nor
-    by more than 1/128 of itself (1/8 per channel). 100 is the range of the data, exactly.
+    the middle of the bin that holds that value: off by no more than 1 / ``bins`` of the largest magnitude,
+    nor by more than 1/256 of itself (1/16 per channel, or with 16 ``bins``). 100 is the range of the data,
+    exactly.
 
     Raises:
         ValueError: ``percentile`` is not in (0, 100], or ``bins`` not in [16, 4096].
@@ -27,7 +28,7 @@ class PercentileObserver(HistogramObserver):
     def __init__(self, *, percentile: float = 99.99, bins: int = 2048, **shared: Any) -> None:
         if not 16 <= bins <= 4096:
             raise ValueError(f"bins must be in [16, 4096] (got {bins})")
-        super().__init__(top_bits=(bins - 1).bit_length(), **shared)
+        super().__init__(top_bits=(bins - 1).bit_length() - 1, **shared)
         if not 0 < percentile <= 100:
             raise ValueError(f"percentile must be in (0, 100] (got {percentile})")
         self.percentile = percentile
