@@ -9,11 +9,12 @@ import time
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from quantcfg.config.findings import check_rules
 from quantcfg.config.patterns import is_exact
 from quantcfg.config.presets import PRESETS
 from quantcfg.config.rules import Rule, RuleSet, Target, in_order
 from quantcfg.config.spec import Field
-from quantcfg.errors import ConfigError
+from quantcfg.errors import ConfigError, Place
 
 W8A8, W4A8, W8A16 = (PRESETS[name].calib for name in ("w8a8", "w4a8", "w8a16"))
 SPECS = (W8A8, W4A8, W8A16, None)
@@ -81,6 +82,42 @@ def slow_winner(rules, target):
     return [by_id[key] for key in ranked]
 
 
+def slow_spec(ranked):
+    """What ``inherit`` makes of the rules that match, best first: changes on the first whole qconfig."""
+    changes = {}
+    for rule in ranked:
+        if rule.inherit is None:
+            return None if rule.spec is None else told(rule.spec) | changes
+        changes = {name: item.value for name, item in rule.inherit} | changes
+    return None
+
+
+def told(spec):
+    return {
+        "activation_observer": spec.activation.observer,
+        "weight_qkwargs.dtype": spec.weight.dtype,
+        "activation_qkwargs.dtype": spec.activation.dtype,
+    }
+
+
+def slow_matched(rule, targets):
+    """The names that a rule matches: modules and ops, each once."""
+    found = set()
+    for target in targets:
+        for (path, types), above in zip(target.chain, target.bases, strict=True):
+            if rule.kind == "module_name":
+                hit = matches(rule.pattern, path)
+            else:
+                hit = rule.pattern in types or (rule.subclasses and any(rule.pattern in a for a in above))
+            found |= {path} if hit else set()
+    return found
+
+
+CHANGES = (
+    (("activation_observer", Field("percentile", "x")),),
+    (("weight_qkwargs.dtype", Field("qint3", "x")),),
+    (("activation_qkwargs.dtype", Field("qint12", "x")), ("weight_qkwargs.dtype", Field("qint5", "x"))),
+)
 NAMES = st.sampled_from(["a", "b", "a1", "a2", "a10", "conv", "add_0"])
 TYPES = ("T", "U", "pkg.T", "Base", "pkg.Root", "Root")
 CLASSES = [  # what each class is called, and what those are called that it derives from
@@ -112,7 +149,12 @@ def rules(draw):
             "template": st.lists(NAMES, min_size=1, max_size=3).map(".".join),
         }[kind]
         subclasses = kind == "module_type" and draw(st.booleans())
-        made.append(Rule(kind, draw(pattern), draw(st.sampled_from(SPECS)), subclasses=subclasses))
+        inherit = draw(st.sampled_from((None, None, *CHANGES)))
+        spec = draw(st.sampled_from(SPECS)) if inherit is None else None
+        place = Place("config.yaml", len(made) + 1)
+        optional, expect = draw(st.booleans()), draw(st.sampled_from((None, None, 1, 2)))
+        rule = Rule(kind, draw(pattern), spec, place, optional, expect, 0, inherit, subclasses)
+        made.append(rule)
     return in_order(made)
 
 
@@ -128,7 +170,7 @@ def target_lists(draw):
     return targets
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(rules(), target_lists())
 def test_the_resolver_agrees_with_a_slow_one(some_rules, targets):
     for target, decision in zip(targets, RuleSet(some_rules).resolve(targets), strict=True):
@@ -136,7 +178,24 @@ def test_the_resolver_agrees_with_a_slow_one(some_rules, targets):
         assert decision.target == target.name
         assert decision.winner is (ranked[0] if ranked else None)
         assert list(decision.losers) == ranked[1:]
-        assert decision.spec == (ranked[0].spec if ranked else None)
+        assert (decision.spec and told(decision.spec)) == slow_spec(ranked)
+
+
+@settings(max_examples=100, deadline=None)
+@given(rules(), target_lists())
+def test_what_matches_too_few_is_found_as_a_slow_count_finds_it(some_rules, targets):
+    ruleset = RuleSet(some_rules)
+    found = check_rules(ruleset, targets, ruleset.resolve(targets))
+    at = {code: {item.place.line for item in found if item.code == code} for code in ("QC201", "QC202")}
+    for rule in some_rules:
+        if rule.kind not in ("module_name", "module_type"):
+            continue
+        names, line = slow_matched(rule, targets), rule.place.line
+        assert (line in at["QC202"]) == (rule.expect is not None and len(names) != rule.expect)
+        if line not in at["QC202"] and not names:
+            assert (line in at["QC201"]) == (not rule.optional)
+        if rule.optional:
+            assert line not in at["QC201"]
 
 
 @settings(max_examples=100, deadline=None)
