@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -24,14 +26,15 @@ def embeddings(model: nn.Module) -> Tensor:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_bert_keeps_its_sentence_embeddings_under_plain_w8a8(attention: str) -> None:
+def test_bert_keeps_its_sentence_embeddings_under_plain_w8a8(attention: str, tmp_path: Path) -> None:
+    config_file = tmp_path / "w8a8.yaml"
+    config_file.write_text("version: 1\nqconfig: {global: w8a8}\n")
     torch.manual_seed(0)
     config = transformers.BertConfig(attn_implementation=attention)
     model = transformers.BertModel(config).eval()
     with torch.no_grad():
         expected = embeddings(model)
-        preset = qc.get_default_qconfig(activation_observer="mse")
-        prepared = qc.prepare(model, {"": preset}, example_inputs=batch())
+        prepared = qc.prepare(model, qc.load_config(config_file), example_inputs=batch())
         with qc.calibrating(prepared):
             embeddings(prepared)
         qc.set_fake_quantize(prepared, qc.FakeQuantState.VALIDATION)
