@@ -70,7 +70,7 @@ def calibrated_encoder(how: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("how", ["sdpa", "add", "masked_fill"])
+@pytest.mark.parametrize("how", ["sdpa", pytest.param("add", marks=pytest.mark.slow), "masked_fill"])
 def test_a_compiled_encoder_has_no_graph_breaks_in_validation(how: str, backend: str) -> None:
     prepared, batch = calibrated_encoder(how)
     set_fake_quantize(prepared, FakeQuantState.VALIDATION)
@@ -105,6 +105,13 @@ def test_a_compiled_encoder_trains_without_graph_breaks(kind: str, backend: str)
     torch.testing.assert_close(ranges, eager_ranges, rtol=1e-2, atol=1e-6)
 
 
+FLOAT, QAT = FakeQuantState.FLOAT, FakeQuantState.QAT
+CALIBRATION, VALIDATION = (
+    pytest.param(state, marks=pytest.mark.slow)  # what they break, training breaks too
+    for state in (FakeQuantState.CALIBRATION, FakeQuantState.VALIDATION)
+)
+
+
 class Branching(nn.Module):
     """Its branch depends on data: the compiler breaks the graph there."""
 
@@ -121,7 +128,7 @@ class Branching(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks at all it meets
-@pytest.mark.parametrize("state", list(FakeQuantState))
+@pytest.mark.parametrize("state", [FLOAT, CALIBRATION, QAT, VALIDATION])
 def test_a_model_with_graph_breaks_of_its_own_gets_no_more(state: FakeQuantState) -> None:
     torch.manual_seed(0)
     model, x = Branching(), torch.randn(5, 6)
