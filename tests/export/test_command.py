@@ -246,6 +246,12 @@ def test_data_that_is_in_the_way_is_not_replaced(calibrated_project, monkeypatch
     assert (calibrated_project.path / "victim").read_text() == "mine"
 
 
+def test_no_name_is_that_of_what_the_check_writes_for_itself(calibrated_project):
+    done = calibrated_project.run(*EXPORT, "-o", "watched.onnx")
+    assert (done.code, done.err) == (0, "")
+    assert len(onnx.load(calibrated_project.path / "watched.onnx").graph.output) == 1
+
+
 def test_a_pair_of_files_appears_together_or_not_at_all(calibrated_project, monkeypatch):
     replace = os.replace
 
