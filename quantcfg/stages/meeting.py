@@ -19,7 +19,7 @@ from quantcfg.stages.signals import ending_by_signals
 
 # How long a rank that is alive may take to answer when another one is missed. After a timeout it may itself
 # still be waiting for its own, after a signal it may be busy, and torchrun leaves it 30 s.
-_ROLL_CALL_S, _BUSY_S = 4.0, 20.0
+_ROLL_CALL_S, _BUSY_S = 10.0, 20.0
 _POSTING_S = 1.0  # how long the first that fails may take to post its exit code
 _POLL_S = 0.05
 _BUG = 7  # the exit code of an error that is not deliberate

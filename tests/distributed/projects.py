@@ -128,11 +128,11 @@ def every_observer() -> dict[str, Any]:
                     "weight_qkwargs": kwargs,
                 }
     whole = {"activation_observer": "min_max", "weight_observer": "min_max"}
-    return {"version": 1, "qconfig": {"global": whole, "module_name": rules}, "qat": QAT}
+    return {"version": 1, "qconfig": {"global": whole, "module_name": rules}, "qat": dict(QAT)}
 
 
 def small() -> dict[str, Any]:
-    return {"version": 1, "qconfig": {"global": "w8a8"}, "qat": QAT}
+    return {"version": 1, "qconfig": {"global": "w8a8"}, "qat": dict(QAT)}
 
 
 def write(folder: Path, config: dict[str, Any], more: str = "") -> None:
