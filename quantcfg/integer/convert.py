@@ -11,6 +11,7 @@ from quantcfg.integer.runner import IntegerRunner, Step, Table
 from quantcfg.preparation.intercept import interceptor_of
 from quantcfg.preparation.live import fold_live_batch_norms
 from quantcfg.preparation.ops import OpKind
+from quantcfg.preparation.places import Places
 from quantcfg.preparation.record import Recording
 from quantcfg.preparation.run import Action, Runner
 from quantcfg.preparation.state import FakeQuantState, prepared, set_fake_quantize
@@ -64,7 +65,7 @@ def step_tables(model: nn.Module) -> dict[str, list[Table]]:
         raise PrepareError(f"this {type(model).__name__} computes in integers already")
     tables = _empty_tables(known.recording)
     for site, row in zip(known.recording.sites, known.plan.rows, strict=True):
-        steps = tables[site.path][site.call].setdefault(site.counted, [])
+        steps = tables[site.path][site.call].steps.setdefault(site.counted, [])
         steps.extend([None] * (site.ordinal + 1 - len(steps)))
         if site.kind is not OpKind.CREATE:
             steps[site.ordinal] = Step(site, row.role, runner.action_at(site) or Action())
@@ -76,6 +77,6 @@ def _empty_tables(recording: Recording) -> dict[str, list[Table]]:
     tables: dict[str, list[Table]] = {}
     for (path, call), counts in recording.counts.items():
         rows = tables.setdefault(path, [])
-        rows.extend({} for _ in range(call + 1 - len(rows)))
-        rows[call] = {op: [None] * count for op, count in counts.items()}
+        rows.extend(Table(Places()) for _ in range(call + 1 - len(rows)))
+        rows[call] = Table(recording.places[path, call], {op: [None] * n for op, n in counts.items()})
     return tables

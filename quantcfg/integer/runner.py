@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from quantcfg.integer.values import Sum, integers_of, mark, quantize, requantize
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
 from quantcfg.preparation.intercept import Memo, Scope
 from quantcfg.preparation.ops import METADATA, is_inplace, op_name
+from quantcfg.preparation.places import Places, occurrence
 from quantcfg.preparation.record import Site
 from quantcfg.preparation.run import Action, replace_argument
 
@@ -62,13 +63,19 @@ class Watch(Protocol):
         """Return what the model goes on with."""
 
 
-Table = dict[str, list[Step | None]]
+@dataclass(slots=True)
+class Table:
+    """The steps of each op of one call of one module, as it was counted, and the places they ran at."""
+
+    places: Places
+    steps: dict[str, list[Step | None]] = field(default_factory=dict)
 
 
 class IntegerRunner:
-    """``tables`` has, for each module, one table per recorded call: the steps of each op as it was counted.
+    """``tables`` has, for each module, one table per recorded call.
 
-    A call or an occurrence beyond the recorded ones is the last one again, as in the prepared model.
+    A call or an occurrence beyond the recorded ones is the last one again, and what ran nowhere when it was
+    recorded is in float, as in the prepared model.
     """
 
     def __init__(
@@ -92,9 +99,10 @@ class IntegerRunner:
         op = op_name(func)
         if op in METADATA:
             return func(*args, **kwargs)
-        ordinal = scope.next_ordinal(op)
-        row = (scope.table or {}).get(op)
-        step = row[min(ordinal, len(row) - 1)] if row else None
+        table: Table | None = scope.table
+        row = table.steps.get(op) if table is not None else None
+        ordinal = occurrence(scope, op, table.places) if table is not None and row else None
+        step = row[min(ordinal, len(row) - 1)] if row and ordinal is not None else None
         if step is None:
             return func(*args, **kwargs)
         with torch.no_grad():

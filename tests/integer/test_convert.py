@@ -203,3 +203,26 @@ def test_what_cannot_be_converted_is_refused():
         convert(convert(model))
     with pytest.raises(PrepareError, match="unknown bias 'int8'; known: int32, exact"):
         convert(model, bias="int8")
+
+
+class Branching(nn.Module):
+    """Runs more of the same ops where ``large`` is asked for: before what it runs otherwise."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x, large=False):
+        y = self.first(x)
+        if large:
+            y = y * 1000
+        return self.last(y * 0.5)
+
+
+@pytest.mark.filterwarnings("ignore:'mul' runs in the model now")
+def test_a_branch_that_was_not_recorded_is_in_float_as_in_the_prepared_model():
+    x = torch.randn(16, 8)
+    model = calibrated(Branching(), {"": SPECS["8 bits"]}, (x,))
+    expected = model(x, large=True)
+    found = convert(model)(x, large=True)
+    assert (found - expected).abs().max() <= expected.abs().max() / 64
