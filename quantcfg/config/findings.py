@@ -36,7 +36,7 @@ def check_rules(
 ) -> list[Diagnostic]:
     """What is wrong with rules on this model, sorted by place.
 
-    Errors: a rule, or an alternative of its pattern, matches nothing and is not optional; an expected count
+    Errors: a rule, or an alternative of its pattern, matches nothing and may not; an expected count
     differs. Warnings: a rule is always beaten; a rule wins and changes nothing; two patterns of equal rank
     disagree and only their order decides; a rule matches only ``idle`` modules, which never ran: these are
     given by path with their classes.
@@ -50,6 +50,8 @@ def check_rules(
         matched = tree.matched_by(rule)
         if rule.expect is not None and len(matched) != rule.expect:
             _report_count(rule, matched, findings)
+        elif not matched and (rule.optional or rule.expect == 0):
+            continue
         elif not matched and (sleeping := asleep.matched_by(rule)):
             _report_idle(rule, sleeping, findings)
         elif not matched:
@@ -124,8 +126,6 @@ def _report_count(rule: Rule, matched: Sequence[str], findings: Findings) -> Non
 
 
 def _report_unmatched(rule: Rule, tree: _Tree, findings: Findings) -> None:
-    if rule.optional:
-        return
     what = "class" if rule.kind == "module_type" else "name"
     hint, notes = _type_hint(rule, tree) if rule.kind == "module_type" else _pattern_hint(rule.pattern, tree)
     advice = f"write `{hint}`" if hint else _advice(rule, tree)
@@ -182,8 +182,6 @@ def _advice(rule: Rule, tree: _Tree) -> str:
 
 
 def _report_idle(rule: Rule, names: Sequence[str], findings: Findings) -> None:
-    if rule.optional:
-        return
     findings.warning(
         "QC215",
         f"the rule `{shortened(rule.pattern)}` matches only what the example never runs",

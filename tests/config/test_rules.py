@@ -152,7 +152,7 @@ def rules(draw):
         inherit = draw(st.sampled_from((None, None, *CHANGES)))
         spec = draw(st.sampled_from(SPECS)) if inherit is None else None
         place = Place("config.yaml", len(made) + 1)
-        optional, expect = draw(st.booleans()), draw(st.sampled_from((None, None, 1, 2)))
+        optional, expect = draw(st.booleans()), draw(st.sampled_from((None, None, 0, 1, 2)))
         rule = Rule(kind, draw(pattern), spec, place, optional, expect, 0, inherit, subclasses)
         made.append(rule)
     return in_order(made)
@@ -179,6 +179,8 @@ def test_the_resolver_agrees_with_a_slow_one(some_rules, targets):
         assert decision.winner is (ranked[0] if ranked else None)
         assert list(decision.losers) == ranked[1:]
         assert (decision.spec and told(decision.spec)) == slow_spec(ranked)
+        if not ranked or ranked[0].inherit is None:
+            assert decision.spec == (ranked[0].spec if ranked else None)
 
 
 @settings(max_examples=100, deadline=None)
@@ -193,7 +195,7 @@ def test_what_matches_too_few_is_found_as_a_slow_count_finds_it(some_rules, targ
         names, line = slow_matched(rule, targets), rule.place.line
         assert (line in at["QC202"]) == (rule.expect is not None and len(names) != rule.expect)
         if line not in at["QC202"] and not names:
-            assert (line in at["QC201"]) == (not rule.optional)
+            assert (line in at["QC201"]) == (not rule.optional and rule.expect is None)
         if rule.optional:
             assert line not in at["QC201"]
 

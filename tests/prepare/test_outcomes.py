@@ -29,6 +29,8 @@ def findings(tmp_path):
         ("'{bn,conv}': w4a8", []),
         ("spare: w4a8", ["QC215 5:5 matches `spare`, inside of which no op ran"]),
         ("spare: {use: w4a8, optional: true}", []),
+        ("spare: {use: w4a8, expect: 0}", []),
+        ("nowhere: {use: w4a8, expect: 0}", []),
         ("drop: null", ["QC213 5:5 wins `drop`: keeps the grid of its input"]),
         ("head: null", []),
         ("head: w8a32", []),
