@@ -87,12 +87,20 @@ class OwnChildren:
 def container_of(host: nn.Module, interceptor: Interceptor) -> FakeQuants:
     """The `FakeQuants` of a host, made when there is none; a name that the user has taken is left alone."""
     attribute = ATTRIBUTE
-    while hasattr(host, attribute) and not isinstance(getattr(host, attribute), FakeQuants):
+    while _is_taken(host, attribute):
         attribute += "_"
-    if not hasattr(host, attribute):
+    if attribute not in host._modules:
         if host._modules:
             host.__dict__["named_children"] = OwnChildren(host, interceptor)
-        host.add_module(attribute, FakeQuants().train(host.training))
-    container = getattr(host, attribute)
+        nn.Module.__setattr__(host, attribute, FakeQuants().train(host.training))
+    container = host._modules[attribute]
     assert isinstance(container, FakeQuants)
     return container
+
+
+def _is_taken(host: nn.Module, name: str) -> bool:
+    """Whether a name is the user's; asks no ``__getattr__``, which may answer for others, or always."""
+    if name in host._modules:
+        return not isinstance(host._modules[name], FakeQuants)
+    own = (host.__dict__, host._parameters, host._buffers)
+    return any(name in names for names in own) or hasattr(type(host), name)

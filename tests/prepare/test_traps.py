@@ -254,6 +254,32 @@ def test_a_longer_loop_uses_the_last_quantizer() -> None:
     assert torch.equal(output, last(output))  # on the grid of the last addition
 
 
+class Delegating(nn.Module):
+    """Answers for every name: with what its inner module has, or else with itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return self if name.startswith("fake") else getattr(super().__getattr__("inner"), name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.inner(x), self.weight) + x
+
+
+def test_a_module_that_answers_for_every_name_has_quantizers_of_its_own() -> None:
+    model = Delegating().eval()
+    prepared = calibrated(model)
+
+    assert "inner.fake_quants.weight.scale" in prepared.state_dict()
+    assert any(name.startswith("fake_quants.") for name in prepared.state_dict())
+    torch.testing.assert_close(prepared(BATCH), model(BATCH), rtol=2e-3, atol=2e-3)
+
+
 def test_another_branch_is_told_once() -> None:
     def run(m: Trap, x: Tensor, other: bool = False) -> Tensor:
         y = m.a(x)
