@@ -51,14 +51,14 @@ def test_digits_in_8_bits_calibrate_within_half_a_point_of_float(ran: Ran) -> No
 def test_digits_in_4_bits_lose_by_calibration_what_training_brings_back(ran: Ran) -> None:
     found = accuracies(ran(on_page("digits", "quantcfg qat")).result)
     assert found["float"] - found["calibrated"] >= POINT
-    assert found["float"] - found["qat"] <= POINT + 2.5 * IMAGE  # another processor rounds otherwise
-    assert found["qat"] > found["calibrated"] - IMAGE
+    assert found["float"] - found["qat"] <= POINT + 1.5 * IMAGE  # another processor rounds otherwise
+    assert found["qat"] > found["calibrated"]
 
 
 def test_topics_in_3_bits_lose_by_calibration_what_training_brings_back(ran: Ran) -> None:
     found = accuracies(ran(on_page("topics", "quantcfg qat")).result)
     assert found["float"] - found["calibrated"] >= POINT
-    assert found["float"] - found["qat"] <= POINT
+    assert found["float"] - found["qat"] <= 1.5 * POINT
     assert found["qat"] > found["calibrated"]
 
 
