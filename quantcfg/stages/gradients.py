@@ -26,6 +26,6 @@ def are_finite(gradients: Sequence[Tensor]) -> bool:
 
 
 def _are_finite_on(device: torch.device, gradients: list[Tensor]) -> bool:
-    found, scale = torch.zeros(1, device=device), torch.ones(1, device=device)
+    found, scale = torch.tensor(((0.0,), (1.0,)), dtype=torch.float32, device=device)
     torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, scale)
     return not bool(found)
