@@ -11,8 +11,7 @@ declare_operators()
 
 
 def _image_classifier(name):
-    from torchvision import models
-
+    models = pytest.importorskip("torchvision").models
     model = models.get_model(name, weights=None, num_classes=10).train()
     with torch.no_grad():
         for _ in range(2):
@@ -22,11 +21,10 @@ def _image_classifier(name):
 
 
 def _bert():
-    from transformers import BertConfig, BertForSequenceClassification
-
+    transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
     ids = torch.randint(0, 100, (2, 16))
-    model = BertForSequenceClassification(BertConfig(vocab_size=100, **sizes))
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=100, **sizes))
     return model.eval(), lambda m: m(input_ids=ids, attention_mask=torch.ones_like(ids))
 
 
