@@ -154,7 +154,8 @@ class IntegerRunner:
         if factor is not None:
             exact = Sum((replace(term, scale=term.scale / factor),))
         made = mark(exact.real(weight.dtype), exact)
-        self._weights[quantizer] = (weight, version, made)
+        if factor is None:  # one with a factor is only right for the call that the batch norm stands behind
+            self._weights[quantizer] = (weight, version, made)
         return made
 
     def _passed(self, call: Call) -> Any:

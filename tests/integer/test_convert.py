@@ -226,3 +226,22 @@ def test_a_branch_that_was_not_recorded_is_in_float_as_in_the_prepared_model():
     expected = model(x, large=True)
     found = convert(model)(x, large=True)
     assert (found - expected).abs().max() <= expected.abs().max() / 64
+
+
+class TwiceWithOneNorm(nn.Module):
+    """A layer that is called twice, with a batch norm behind the first call alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        nn.init.uniform_(self.norm.running_var, 0.1, 4.0)
+
+    def forward(self, x):
+        return self.conv(F.relu(self.norm(self.conv(x))))
+
+
+def test_a_weight_that_one_call_reads_through_a_batch_norm_is_its_own_in_the_other():
+    torch.manual_seed(0)
+    x = torch.randn(4, 4, 8, 8)
+    model = calibrated(TwiceWithOneNorm().eval(), {"": SPECS["8 bits"]}, (x,))
+    assert not [op.name for op in compare_integers(model, [lambda m: m(x)]).ops if op.more]
