@@ -218,6 +218,16 @@ def test_an_evaluation_that_looks_inside_the_model_is_noted(project):
     assert "note: no metric of the exported file: evaluate() raised AttributeError" in done.err
 
 
+def test_a_bug_of_the_reference_evaluator_is_noted(calibrated_project, monkeypatch):
+    def run(self, names, feeds):
+        raise ValueError("could not broadcast")  # what a ConvTranspose with groups ends in
+
+    monkeypatch.setattr("onnx.reference.ReferenceEvaluator.run", run)
+    done = calibrated_project.run("export", "model.py", "run", "--check")
+    assert done.code == 0
+    assert "ONNX's reference evaluator was not run: RuntimeError: could not broadcast" in done.err
+
+
 def test_what_one_file_cannot_hold_lies_beside_it(calibrated_project, monkeypatch):
     monkeypatch.setattr("quantcfg.export.external.MAX_BYTES", 100)
     monkeypatch.setattr("quantcfg.export.external._LEAST", 36)  # the convolution's integers
