@@ -196,12 +196,16 @@ def _copy(model: nn.Module) -> nn.Module:
     _refuse_unready(model)
     memo = _derived_tensors(model)
     try:
-        return copy.deepcopy(model, memo)
+        with torch.no_grad():  # TorchScript copies its parameters by an op, which otherwise leaves no leaves
+            copied = copy.deepcopy(model, memo)
     except Exception as error:  # whatever a user's module raises while it is copied
         raise PrepareError(
             f"the model cannot be copied: {error}",
             hint="modules must not keep tensors that need gradients, open files or locks as attributes",
         ) from error
+    for old, new in zip(model.parameters(), copied.parameters(), strict=True):
+        new.requires_grad_(old.requires_grad)
+    return copied
 
 
 def _refuse_unready(model: nn.Module) -> None:

@@ -217,6 +217,7 @@ def test_what_an_unseen_part_makes_is_quantized_again() -> None:
     assert found["script.script_0"].reason == "TorchScript: its ops cannot be seen"
     assert found["b"].inputs == ("script.script_0: qint16",)
     assert plan_of(prepared).never_run == ()
+    assert all(parameter.is_leaf and parameter.requires_grad for parameter in prepared.parameters())
 
 
 def test_a_write_reaches_no_other_tensor_even_where_none_has_an_address() -> None:
