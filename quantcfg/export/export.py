@@ -144,16 +144,19 @@ def _refuse_output(request: Request) -> None:
 
 def _refuse_paths(paths: Iterable[Path], *, force: bool) -> None:
     for path in paths:
-        if path.is_symlink():
-            raise UsageError(f"'{path}' is a link", hint="name the file itself with -o")
-        if path.exists() and not path.is_file():
-            raise UsageError(f"'{path}' is no file", hint="choose another name with -o")
-        if path.exists() and not force:
-            raise UsageError(f"'{path}' exists already", hint="--force replaces it; -o names another file")
-        if not path.parent.is_dir():
-            raise UsageError(
-                f"there is no directory '{path.parent}'", hint="make it, or choose another with -o"
-            )
+        with naming(path):  # the system refuses to look at a name that is too long
+            _refuse_path(path, force=force)
+
+
+def _refuse_path(path: Path, *, force: bool) -> None:
+    if path.is_symlink():
+        raise UsageError(f"'{path}' is a link", hint="name the file itself with -o")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"'{path}' is no file", hint="choose another name with -o")
+    if path.exists() and not force:
+        raise UsageError(f"'{path}' exists already", hint="--force replaces it; -o names another file")
+    if not path.parent.is_dir():
+        raise UsageError(f"there is no directory '{path.parent}'", hint="make it, or choose another with -o")
 
 
 def _wants_check(request: Request) -> bool:

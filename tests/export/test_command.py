@@ -100,6 +100,12 @@ def test_a_link_a_directory_and_a_missing_directory_are_refused(calibrated_proje
     assert (path / "victim").read_text() == "mine"
 
 
+def test_a_name_that_the_system_refuses_is_an_error(calibrated_project):
+    done = calibrated_project.run(*EXPORT, "--no-check", "-o", "a" * 300)
+    assert (done.code, written(calibrated_project)) == (6, set())
+    assert "File name too long" in done.err
+
+
 def test_a_failed_check_writes_nothing(calibrated_project, monkeypatch):
     monkeypatch.setattr("quantcfg.export.check.bound", lambda error, share: -1.0)
     done = calibrated_project.run(*EXPORT)
