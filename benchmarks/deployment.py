@@ -34,6 +34,11 @@ from tests.models.operators import declare_operators
 Inputs = dict[str, Tensor]
 _SAMPLES = 8
 _CLASSES = 10
+CONFIG = """\
+version: 1
+qconfig: {{global: {{activation_observer: min_max, weight_observer: min_max}}}}
+export: {{target: {target}, unsupported: adjust}}
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +118,7 @@ def _file(model: nn.Module, inputs: Inputs, path: Path) -> tuple[FileModel, Prog
 
 
 @torch.no_grad()
-def measure(name: str, config: dict[str, Any], folder: Path) -> Row:
+def measure(name: str, config: qc.Config, folder: Path) -> Row:
     """Prepare, calibrate, convert, export and run one model."""
     torch.manual_seed(0)
     net, inputs = MODELS[name]()
@@ -174,11 +179,15 @@ def main() -> None:
     """Print the table; shares in brackets are with unrounded biases."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help=f"of {', '.join(MODELS)}; all of them by default")
-    names = parser.parse_args().names or list(MODELS)
+    parser.add_argument("--target", default="generic", help="what takes the file (default: %(default)s)")
+    options = parser.parse_args()
+    names = options.names or list(MODELS)
     declare_operators()
     warnings.simplefilter("ignore")
-    config = {"": qc.get_default_qconfig()}
     with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder, "config.yaml")
+        written.write_text(CONFIG.format(target=options.target))
+        config = qc.load_config(written)
         for line in _lines(measure(name, config, Path(folder)) for name in names):
             print(line, flush=True)
 
