@@ -16,29 +16,20 @@ def lose(folder, place, rank, number):
     return Job(str(folder.path), arguments, 3, {"LOSE": f"{place}:{rank}:{number}"}, "lose")
 
 
-@pytest.mark.parametrize("rank", [0, 2])
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.slow
-def test_a_rank_that_dies_is_named(folder, place, rank):
-    begun = time.monotonic()
-    (done,) = run_jobs(lose(folder, place, rank, KILL))
-    expected = [6, 6, 6]
-    expected[rank] = -KILL
-    assert done.codes == expected, done.message
-    assert done.message.count("error:") == 1, done.message
-    assert f"error: rank {rank} ended without a word" in done.message
-    assert time.monotonic() - begun < 60
+LOSSES = [pytest.param(KILL, "ended without a word", id="dies"),
+          pytest.param(STOP, "did not answer for 5 s", id="hangs")]  # fmt: skip
 
 
 @pytest.mark.parametrize("rank", [0, 2])
 @pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(("number", "said"), LOSSES)
 @pytest.mark.slow
-def test_a_rank_that_hangs_is_named(folder, place, rank):
+def test_a_rank_that_is_lost_is_named(folder, place, rank, number, said):
     begun = time.monotonic()
-    (done,) = run_jobs(lose(folder, place, rank, STOP))
+    (done,) = run_jobs(lose(folder, place, rank, number))
     expected = [6, 6, 6]
-    expected[rank] = -KILL  # by torchrun, in the end
+    expected[rank] = -KILL  # of a hanging one by torchrun, in the end
     assert done.codes == expected, done.message
     assert done.message.count("error:") == 1, done.message
-    assert f"error: rank {rank} did not answer for 5 s" in done.message
+    assert f"error: rank {rank} {said}" in done.message
     assert time.monotonic() - begun < 60
