@@ -252,7 +252,13 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, name: str) -> None:
         model.load_state_dict(dict(checkpoint.model), strict=True)
     except RuntimeError as error:
         first = str(error).strip().splitlines()[1:2] or [str(error)]
-        raise RunError(f"'{name}' was made with another model: {first[0].strip()}") from error
+        raise RunError(f"'{name}' was made with another model: {_shortened(first[0].strip())}") from error
+
+
+def _shortened(text: str) -> str:
+    """What torch says of a state that does not fit, with the first of the many names that it may list."""
+    first, *others = text.split(', "')
+    return f"{first} and {len(others)} more" if others else text
 
 
 def _facts(job: Job, identity: Identity) -> dict[str, Any]:

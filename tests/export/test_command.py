@@ -141,12 +141,18 @@ def test_a_run_of_another_version_is_refused(calibrated_project):
     assert "has format version 9; this quantcfg reads 1" in done.err
 
 
-def test_a_run_of_another_model_is_refused(calibrated_project):
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [("nn.Linear(4, 3)", "nn.Linear(4, 5)", "size mismatch"), ("self.conv", "self.first", "more\n")],
+)
+def test_a_run_of_another_model_is_refused(calibrated_project, old, new, said):
     text = (calibrated_project.path / "model.py").read_text()
-    (calibrated_project.path / "other.py").write_text(text.replace("nn.Linear(4, 3)", "nn.Linear(4, 5)"))
+    (calibrated_project.path / "other.py").write_text(text.replace(old, new))
     done = calibrated_project.run("export", "other.py", "run", "-q")
     assert (done.code, written(calibrated_project)) == (6, set())
-    assert "was made with another model" in done.err
+    assert "error: 'run' was made with another model: " in done.err
+    assert said in done.err
+    assert max(map(len, done.err.splitlines())) < 200
 
 
 def test_what_is_no_run_is_refused(calibrated_project):
