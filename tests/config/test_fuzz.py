@@ -119,7 +119,7 @@ TREES = st.recursive(
 )
 
 
-@settings(max_examples=max(NUM_FILES // 40, 100), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=max(NUM_FILES // 40, 100), suppress_health_check=list(HealthCheck))
 @given(st.dictionaries(KEYS, TREES, max_size=6))
 def test_any_tree_gives_a_config_or_a_place(tree):
     import yaml
@@ -129,14 +129,14 @@ def test_any_tree_gives_a_config_or_a_place(tree):
         check(text.encode(), "c.yaml", Path(folder))
 
 
-@settings(max_examples=max(NUM_FILES // 40, 100), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=max(NUM_FILES // 40, 100), suppress_health_check=list(HealthCheck))
 @given(st.binary(max_size=300), st.sampled_from(["c.yaml", "c.toml"]))
 def test_any_bytes_give_a_config_or_a_place(data, name):
     with tempfile.TemporaryDirectory() as folder:
         check(data, name, Path(folder))
 
 
-@settings(max_examples=max(NUM_FILES // 40, 100), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=max(NUM_FILES // 40, 100), suppress_health_check=list(HealthCheck))
 @given(st.text(max_size=60))
 def test_any_override_gives_a_config_or_a_place(override):
     with tempfile.TemporaryDirectory() as folder:

@@ -170,7 +170,7 @@ def target_lists(draw):
     return targets
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(rules(), target_lists())
 def test_the_resolver_agrees_with_a_slow_one(some_rules, targets):
     for target, decision in zip(targets, RuleSet(some_rules).resolve(targets), strict=True):
@@ -183,7 +183,7 @@ def test_the_resolver_agrees_with_a_slow_one(some_rules, targets):
             assert decision.spec == (ranked[0].spec if ranked else None)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(rules(), target_lists())
 def test_what_matches_too_few_is_found_as_a_slow_count_finds_it(some_rules, targets):
     ruleset = RuleSet(some_rules)
@@ -200,7 +200,7 @@ def test_what_matches_too_few_is_found_as_a_slow_count_finds_it(some_rules, targ
             assert line not in at["QC201"]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(rules(), target_lists())
 def test_without_the_winner_the_first_loser_wins(some_rules, targets):
     for target, decision in zip(targets, RuleSet(some_rules).resolve(targets), strict=True):
@@ -210,7 +210,7 @@ def test_without_the_winner_the_first_loser_wins(some_rules, targets):
             assert following.winner is (decision.losers[0] if decision.losers else None)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(rules(), target_lists())
 def test_rules_that_match_nothing_change_nothing(some_rules, targets):
     stranger = Rule("module_name", "nowhere.*", W4A8, order=99)

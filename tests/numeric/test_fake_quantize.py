@@ -83,7 +83,7 @@ def test_every_grid_gives_the_reference_bits(kind, qscheme, dtype):
     assert same_bits(module(1.3 * x), reference(module, 1.3 * x))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shapes, st.sampled_from(KINDS), st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
 def test_any_shape_keeps_shape_and_dtype_and_equals_the_reference(shape, kind_and_scheme, dtype):
     module = calibrated(torch.randn(4, 3, 2), *kind_and_scheme)
@@ -94,7 +94,7 @@ def test_any_shape_keeps_shape_and_dtype_and_equals_the_reference(shape, kind_an
     assert torch.equal(y, reference(module, x))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=30), st.sampled_from(list(DTYPES)))
 def test_idempotent_monotone_exact_at_zero_and_half_a_step_inside(values, dtype):
     module = calibrated(torch.tensor([-3.0, 3.0]), qscheme="per_tensor_affine", dtype=dtype)

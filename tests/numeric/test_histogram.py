@@ -166,7 +166,7 @@ def test_an_empty_distribution_of_zeros_is_points():
 SPLITS = st.lists(st.integers(0, 2), min_size=6, max_size=6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     owner=SPLITS,
     size=st.sampled_from([3, 700, 4000, 12_000]),
@@ -190,7 +190,7 @@ def test_merging_in_any_order_equals_one_stream_bit_for_bit(owner, size, channel
         assert_same(merged, whole)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(cuts=st.lists(st.integers(1, 29_999), max_size=4), seed=st.integers(0, 99))
 def test_the_division_into_batches_makes_no_difference(cuts, seed):
     x = torch.randn(30_000, generator=torch.Generator().manual_seed(seed)) * 100

@@ -132,7 +132,7 @@ ODD = {
 }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     kind=st.sampled_from(OBSERVING),
     qscheme=st.sampled_from(list(SCHEMES)),

@@ -74,7 +74,7 @@ def test_merged_observers_are_the_one_that_saw_everything(kind, qscheme, constan
         assert_same_qparams(parts[0], whole)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     kind=st.sampled_from([kind for kind in OBSERVERS if kind != "fixed_scale"]),
     owners=st.lists(st.integers(0, 3), min_size=7, max_size=7),
@@ -174,7 +174,7 @@ def test_observers_of_other_parameters_do_not_merge():
             build("min_max").merge(other)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(terms=st.lists(st.floats(-1e38, 1e38), max_size=12), data=st.data())
 def test_an_exact_sum_has_no_order_and_the_value_of_the_rationals(terms, data):
     shuffled = data.draw(st.permutations(terms))

@@ -37,7 +37,7 @@ def qparams_of(scale: float, zero_point: int = 0) -> QParams:
     return QParams(torch.tensor([scale]), torch.tensor([zero_point], dtype=torch.int32))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(floats, floats, grids, st.booleans())
 def test_chosen_qparams_equal_exact_rationals(one, other, grid, symmetric):
     low, high = min(one, other), max(one, other)
@@ -50,7 +50,6 @@ def test_chosen_qparams_equal_exact_rationals(one, other, grid, symmetric):
     assert chosen.zero_point.dtype == torch.int32
 
 
-@settings(deadline=None)
 @given(st.floats(2**-6, 2.0**60, width=32), st.sampled_from([g for g in DTYPES.values() if g.signed]))
 def test_a_range_around_zero_is_affine_without_an_offset(bound, grid):
     bounds = {"quant_min": grid.quant_min, "quant_max": grid.quant_max}
@@ -97,7 +96,7 @@ def test_scalar_ranges_give_one_dimension_and_channels_keep_theirs():
     assert choose_qparams(-torch.ones(5), torch.ones(5), **bounds).zero_point.shape == (5,)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.floats(2**-23, 2.0**100, width=32), st.sampled_from([g for g in DTYPES.values() if g.signed]))
 def test_the_symmetric_range_of_a_scale_gives_it_back_to_half_a_unit(scale, grid):
     bounds = {"quant_min": grid.quant_min, "quant_max": grid.quant_max}
@@ -119,7 +118,7 @@ def quantized_values(draw):
     return grid, scale, zero_point, values
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(quantized_values())
 def test_every_path_equals_exact_rationals_to_the_bit(case):
     grid, scale, zero_point, values = case
@@ -133,7 +132,7 @@ def test_every_path_equals_exact_rationals_to_the_bit(case):
     assert fast[~real].isnan().all()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(quantized_values())
 def test_integers_equal_exact_rationals_and_come_back_from_their_values(case):
     grid, scale, zero_point, values = case

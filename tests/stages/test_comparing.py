@@ -88,7 +88,7 @@ def is_slot(name):
     return name.endswith((".output", ".weight"))
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(rules, rules)
 def test_a_comparison_names_what_differs_between_prepared_models(model, surveyed, tmp_path, before, after):
     configs = []
