@@ -8,17 +8,15 @@ backward.
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import Case, Result, keep_memory, measure, peer, print_table, write_json
+from benchmarks.harness import Case, Result, arguments, begin, measure, peer, print_table, write_json
 from quantcfg.numeric.fake_quantize import FAKE_QUANTIZES, FakeQuantizeBase
 from quantcfg.numeric.observers.min_max import MinMaxObserver
 
@@ -38,17 +36,11 @@ WORKS = {
 
 def main() -> None:
     """Parse the command line, measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser = arguments(__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--keep-memory", action="store_true", help="have malloc keep what is freed (glibc)")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    if options.keep_memory:
-        keep_memory()
-    torch.set_num_threads(options.threads)
+    begin(options)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     results = [
         result

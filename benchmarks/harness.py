@@ -2,10 +2,14 @@
 
 All candidates are timed in turn, round after round, so that a busy moment of the machine falls on all of
 them. The unit is a plain ``y.copy_(x)`` of the same tensor, timed in the same rounds.
+
+Freed memory is kept, for all candidates alike (see `keep_memory`): what is timed is arithmetic and memory,
+not the pages that the kernel clears when glibc has handed memory back and asks for it again.
 """
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import importlib
 import json
@@ -26,7 +30,8 @@ from torch import Tensor
 Run = Callable[[], object]
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or the profiler tells of its start and end on stderr
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+_conditions: dict[str, object] = {"malloc": "the system's"}  # what `begin` has set
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +59,38 @@ class Result:
     saved: float
 
 
-def keep_memory() -> None:
+def arguments(doc: str | None, *, rounds: int = 15) -> argparse.ArgumentParser:
+    """The options that the measurements share, for `begin` and `write_json`."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument(
+        "--system-malloc",
+        action="store_true",
+        help="let malloc return freed memory to the system, as it likes",
+    )
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    return parser
+
+
+def begin(options: argparse.Namespace) -> None:
+    """Set threads and malloc as ``options`` of `arguments` say, and print what the figures depend on."""
+    torch.set_num_threads(options.threads)
+    if not options.system_malloc and keep_memory():
+        _conditions["malloc"] = "glibc's, which keeps what is freed"
+    print(", ".join(f"{name} {value}" for name, value in machine().items() if value is not None))
+
+
+def keep_memory() -> bool:
     """Have glibc keep the large blocks that are freed, which by default it may return to the system.
 
-    Then no page is mapped again and cleared by the kernel, and what is timed is arithmetic and memory alone.
-
-    Raises:
-        OSError: the C library is not glibc.
+    Other C libraries are left as they are. The result says whether memory is kept.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except AttributeError as error:
-        raise OSError("only glibc can be told to keep freed memory") from error
-    if not (mallopt(_M_MMAP_THRESHOLD, 1 << 30) and mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)):
-        raise OSError("glibc refused to keep freed memory")
+    except (AttributeError, TypeError):  # another C library; Windows, which has no None
+        return False
+    return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1))
 
 
 def measure(cases: Sequence[Case], x: Tensor, *, rounds: int = 15) -> list[Result]:
@@ -165,6 +188,7 @@ def machine() -> dict[str, object]:
         "cpu": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "gpu": gpu,
+        **_conditions,
     }
 
 

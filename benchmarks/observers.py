@@ -6,16 +6,14 @@ milliseconds, and the true squared error of the range that mse finds over that o
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Case, measure, milliseconds, peer, print_table, write_json
+from benchmarks.harness import Case, arguments, begin, measure, milliseconds, peer, print_table, write_json
 from quantcfg.numeric.observers import OBSERVERS
 from quantcfg.numeric.observers.base import Observer
 from quantcfg.numeric.qparams import QParams, choose_qparams, fake_quantize
@@ -28,13 +26,10 @@ SOLVING_BUDGET, ERROR_BUDGET = 5.0, 1.005
 
 def main() -> None:
     """Parse the command line, measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser = arguments(__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    begin(options)
     torch.manual_seed(0)
     x = torch.randn(ACTIVATION, device=options.device)
     small = torch.randn(SMALL, device=options.device)

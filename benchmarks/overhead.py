@@ -8,7 +8,6 @@ the median over rounds of a candidate's time by that of the float model in the s
 
 from __future__ import annotations
 
-import argparse
 import copy
 import itertools
 import statistics
@@ -16,14 +15,13 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import quantcfg as qc
-from benchmarks.harness import Run, peer, write_json
+from benchmarks.harness import Run, arguments, begin, peer, write_json
 
 BUDGETS = {
     ("resnet18", "qat", "eager"): 1.20, ("resnet18", "qat", "compiled"): 1.10,
@@ -218,18 +216,13 @@ def line(result: Result) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=2)
+    parser = arguments(__doc__, rounds=9)
     parser.add_argument(
         "--compiled", action="store_true", help="also with torch.compile, which takes minutes"
     )
     parser.add_argument("--only", choices=list(MODELS), help="one model")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    begin(options)
     warnings.simplefilter("ignore")
     print(
         f"{'model':<10} {'work':<11} {'mode':<9} {'tool':<10} {'ratio':>6} {'best':>6} {'budget':>7} "
