@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from quantcfg.errors import RunError, UserCodeError
 from quantcfg.export.difference import (
@@ -23,8 +22,8 @@ from quantcfg.export.difference import (
     holds,
 )
 from quantcfg.export.external import data_name_of
-from quantcfg.export.freeze import FrozenModel
-from quantcfg.export.report import Check, QuantizerDifference, Subject
+from quantcfg.export.integers import Integers
+from quantcfg.export.report import RUNTIME, Check, Subject
 from quantcfg.export.session import Feeds, FileModel, Runner, input_names, latencies_s, open_session, runner
 from quantcfg.preparation.state import plan_of, prepared
 from quantcfg.stages.batches import cut
@@ -32,11 +31,11 @@ from quantcfg.stages.evaluate import evaluate
 from quantcfg.stages.integers import evaluate_integers, integer_report
 from quantcfg.stages.user_code import first_line, in_batch
 
-UNOPTIMISED, OPTIMISED = "ONNX Runtime, unoptimised", "ONNX Runtime"
+UNOPTIMISED, OPTIMISED = f"{RUNTIME}, unoptimised", RUNTIME
 DEPLOYED = "the deployed model"
 _SESSIONS: dict[str, dict[str, Any]] = {
     UNOPTIMISED: {"optimised": False},
-    "ONNX Runtime, biases in float": {"optimised": True, "without": ("WeightBiasQuantization",)},
+    f"{RUNTIME}, biases in float": {"optimised": True, "without": ("WeightBiasQuantization",)},
     OPTIMISED: {"optimised": True},
 }
 MAX_BATCHES = 16  # whose outputs are compared value by value; metrics are of all
@@ -62,10 +61,26 @@ def check_onnx(subject: Subject, path: Path, float_path: Path | None) -> Check:
     found = _compare(subject, files) | _reference_evaluator(subject, proto, path)
     check = _check(subject, found, files[OPTIMISED])
     feeds = files[OPTIMISED].feeds(subject.exported.call)
-    check = replace(check, num_qparams=num_equal, quantizers=tuple(_quantizers(subject, proto, path, feeds)))
+    check = replace(_with_integers(check, subject, proto, path, feeds), num_qparams=num_equal)
     if float_path is None:
         return check
     return _beside_float(check, files[OPTIMISED].run, path, float_path, feeds)
+
+
+def _with_integers(check: Check, subject: Subject, proto: onnx.ModelProto, path: Path, feeds: Feeds) -> Check:
+    """Add what differs behind each quantizer: as integers flow, unoptimised, and op by op in all ways."""
+    integers = Integers(proto, subject.frozen, plan_of(subject.deployed), subject.exported.call)
+    flowing, apart = (path.with_name(f"{how}-{path.name}") for how in ("flowing", "apart"))
+    integers.write_cut(flowing, apart=False)
+    integers.write_cut(apart, apart=True)
+    return replace(
+        check,
+        quantizers=integers.compare(open_session(flowing, **_SESSIONS[UNOPTIMISED]), feeds),
+        op_by_op={
+            name: integers.compare(open_session(apart, **options), feeds)
+            for name, options in _SESSIONS.items()
+        },
+    )
 
 
 def _beside_float(check: Check, run: Runner, path: Path, float_path: Path, feeds: Feeds) -> Check:
@@ -250,67 +265,3 @@ def _arrays(evaluator: Any, feeds: Feeds) -> list[np.ndarray]:
         return [np.asarray(array) for array in evaluator.run(None, feeds)]
     except Exception as error:  # its ops have bugs: a ConvTranspose with groups ends in a ValueError
         raise RuntimeError(str(error)) from error
-
-
-def _quantizers(
-    subject: Subject, proto: onnx.ModelProto, path: Path, feeds: Feeds
-) -> Iterator[QuantizerDifference]:
-    """Compare what leaves each activation quantizer, in the order of the graph, on the example call."""
-    outputs = _dequantized(proto)
-    copied = onnx.ModelProto()
-    copied.CopyFrom(proto)
-    known = {value.name for value in copied.graph.output}
-    for value in outputs.values():
-        if value not in known:
-            copied.graph.output.append(
-                onnx.helper.make_tensor_value_info(value, onnx.TensorProto.FLOAT, None)
-            )
-    watched = path.with_name(f"watched-{path.name}")
-    onnx.save(copied, watched)
-    session = open_session(watched, optimised=False)
-    arrays = dict(zip(outputs, session.run(list(outputs.values()), feeds), strict=True))
-    with _passing(subject.frozen) as seen, torch.no_grad():
-        subject.frozen.model(*subject.exported.call.args, **subject.exported.call.kwargs)
-    for name, array in arrays.items():
-        owner, number = name.rstrip("_"), len(name) - len(name.rstrip("_"))
-        if owner in seen and number < len(seen[owner]):
-            yield _steps(owner, torch.from_numpy(array), seen[owner][number], subject.frozen)
-
-
-def _dequantized(proto: onnx.ModelProto) -> dict[str, str]:
-    """The value behind each activation quantizer, by the quantizer's name in the graph."""
-    ending = ".quantized"
-    heads = {
-        node.output[0]: node.name.replace(ending, "")
-        for node in proto.graph.node
-        if node.op_type == "QuantizeLinear" and ending in node.name
-    }
-    return {
-        heads[node.input[0]]: node.output[0] for node in proto.graph.node
-        if node.op_type == "DequantizeLinear" and node.input[0] in heads
-    }  # fmt: skip
-
-
-@contextmanager
-def _passing(frozen: FrozenModel) -> Iterator[dict[str, list[Tensor]]]:
-    """Collects what leaves each activation quantizer inside the block."""
-    seen: dict[str, list[Tensor]] = {}
-
-    def note(module: nn.Module, args: Any, output: Tensor) -> None:
-        del args
-        seen.setdefault(str(module.name), []).append(output.detach().clone())
-
-    hooks = [module.register_forward_hook(note) for module in frozen.activations.values()]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _steps(name: str, x: Tensor, expected: Tensor, frozen: FrozenModel) -> QuantizerDifference:
-    scale = frozen.activations[name].scale
-    axis = frozen.activations[name].axis
-    step = scale if axis < 0 else scale.reshape(-1, *[1] * (x.dim() - axis - 1))
-    steps = ((x.double() - expected.double()) / step).round().abs()
-    return QuantizerDifference(name, x.numel(), int((steps > 0).sum()), int(steps.max()) if x.numel() else 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
@@ -15,6 +15,8 @@ from quantcfg.integer.compare import IntegerReport
 from quantcfg.stages.job import Job
 
 REPORT_VERSION = 1
+RUNTIME = "ONNX Runtime"
+"""Begins the name of each way to run a file there: alone, optimised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +44,13 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class QuantizerDifference:
-    """One quantizer of the file against that of the model: ``num_different`` of ``num_values`` integers."""
+    """One quantizer of the file against that of the model: ``num_different`` of ``num_values`` integers.
+
+    ``op`` is what it quantizes: the first op of a chain, or ``input``.
+    """
 
     name: str
+    op: str
     num_values: int
     num_different: int
     max_steps: int
@@ -55,9 +61,10 @@ class Check:
     """What the exported file computed beside the model, on the evaluation data.
 
     ``differences`` are from the fake-quant model, by what computed the file; ``bounds`` are the largest root
-    mean squares allowed there. ``num_qparams`` counts the scales and zero points that
-    are equal bit for bit. ``integers`` compares the integer model with the fake-quant model. ``latency_s`` is
-    of one batch, ``sizes`` of the files in bytes.
+    mean squares allowed there. ``num_qparams`` counts the scales and zero points that are equal bit for bit.
+    ``quantizers`` are compared as integers flow through the file, ``op_by_op``, by what computed it, with
+    every op given the model's integers; both on the first batch. ``integers`` compares the integer model with
+    the fake-quant model. ``latency_s`` is of one batch, ``sizes`` of the files in bytes.
     """
 
     metrics: Mapping[str, Mapping[str, float]]
@@ -67,6 +74,7 @@ class Check:
     num_batches: int
     num_qparams: int = 0
     quantizers: tuple[QuantizerDifference, ...] = ()
+    op_by_op: Mapping[str, tuple[QuantizerDifference, ...]] = field(default_factory=dict)
     integers: IntegerReport | None = None
     latency_s: Mapping[str, float] | None = None
     sizes: Mapping[str, int] | None = None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Console
+from rich.table import Table
 
-from quantcfg.export.report import Check, ExportReport
+from quantcfg.export.report import RUNTIME, Check, ExportReport, QuantizerDifference
 from quantcfg.render.console import with_short_paths
 from quantcfg.render.results import integer_facts, metrics_table
-from quantcfg.render.tables import add_numbers, new_table, print_facts, print_table
+from quantcfg.render.tables import add_numbers, cell, new_table, print_facts, print_table
 from quantcfg.render.text import percent
 
 _SHOWN = 5  # quantizers that differ
@@ -37,6 +38,28 @@ def _print_check(console: Console, check: Check) -> None:
         "the float model", f"{error.max_abs:.2e}", f"{error.rms:.2e}", "", percent(error.equal_share, 1)
     )
     print_table(console, table)
+    if check.op_by_op:
+        print_table(console, _op_by_op(check.op_by_op))
+
+
+def _op_by_op(found: Mapping[str, Sequence[QuantizerDifference]]) -> Table:
+    """Equal integers by kind of op, each op given the model's own; a column for each way to run the file."""
+    table = new_table(f"{RUNTIME}, op by op", gap=3)
+    ways = (name.removeprefix(RUNTIME).removeprefix(", ") or "optimised" for name in found)
+    add_numbers(table, ("values", *ways))
+    ops = list(dict.fromkeys(item.op for item in next(iter(found.values()))))
+    for title, kinds in [*((op, {op}) for op in ops), ("all", set(ops))]:
+        columns = [[item for item in items if item.op in kinds] for items in found.values()]
+        num_values = sum(item.num_values for item in columns[0])
+        table.add_row(cell(title), str(num_values), *map(_equal_share, columns))
+    return table
+
+
+def _equal_share(items: Sequence[QuantizerDifference]) -> str:
+    """``99.9900%``, and by how many steps the rest is off where that is more than one."""
+    num_values, most = sum(item.num_values for item in items), max(item.max_steps for item in items)
+    share = percent(1 - sum(item.num_different for item in items) / max(num_values, 1), 4)
+    return share if most <= 1 else f"{share}, by {most}"
 
 
 def _facts(report: ExportReport) -> Iterator[tuple[str, str]]:
