@@ -209,7 +209,7 @@ class Handover(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x) * 2
         if self.barrier is not None:
-            self.barrier.wait(timeout=30)
+            self.barrier.wait(timeout=600)
         return self.second(x * 3) * 5 + x
 
 

@@ -13,19 +13,20 @@ from quantcfg.errors import UsageError
 from quantcfg.runs.lock import NAME, locked
 
 
-def start_owner(folder, *, body="time.sleep(60)"):
-    """A process that holds the lock of ``folder`` and says so."""
+def start_owner(folder, *, before=""):
+    """A process that holds the lock of ``folder`` and says so; it ends with its stdin."""
     code = f"""
-        import os, sys, time
+        import os, sys
         from pathlib import Path
         from quantcfg.runs.lock import locked
         with locked(Path(sys.argv[1])):
             print("held", flush=True)
-            {body}
+            {before}
+            sys.stdin.read()
     """
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code), str(folder)], stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", textwrap.dedent(code), str(folder)]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
     assert process.stdout.readline() == "held\n"
     return process
 
@@ -51,8 +52,7 @@ def test_the_lock_of_a_killed_owner_is_free(tmp_path):
 
 
 def test_the_lock_is_reclaimed_from_the_orphan_of_a_killed_owner(tmp_path):
-    body = "(os.fork() == 0) and (print(os.getpid(), flush=True), time.sleep(60)); time.sleep(60)"
-    with start_owner(tmp_path, body=body) as owner:
+    with start_owner(tmp_path, before="os.fork() or print(os.getpid(), flush=True)") as owner:
         orphan = int(owner.stdout.readline())
         owner.send_signal(signal.SIGKILL)
         owner.wait()
