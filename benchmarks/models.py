@@ -1,8 +1,9 @@
 """Prepare, calibrate and train real architectures, and print what became of each.
 
 Random weights are enough: what is looked at is whether a model can be prepared unchanged, which of its ops
-are quantized, and whether gradients reach what they reach in float. Needs torchvision, timm and transformers,
-installed without their dependencies; `make models` does it.
+are quantized, and whether gradients reach what they reach in float. Where 8 bits leave little of the output,
+the same quantizers with 16 bits tell noise, which random weights amplify, from a mistake of ours. Needs
+torchvision, timm and transformers, installed without their dependencies; `make models` does it.
 """
 
 from __future__ import annotations
@@ -44,12 +45,14 @@ class Outcome:
     float_reasons: dict[str, int] = field(default_factory=dict)
     macs_share: float = 0.0
     cosine: float = 0.0
+    note: str = ""
     prepare_s: float = 0.0
     forward_s: float = 0.0
     error: str = ""
 
 
 _HUGE = frozenset({"regnet_y_128gf"})  # cannot be sized without being built
+_LOW, _HIGH = 0.9, 0.99  # cosines: below the one 8 bits are questioned, above the other 16 bits answer
 
 
 def torchvision_models() -> Iterator[tuple[str, Maker]]:
@@ -158,6 +161,7 @@ def examine(name: str, make: Maker) -> Outcome:
     try:
         torch.manual_seed(0)
         model, inputs = make()
+        _fill_zeros(model)
         _examine(model.eval(), inputs, outcome)
         outcome.ok = True
     except Exception as error:  # whatever a model raises is a line of the table
@@ -191,9 +195,18 @@ def _examine(model: nn.Module, inputs: dict[str, Any], outcome: Outcome) -> None
             run(prepared)
         qc.set_fake_quantize(prepared, qc.FakeQuantState.VALIDATION)
         outcome.cosine = _cosine(run(prepared)[0], expected[0])
+        outcome.note = _note(outcome.cosine, lambda: _of_16_bits(model, run, expected[0]))
     _train(model, prepared, run)
     fresh = qc.prepare(model, {"": qc.get_default_qconfig()}, forward=run, bn="keep")
     fresh.load_state_dict(prepared.state_dict())
+
+
+@torch.no_grad()
+def _fill_zeros(model: nn.Module) -> None:
+    """Give weights that start at zeros other values: nothing would be seen of what is before them."""
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
 
 
 def _warm(model: nn.Module, run: Callable[[nn.Module], list[torch.Tensor]]) -> None:
@@ -214,6 +227,35 @@ def _fill(outcome: Outcome, plan: qc.Plan) -> None:
     outcome.passed = sum(row.role == "passed through" for row in plan.rows)
     outcome.float_reasons = dict(Counter(row.reason for row in plan.rows if row.role == "float"))
     outcome.macs_share = plan.coverage.macs_share
+
+
+def _note(cosine: float, of_16_bits: Callable[[], float]) -> str:
+    """What a low cosine comes from.
+
+    Raises:
+        AssertionError: not from having 8 bits only: a quantizer stands where none may.
+    """
+    if math.isnan(cosine):
+        return "finds another number of objects"
+    if cosine > _LOW:
+        return ""
+    wide = of_16_bits()
+    if wide < _HIGH:
+        raise AssertionError(f"cosine {cosine:.4f} with 8 bits, and {wide:.4f} with 16")
+    return f"with 16 bits {wide:.4f}: random weights amplify what 8 bits leave out"
+
+
+def _of_16_bits(
+    model: nn.Module, run: Callable[[nn.Module], list[torch.Tensor]], expected: torch.Tensor
+) -> float:
+    """The cosine that the same quantizers leave when they have 16 bits."""
+    wide = {"dtype": "qint16"}
+    qconfig = qc.get_default_qconfig(activation_qkwargs=wide, weight_qkwargs=wide)
+    prepared = qc.prepare(model, {"": qconfig}, forward=run, bn="keep")
+    with qc.calibrating(prepared):
+        run(prepared)
+    qc.set_fake_quantize(prepared, qc.FakeQuantState.VALIDATION)
+    return _cosine(run(prepared)[0], expected)
 
 
 def _cosine(left: torch.Tensor, right: torch.Tensor) -> float:
@@ -295,6 +337,7 @@ def line(outcome: Outcome) -> str:
         f"{outcome.name:58} {outcome.ops:5} ops {outcome.quantized:5} quantized {outcome.passed:5} passed "
         f"{floats:4} float  macs {outcome.macs_share:6.1%}  cosine {outcome.cosine:.4f}  "
         f"prepare {outcome.prepare_s:5.2f} s = {outcome.prepare_s / outcome.forward_s:4.1f} forwards"
+        f"{outcome.note and '  '}{outcome.note}"
     )
 
 
