@@ -275,7 +275,7 @@ def test_inherit_refuses_a_parameter_of_another_observer():
     )
 
 
-def test_ten_thousand_targets_and_a_thousand_rules_take_less_than_a_second():
+def test_ten_thousand_targets_and_a_thousand_rules_are_not_tried_with_each_other():
     made = [Rule("global", "", W8A8)]
     made += [Rule("module_name", f"blocks.{i}.attn.*", W8A8) for i in range(250)]
     made += [Rule("module_name", f"**.fc{{{i},{i + 1}}}", W8A8) for i in range(250)]
@@ -283,15 +283,11 @@ def test_ten_thousand_targets_and_a_thousand_rules_take_less_than_a_second():
     made += [Rule("module_name", f"re:blocks\\.{i}\\.mlp\\..*", W8A8) for i in range(50)]
     made += [Rule("module_type", f"torch.nn.X{i}", W8A8) for i in range(199)]
     targets = [op(f"blocks.{i}.mlp.l{j}", "torch.nn.X3", "X3") for i in range(1000) for j in range(10)]
-    best = min(timed(lambda: RuleSet(in_order(made)).resolve(targets)) for _ in range(3))
     assert len(made) == 1000
-    assert best < 1.0
-
-
-def timed(work):
     start = time.process_time()
-    work()
-    return time.process_time() - start
+    RuleSet(in_order(made)).resolve(targets)
+    # benchmarks.rules holds the second that it may take; ten million pairs would take minutes.
+    assert time.process_time() - start < 10
 
 
 def derived(name, *classes):

@@ -187,11 +187,14 @@ BOMBS = {
 }
 
 
+SOON_S = 20  # it takes 0.3; a busy machine may take some times that, what a bomb costs is minutes
+
+
 @pytest.mark.parametrize(("text", "code"), BOMBS.values(), ids=BOMBS)
 def test_a_bomb_is_refused_soon(text, code, errors):
     start = time.process_time()
     assert errors(text)[0].code == code
-    assert time.process_time() - start < 2.0
+    assert time.process_time() - start < SOON_S
 
 
 TOML_BOMBS = {
@@ -207,7 +210,7 @@ TOML_BOMBS = {
 def test_a_toml_bomb_is_refused_soon(text, code, errors):
     start = time.process_time()
     assert errors(text, name="c.toml")[0].code == code
-    assert time.process_time() - start < 2.0
+    assert time.process_time() - start < SOON_S
 
 
 def test_numbers_as_people_write_them(load):
