@@ -139,24 +139,18 @@ class IntegerRunner:
                 )
                 replace_argument(args, kwargs, slot, change)
             for slot, quantizer in action.weights:
-                replace_argument(args, kwargs, slot, partial(self._weight, action, quantizer))
+                replace_argument(args, kwargs, slot, partial(self._weight, quantizer))
         return Call(step.site, func, tuple(args), kwargs, action.output)
 
-    def _weight(self, action: Action, quantizer: FakeQuantizeBase, weight: Tensor) -> Tensor:
+    def _weight(self, quantizer: FakeQuantizeBase, weight: Tensor) -> Tensor:
         """The weight as integers, kept while the parameter stays as it is."""
         kept = self._weights.get(quantizer)
         version = -1 if weight.is_inference() else weight._version
-        if kept is not None and kept[0] is weight and kept[1] == version and action.batch_norm is None:
+        if kept is not None and kept[0] is weight and kept[1] == version:
             return kept[2]
-        factor = None if action.batch_norm is None else action.batch_norm.factor(weight).double()
-        exact = quantize(weight if factor is None else (weight * factor).to(weight.dtype), quantizer)
-        term = exact.terms[0]
-        if factor is not None:
-            exact = Sum((replace(term, scale=term.scale / factor),))
-        made = mark(exact.real(weight.dtype), exact)
-        if factor is None:  # one with a factor is only right for the call that the batch norm stands behind
-            self._weights[quantizer] = (weight, version, made)
-        return made
+        exact = quantize(weight, quantizer)
+        self._weights[quantizer] = (weight, version, mark(exact.real(weight.dtype), exact))
+        return self._weights[quantizer][2]
 
     def _passed(self, call: Call) -> Any:
         """An op that keeps its input's grid: the same op on the integers."""

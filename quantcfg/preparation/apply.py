@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from quantcfg.config.spec import FakeQuantSpec, QConfigSpec
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
 from quantcfg.preparation.assign import Assignment, Assignments
-from quantcfg.preparation.fold import fold_batch_norm, fold_obstacle
+from quantcfg.preparation.fold import fold_batch_norm, groups_of
 from quantcfg.preparation.hosts import container_of, host_of
 from quantcfg.preparation.intercept import interceptor_of
 from quantcfg.preparation.record import Operand, Recording, Site, Slot
@@ -82,32 +82,23 @@ class _Builder:
         return self.applied
 
     def _batch_norms(self) -> dict[int, LiveBatchNorm]:
-        """Fold what can be folded; return the batch norms that stay, by the GEMM they follow."""
+        """Fold those that end or continue a chain, or return them, by the GEMM they follow."""
         live: dict[int, LiveBatchNorm] = {}
         for chain in self.assignments.chains:
             if chain.batch_norm is None:
                 continue
             gemm, norm = self.recording.sites[chain.sites[0]], self.recording.sites[chain.batch_norm]
-            host, module = self.modules[gemm.path], self.modules[norm.path]
-            obstacle = self._obstacle(gemm, norm)
-            if not obstacle:
-                fold_batch_norm(host, module, axis=_output_axis(gemm))
+            host, module, axis = self.modules[gemm.path], self.modules[norm.path], _output_axis(gemm)
+            if self.bn == "fold":
+                fold_batch_norm(host, module, axis=axis)
                 self._replace(norm.path)
                 self.applied.folded[norm.index] = f"folded into {gemm.name}"
                 continue
             if chain.end == norm.index:
                 self.behind[gemm.index] = norm.index
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
-                axis = _output_axis(gemm)
-                if self.recording.values[gemm.weights[0].value].shape[axis] == module.num_features:
-                    live[gemm.index] = LiveBatchNorm(module, axis)
-                self.applied.folded[norm.index] = f"kept behind {gemm.name}: {obstacle}"
+            live[gemm.index] = LiveBatchNorm(module, axis, groups_of(host, axis))
+            self.applied.folded[norm.index] = f"kept behind {gemm.name}: bn is {self.bn}"
         return live
-
-    def _obstacle(self, gemm: Site, norm: Site) -> str:
-        if self.bn != "fold":
-            return f"bn is {self.bn}"
-        return fold_obstacle(self.recording, self.modules, gemm, norm)
 
     def _replace(self, path: str) -> None:
         parent, _, name = path.rpartition(".")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantcfg.preparation.ops import OpKind
 from quantcfg.preparation.record import Recording, Site
 
 _GEMMS = (
@@ -30,8 +31,23 @@ def foldable(host: nn.Module, norm: nn.Module) -> bool:
     )
 
 
-def fold_obstacle(recording: Recording, modules: Mapping[str, nn.Module], gemm: Site, norm: Site) -> str:
-    """Why a batch norm stays: only this pair may use the weight, which is the layer's own parameter."""
+def fold_obstacles(recording: Recording, modules: Mapping[str, nn.Module]) -> dict[int, str]:
+    """The batch norms that cannot be folded into the layer whose result they read, by site, and why not."""
+    pairs = [
+        (recording.producer(site.data[0].value), site)
+        for site in recording.sites
+        if site.op == "batch_norm" and site.data
+    ]
+    return {
+        norm.index: f"not folded into {gemm.name}: {obstacle}"
+        for gemm, norm in pairs
+        if gemm is not None and gemm.kind is OpKind.GEMM and gemm.weights
+        if (obstacle := _obstacle(recording, modules, gemm, norm))
+    }
+
+
+def _obstacle(recording: Recording, modules: Mapping[str, nn.Module], gemm: Site, norm: Site) -> str:
+    """Only this pair may use the weight, which is the layer's own parameter."""
     for site in (gemm, norm):
         if recording.calls[site.path] > 1:
             return f"{site.path} is called {recording.calls[site.path]} times"
@@ -55,7 +71,7 @@ def fold_batch_norm(host: Any, norm: Any, *, axis: int) -> None:
     """
     factor, _ = _affine(norm)
     weight = host.weight.detach()
-    groups = getattr(host, "groups", 1) if axis == 1 else 1
+    groups = groups_of(host, axis)
     leading = (groups, 1, -1) if axis == 1 else (1, -1)
     channels = weight.reshape(groups, -1, *weight.shape[1:]) if axis == 1 else weight[None]
     factor_of_weight = factor.reshape(*leading, *[1] * (channels.dim() - len(leading)))
@@ -63,6 +79,11 @@ def fold_batch_norm(host: Any, norm: Any, *, axis: int) -> None:
     folded = torch.mul(channels, factor_of_weight, out=torch.empty_like(channels)).reshape(weight.shape)
     host.weight.data = folded
     fold_into_bias(host, norm)
+
+
+def groups_of(host: nn.Module, axis: int) -> int:
+    """How many groups of output channels share an entry of the weight's ``axis``, that of those channels."""
+    return int(getattr(host, "groups", 1)) if axis == 1 else 1
 
 
 @torch.no_grad()

@@ -40,8 +40,9 @@ def find_chains(recording: Recording, eligible: Sequence[bool], *, with_add: boo
     A dropout inside a chain belongs to it: nothing is left of it in a deployment.
 
     ``eligible[i]`` says that site ``i`` may be part of one: it is to be quantized, or is an activation whose
-    rule does not leave it in float. A value that anything else reads ends a chain. Without ``with_add`` a
-    GEMM ends before an add: not every target adds to an accumulator.
+    rule does not leave it in float. A value that anything else reads ends a chain, and so does a batch norm
+    that cannot be folded: no chip has one behind its accumulator. Without ``with_add`` a GEMM ends before an
+    add: not every target adds to an accumulator.
     """
     taken: set[int] = set()
     chains = []
@@ -69,6 +70,7 @@ def _grow(
             or not accepts(follower)
             or not eligible[follower.index]
             or follower.index in taken
+            or follower.index in recording.unfoldable
         ):
             continue
         if _is_batch_norm(follower):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from quantcfg.preparation.fold import fold_into_bias, fold_obstacle
+from quantcfg.preparation.fold import fold_into_bias
 from quantcfg.preparation.intercept import interceptor_of
 from quantcfg.preparation.record import Recording, Site
 from quantcfg.preparation.run import Action, LiveBatchNorm, Runner
@@ -38,7 +38,7 @@ def fold_live_batch_norms(model: nn.Module) -> list[str]:
         action = runner.action_at(gemm)
         live = action.batch_norm if action is not None else None
         norm = _site_of(live, known.recording, modules) if live is not None else None
-        if norm is None or fold_obstacle(known.recording, modules, gemm, norm):
+        if norm is None:
             continue
         assert action is not None
         _fold(modules[gemm.path], action)

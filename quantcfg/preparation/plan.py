@@ -182,7 +182,7 @@ def _row(
         module_type=recording.types[site.path],
         op=site.op,
         role=row.role.value,
-        reason=folded.get(site.index) or row.reason,
+        reason=folded.get(site.index) or row.reason or recording.unfoldable.get(site.index, ""),
         qconfig=spec.name if spec is not None and row.role in (Role.QUANTIZED, Role.FUSED) else "",
         activation=_tensor_plan(row.output),
         weight=_tensor_plan(row.weight),

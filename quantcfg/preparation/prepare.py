@@ -18,6 +18,7 @@ from quantcfg.config.rules import Decision, RuleSet
 from quantcfg.errors import PrepareError
 from quantcfg.preparation.apply import BN_MODES, apply
 from quantcfg.preparation.assign import Assignments, assign
+from quantcfg.preparation.fold import fold_obstacles
 from quantcfg.preparation.hardware import Adjustment, Target, fitted, fitting_spec
 from quantcfg.preparation.intercept import Interceptor, install, interceptors_of, uninstall
 from quantcfg.preparation.outcomes import check_outcomes
@@ -252,7 +253,9 @@ def _record(model: nn.Module, interceptor: Interceptor, forward: Forward) -> Rec
     interceptor.handler, interceptor.active = recorder, True
     try:
         with _undisturbed(model):
-            return run_recorder(recorder, lambda: forward(model))
+            recording = run_recorder(recorder, lambda: forward(model))
+        recording.unfoldable = fold_obstacles(recording, dict(model.named_modules()))
+        return recording
     except BaseException:
         uninstall(model)
         raise

@@ -92,7 +92,8 @@ class Recording:
 
     ``calls`` counts how often each module ran and ``types`` names the class of each. ``spellings`` has, for
     each call, the op of each ``__name__`` that ran in it, ``counts`` how often each op did and ``places``
-    where from: each op is known again later by these.
+    where from: each op is known again later by these. ``unfoldable`` has the batch norms that cannot be
+    folded into the layer before them, by site, with the reason.
     """
 
     sites: list[Site] = field(default_factory=list)
@@ -104,6 +105,7 @@ class Recording:
     counts: dict[tuple[str, int], dict[str, int]] = field(default_factory=dict)
     places: dict[tuple[str, int], Places] = field(default_factory=dict)
     types: dict[str, str] = field(default_factory=dict)
+    unfoldable: dict[int, str] = field(default_factory=dict)
 
     def sole_consumer(self, value: int) -> Site | None:
         """The one site that reads a value which nothing else, the caller included, can see."""

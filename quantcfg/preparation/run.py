@@ -32,6 +32,7 @@ class LiveBatchNorm:
 
     module: Any  # a torch batch norm, whose buffers mypy cannot see
     axis: int
+    groups: int = 1  # of a transposed convolution, whose weight has the channels of one group on that axis
 
     def factor(self, weight: Tensor) -> Tensor:
         """``f``, shaped to multiply ``weight``; 1 where gamma is 0: that channel becomes 0 later anyway."""
@@ -47,9 +48,12 @@ class LiveBatchNorm:
         factor: Tensor = torch.rsqrt(variance + eps)
         if self.module.weight is not None:
             factor = factor * self.module.weight
-        shape = [1] * weight.dim()
-        shape[self.axis] = -1
-        return factor.reshape(shape)
+        if self.axis == 0:
+            return factor.reshape(-1, *[1] * (weight.dim() - 1))
+        rows = factor.reshape(self.groups, -1)
+        if self.groups > 1:
+            rows = rows.repeat_interleave(weight.shape[0] // self.groups, 0)
+        return rows.reshape(*rows.shape, *[1] * (weight.dim() - 2))
 
 
 @dataclass(slots=True)

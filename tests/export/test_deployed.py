@@ -9,7 +9,6 @@ from torch import nn
 import quantcfg as qc
 from quantcfg.export.deployed import deployed
 from quantcfg.numeric.qparams import QParams, quantize
-from quantcfg.preparation.live import fold_live_batch_norms
 from tests.export.exported import exported_as_prepared
 
 
@@ -135,18 +134,40 @@ class TwiceCalled(nn.Module):
         return self.second(self.conv(torch.relu(self.first(self.conv(x)))))
 
 
-def test_a_batch_norm_that_cannot_be_folded_stays():
+@pytest.mark.parametrize("bn", ["fold", "keep"])
+def test_a_batch_norm_that_cannot_be_folded_is_an_op_of_its_own(bn):
     x = torch.randn(4, 4, 5, 5)
-    model = qc.prepare(
-        TwiceCalled(), {"": qc.get_default_qconfig()}, example_inputs=x, stage="qat", bn="keep"
-    )
+    model = qc.prepare(TwiceCalled(), {"": qc.get_default_qconfig()}, example_inputs=x, stage="qat", bn=bn)
     model.train()(x)
     qc.set_fake_quantize(model, qc.FakeQuantState.VALIDATION)
     model.eval()
-    assert fold_live_batch_norms(copy.deepcopy(model)) == []
     made = exported_as_prepared(model, (x,))
+    producer = {name: node for node in made.proto.graph.node for name in node.output}
+    readers = {name: node.op_type for node in made.proto.graph.node for name in node.input}
+    for conv in made.nodes("Conv"):
+        weight = producer[conv.input[1]]
+        assert (weight.op_type, weight.input[0]) == ("DequantizeLinear", "conv.weight.integers")
+        assert producer[conv.input[0]].op_type == "DequantizeLinear"
+        assert readers[conv.output[0]] == "QuantizeLinear"
+    assert len(made.nodes("Conv")) == len(made.nodes("BatchNormalization")) == 2
     with torch.no_grad():
         torch.testing.assert_close(made.file()(x), model(x), rtol=0, atol=0.05)
+
+
+def test_a_batch_norm_behind_a_grouped_transposed_convolution_is_folded():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.ConvTranspose2d(4, 6, 2, 2, groups=2), nn.BatchNorm2d(6), nn.ReLU())
+    nn.init.uniform_(net[1].weight, -1.5, 1.5)
+    x = torch.randn(4, 4, 5, 5)
+    model = qc.prepare(net, {"": qc.get_default_qconfig()}, example_inputs=x, stage="qat", bn="keep")
+    model.train()(x)
+    qc.set_fake_quantize(model, qc.FakeQuantState.VALIDATION)
+    made = exported_as_prepared(model.eval(), (x,))
+    assert not made.nodes("BatchNormalization")
+    assert made.constants()["0.weight.scale"].shape == (3,)
+    with torch.no_grad():
+        step = float(qc.fake_quants(model)["2.output"].qparams().scale)
+        assert float((made.file()(x) - model(x)).abs().max()) <= 1.01 * step
 
 
 @pytest.mark.parametrize("bn", ["fold", "keep"])

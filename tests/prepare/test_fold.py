@@ -65,9 +65,7 @@ def test_a_kept_batch_norm_quantizes_the_folded_weights(name: str, bn: str) -> N
         folded = prepared
 
     step = fake_quants(folded)["2.output"].qparams().scale
-    grouped = name == "transposed2d"  # a channel of its weight belongs to two of the batch norm: not foldable
-    if not grouped:
-        assert (results["fold"] - results[bn]).abs().max() <= 1.01 * step
+    assert (results["fold"] - results[bn]).abs().max() <= 1.01 * step
 
 
 def test_statistics_stay_live_when_kept_and_rest_when_frozen() -> None:
@@ -107,6 +105,29 @@ def test_a_weight_that_something_else_uses_is_not_folded() -> None:
     assert torch.equal(prepared(x), model(x))
 
 
+@pytest.mark.parametrize("bn", ["fold", "keep", "freeze"])
+def test_a_weight_that_is_not_folded_into_is_quantized_as_it_is(bn: str) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 1), trained(nn.BatchNorm2d(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(self.conv(x)))
+
+    x = torch.randn(2, 3, 4, 4)
+    prepared = prepare(Twice().eval(), GLOBAL, example_inputs=(x,), bn=bn)
+    seen: list[Tensor] = []
+    fake_quants(prepared)["conv.weight"].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with calibrating(prepared):
+        prepared(x)
+
+    assert seen[1] is prepared.conv.weight
+    rows = {row.name: row for row in plan_of(prepared).rows}
+    assert rows["norm"].reason == "not folded into conv:1: conv is called 2 times"
+    assert (rows["conv:1"].role, rows["norm"].role) == ("quantized", "quantized")
+
+
 def test_a_subclass_that_does_more_is_not_folded() -> None:
     class NormAct(nn.BatchNorm2d):
         def forward(self, x: Tensor) -> Tensor:
@@ -118,7 +139,7 @@ def test_a_subclass_that_does_more_is_not_folded() -> None:
     set_fake_quantize(prepared, FakeQuantState.FLOAT)
 
     assert torch.equal(prepared(x), model(x))
-    assert [row.role for row in plan_of(prepared).rows] == ["fused", "fused", "quantized"]
+    assert [row.role for row in plan_of(prepared).rows] == ["quantized", "fused", "quantized"]
 
 
 def test_a_dead_channel_stays_finite() -> None:

@@ -107,7 +107,9 @@ def test_a_shared_batch_norm_stays_and_the_plan_says_why() -> None:
     plan = plan_for(SharedNorm(), IMAGE)
     rows = {row.name: row for row in plan.rows}
 
-    assert rows["bn"].reason == "kept behind first: bn is called 2 times"
+    assert rows["bn"].reason == "not folded into first: bn is called 2 times"
+    assert [(pair.first, pair.second) for pair in plan.unfused] == [("first", "bn"), ("second", "bn:1")]
+    assert rows["first"].activation == rows["bn"].activation
     assert plan.called_often == (("bn", 2),)
     assert plan.never_run == ("spare",)
 
