@@ -143,8 +143,7 @@ def _report_alternatives(
     rule: Rule, matched: Sequence[str], trees: tuple[_Tree, _Tree], findings: Findings
 ) -> None:
     """Report the names of a ``{a,b}`` that match nothing while others do: they were meant to match, too."""
-    is_glob = rule.kind == "module_name" and not rule.exact and not rule.pattern.startswith(REGEX_PREFIX)
-    if rule.optional or not is_glob:
+    if rule.optional or rule.kind != "module_name" or rule.exact:
         return
     tree, asleep = trees
     for item in alternatives(rule.pattern):

@@ -120,9 +120,11 @@ def first_dead_segment(segments: Sequence[Segment], paths: Iterable[str]) -> tup
     return len(segments), reached
 
 
-def covers(pattern: str) -> Callable[[str], bool]:
+def covers(pattern: str | Sequence[Segment]) -> Callable[[str], bool]:
     """Whether an op lies at or inside of what a name or pattern matches, by the name of the op."""
-    index: NameIndex[bool] = NameIndex([(pattern, True)])
+    index: NameIndex[bool] = NameIndex([(pattern, True)] if isinstance(pattern, str) else [])
+    if not isinstance(pattern, str):
+        index.add_segments(pattern, True)
 
     def inside(name: str) -> bool:
         parts = name.split(".")

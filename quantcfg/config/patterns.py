@@ -86,8 +86,8 @@ class Alternative:
 
 
 def alternatives(pattern: str) -> Iterator[Alternative]:
-    """Every alternative of a glob pattern that can be read; the numbers of a range are none."""
-    for braces in _BRACES.finditer(pattern):
+    """Every alternative of a pattern that can be read; numbers of a range, and of a regex, are none."""
+    for braces in () if pattern.startswith(REGEX_PREFIX) else _BRACES.finditer(pattern):
         head, tail, offset = pattern[: braces.start()], pattern[braces.end() :], braces.start() + 1
         group = () if _RANGE.fullmatch(braces[1]) else tuple(braces[1].split(","))
         for name in group:

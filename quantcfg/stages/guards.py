@@ -9,6 +9,7 @@ from typing import Any
 from quantcfg.config.conditions import parse_condition, parse_size
 from quantcfg.config.load import Config
 from quantcfg.config.matching import covers
+from quantcfg.config.patterns import alternatives
 from quantcfg.config.schema import OpGuard
 from quantcfg.config.suggest import listing
 from quantcfg.errors import GuardError
@@ -120,10 +121,10 @@ def _ops(pattern: str, guard: OpGuard, rows: Sequence[OpRow]) -> Iterator[GuardR
     inside = [row for row in rows if covered(row.name)]
     if guard.activation is not None:
         outputs = {row.name: _dtype(row.activation) for row in inside if _has_output(row)}
-        yield _alike(f"ops.{pattern}.activation", guard.activation, outputs)
+        yield _alike(pattern, "activation", guard.activation, outputs)
     if guard.weight is not None:
         weights = {row.name: _dtype(row.weight) for row in inside if row.params}
-        yield _alike(f"ops.{pattern}.weight", guard.weight, weights)
+        yield _alike(pattern, "weight", guard.weight, weights)
 
 
 def _has_output(row: OpRow) -> bool:
@@ -136,10 +137,15 @@ def _dtype(tensor: TensorPlan | None) -> str:
     return tensor.dtype if tensor else _FLOAT
 
 
-def _alike(guard: str, wanted: str, found: Mapping[str, str]) -> GuardResult:
-    others = [f"'{name}' ({dtype})" for name, dtype in found.items() if dtype != wanted]
+def _alike(pattern: str, tensor: str, wanted: str, found: Mapping[str, str]) -> GuardResult:
+    guard = f"ops.{pattern}.{tensor}"
     if not found:
         return GuardResult(guard, wanted, None, False, "matches nothing")
+    if dead := [
+        f"'{item.text}'" for item in alternatives(pattern) if not any(map(covers(item.segments), found))
+    ]:
+        return GuardResult(guard, wanted, None, False, f"matches nothing with {listing(dead, _NAMED)}")
+    others = [f"'{name}' ({dtype})" for name, dtype in found.items() if dtype != wanted]
     share = 1 - len(others) / len(found)
     detail = f"does not hold for {len(others)} of {len(found)}: {listing(others, _NAMED)}" if others else ""
     return GuardResult(guard, wanted, share, not others, detail)
