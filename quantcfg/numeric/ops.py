@@ -34,16 +34,24 @@ class _Options(NamedTuple):
     quant_max: int
     ch_axis: int = -1
     grad_scaling: bool = False
+    inside: bool = False
 
 
 def fake_quantize(
-    x: Tensor, scale: Tensor, zero_point: Tensor | None, *, quant_min: int, quant_max: int
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    *,
+    quant_min: int,
+    quant_max: int,
+    inside: bool = False,
 ) -> Tensor:
     """Fake quantize with the straight-through gradient; ``scale`` gets none.
 
         dx = dy where quant_min <= round(x / scale) + zero_point <= quant_max, else 0
 
-    Keeps one byte per element for backward; nothing for a leaf, a weight say, which the graph holds anyway.
+    Keeps one byte per element for backward; nothing for a leaf, a weight say, which the graph holds anyway,
+    and nothing where the caller knows that all of ``x`` is ``inside`` the grid.
 
     Shapes:
         x: any. scale, zero_point: broadcast over ``x`` (see `along`); a zero point of None is 0.
@@ -51,8 +59,8 @@ def fake_quantize(
     Reference:
         Bengio et al. 2013, arXiv 1308.3432, section 4.
     """
-    function = _StraightThroughLeaf if _is_held(x) else _StraightThrough
-    return _run(function, x, scale, zero_point, _Options(quant_min, quant_max))
+    function = _StraightThroughLeaf if _is_held(x) else _Inside if inside else _StraightThrough
+    return _run(function, x, scale, zero_point, _Options(quant_min, quant_max, inside=inside))
 
 
 def lsq_fake_quantize(
@@ -146,6 +154,21 @@ class _StraightThrough(torch.autograd.Function):
         return surrogates.with_gradient_of(surrogate, value)
 
 
+class _Inside(_StraightThrough):
+    """The same where nothing is clipped."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor | None, options: _Options) -> Tensor:
+        # One flag for all: activation checkpointing compares what is kept with what it finds, when it runs
+        # this again for a backward, where nothing is observed and the flags are written.
+        ctx.save_for_backward(torch.zeros((), dtype=torch.int8, device=x.device).expand_as(x))
+        return _on_grid(x, scale, zero_point, options)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ARG004
+        return grad, None, None, None
+
+
 class _StraightThroughLeaf(_StraightThrough):
     """The same from the leaf itself: fewer operations than with flags, and no memory for them."""
 
@@ -207,7 +230,7 @@ class _LearnedStep(torch.autograd.Function):
 class _LearnedClip(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Tensor, options: _Options) -> Tensor:
-        quant_min, quant_max, ch_axis, _ = options
+        quant_min, quant_max, ch_axis = options[:3]
         bound = along(effective_alpha(alpha, quant_min=quant_min, quant_max=quant_max), x, ch_axis)
         scale = bound / ((quant_max - quant_min) / 2)
         if not _needs_backward(ctx):
@@ -236,7 +259,7 @@ class _LearnedClip(torch.autograd.Function):
 
     @staticmethod
     def transformed(x: Tensor, alpha: Tensor, options: _Options) -> Tensor:
-        quant_min, quant_max, ch_axis, _ = options
+        quant_min, quant_max, ch_axis = options[:3]
         ends = effective_alpha(alpha.detach(), quant_min=quant_min, quant_max=quant_max)
         bound = along(ends, x, ch_axis)
         scale = bound / ((quant_max - quant_min) / 2)
@@ -267,7 +290,9 @@ def _on_grid(x: Tensor, scale: Tensor, zero_point: Tensor | None, options: _Opti
 def _quantize(part: tuple[Any, ...], options: _Options) -> None:
     x, scale, zero_point, result = part
     wide = torch.promote_types(x.dtype, scale.dtype)
-    steps = _clamp_(_steps(x, scale, zero_point, out=_reusable(result, wide)), options)
+    steps = _steps(x, scale, zero_point, out=_reusable(result, wide))
+    if not options.inside:
+        _clamp_(steps, options)
     _store(_remove(steps, zero_point).mul_(scale), result)
 
 

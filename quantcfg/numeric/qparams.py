@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from quantcfg.numeric.host import is_on_host
+from quantcfg.numeric.host import Values, is_on_host, values
 
 # The smallest scale: the epsilon of float32. Far above the subnormals, so 1 / scale is finite in float16 too.
 EPS = 2.0**-23
@@ -78,8 +79,8 @@ def choose_qparams(
     Reference:
         Jacob et al. 2018, arXiv 1712.05877, section 2.1, equation 1.
     """
-    if min_val.numel() == 1 and is_on_host(min_val) and is_on_host(max_val):
-        return _choose_on_host(min_val, max_val, quant_min, quant_max, symmetric=symmetric)
+    if is_on_host(min_val) and is_on_host(max_val):
+        return _choose_on_host(values(min_val), values(max_val), quant_min, quant_max, symmetric=symmetric)
     levels = quant_max - quant_min
     if symmetric:
         bound = torch.maximum(-min_val, max_val).detach().double().reshape(-1)
@@ -94,20 +95,20 @@ def choose_qparams(
     return QParams((span / levels).clamp(min=EPS).float(), zero_point.int())
 
 
-def _choose_on_host(
-    min_val: Tensor, max_val: Tensor, quant_min: int, quant_max: int, *, symmetric: bool
-) -> QParams:
-    levels, zero_point = quant_max - quant_min, 0
+def _choose_on_host(low: Values, high: Values, quant_min: int, quant_max: int, *, symmetric: bool) -> QParams:
+    levels = quant_max - quant_min
     if symmetric:
-        scale = max(-min_val.item(), max_val.item()) / (levels / 2)
+        scale = np.maximum(-low, high) / (levels / 2)
+        zero_point = np.zeros_like(scale)
     else:
-        low, high = min(min_val.item(), 0.0), max(max_val.item(), 0.0)
+        low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
         scale = (high - low) / levels
-        steps = low * levels / (high - low) if scale > EPS else low / EPS
-        zero_point = min(max(quant_min - round(steps), quant_min), quant_max)
+        with np.errstate(invalid="ignore"):  # 0 / 0 in a channel of zeros
+            steps = np.where(scale > EPS, low * levels / (high - low), low / EPS)
+        zero_point = np.minimum(np.maximum(quant_min - np.rint(steps), quant_min), quant_max)
     return QParams(
-        torch.tensor([max(scale, EPS)], dtype=torch.float32, device=min_val.device),
-        torch.tensor([zero_point], dtype=torch.int32, device=min_val.device),
+        torch.from_numpy(np.atleast_1d(np.maximum(scale, EPS)).astype(np.float32)),
+        torch.from_numpy(np.atleast_1d(zero_point).astype(np.int32)),
     )
 
 

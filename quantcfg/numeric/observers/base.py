@@ -13,6 +13,7 @@ from quantcfg.errors import NumericError
 from quantcfg.numeric.bins import in_memory_order
 from quantcfg.numeric.dtypes import QuantDType, as_dtype, quant_bounds
 from quantcfg.numeric.exact import ExactModule
+from quantcfg.numeric.host import ValueRange
 from quantcfg.numeric.observers.records import BatchRecords, Range
 from quantcfg.numeric.qparams import QParams, as_qscheme, choose_qparams, is_per_channel, is_symmetric
 
@@ -42,6 +43,7 @@ class Observer(ExactModule, ABC):
             0.01 unless told otherwise), nothing is recorded for a merge and nothing waits for the device.
         batch_index: place of the next batch in the whole stream, set by who divides it among processes;
             None counts the batches seen here.
+        newest: the least and the greatest value of the last batch, where the host knows them; else None.
         taken: where each observation leaves what it added, for a trainer that takes in the batches of a step
             in one order (see `replay`); None: nowhere.
 
@@ -86,6 +88,7 @@ class Observer(ExactModule, ABC):
         self.name = ""
         self.fold_batches = False
         self.batch_index: int | None = None
+        self.newest: ValueRange | None = None
         self.taken: list[Tensor] | None = None
         # float32 whatever the default dtype: a model may be built in bfloat16.
         self.register_buffer("min_val", torch.full((num_channels,), torch.inf, dtype=torch.float32))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from quantcfg.numeric.exact import ExactModule
+from quantcfg.numeric.host import ValueRange
 
 Range = tuple[Tensor, Tensor]
 Step = Callable[[Range, Range], Range]
@@ -60,7 +61,7 @@ class BatchRecords(ExactModule):
         ranges = torch.cat((self.ranges[1:], torch.stack(batch)[None]))
         self.ranges.copy_(torch.where(finite, ranges, self.ranges))
 
-    def append(self, index: Tensor | int, batch: Range | tuple[float, float], step: Step) -> None:
+    def append(self, index: Tensor | int, batch: Range | ValueRange, step: Step) -> None:
         """Remember one more batch, which is finite, in records that lie in the host's memory."""
         indices, ranges = self.index.numpy(), self.ranges.numpy()  # which moves overlapping rows, and faster
         if indices[0] >= 0:
