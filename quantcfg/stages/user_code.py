@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import os
 import re
-import site
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
@@ -18,15 +17,15 @@ import quantcfg.errors
 from quantcfg.errors import NumericError, QuantcfgError, UserCodeError
 
 _PACKAGE = str(Path(quantcfg.errors.__file__).parent)
-_INSTALLED = (
-    _PACKAGE,
-    *site.getsitepackages(),
-    *map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib")),
-)
+_INSTALLED = frozenset({"site-packages", "dist-packages"})
+"""Folders of installed packages; PYTHONPATH and .pth files add some that Python does not list."""
 _LONGEST = 500  # characters of a message on one line
 _IN_WORKER = re.compile(r"^Caught \w+ in DataLoader worker process")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
-_NOT_THE_USERS = tuple(f"{Path(folder).resolve()}{os.sep}" for folder in _INSTALLED)
+_NOT_THE_USERS = tuple(
+    f"{Path(folder).resolve()}{os.sep}"
+    for folder in (_PACKAGE, *map(sysconfig.get_path, ("stdlib", "platstdlib")))
+)
 
 
 @contextmanager
@@ -84,7 +83,10 @@ def innermost_line(trace: TracebackType | None) -> str:
 
 def is_users(filename: str) -> bool:
     """Whether a source file is neither ours nor of an installed package nor of Python itself."""
-    return not filename.startswith("<") and not str(Path(filename).resolve()).startswith(_NOT_THE_USERS)
+    path = Path(filename)
+    if filename.startswith("<") or not _INSTALLED.isdisjoint(path.parts):
+        return False
+    return not str(path.resolve()).startswith(_NOT_THE_USERS)
 
 
 def place_of(function: Callable[..., Any] | None) -> str:

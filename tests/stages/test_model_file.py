@@ -1,5 +1,6 @@
 """The model file: every way in which it can fail has its own sentence and the user's own line."""
 
+import os
 import sys
 import textwrap
 import warnings
@@ -9,8 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+import quantcfg
 from quantcfg.errors import QuantcfgWarning, UsageError, UserCodeError
 from quantcfg.stages.model_file import load_model_file
+from quantcfg.stages.user_code import is_users
 
 
 @pytest.fixture
@@ -198,3 +201,18 @@ def test_an_optimizer_must_be_one(write):
     assert failure(lambda: load_model_file(reference).optimizer(nn.Linear(1, 1))) == (
         "model.py:2|optimizer() returned a value of type str, not a torch.optim.Optimizer|"
     )
+
+
+@pytest.mark.parametrize(
+    ("file", "is_the_users"),
+    [
+        ("/home/me/model.py", True),
+        ("/opt/other/lib/python3/site-packages/torch/nn/modules/conv.py", False),
+        ("/usr/lib/python3/dist-packages/torch/nn/modules/conv.py", False),
+        (os.__file__, False),
+        (quantcfg.__file__, False),
+        ("<string>", False),
+    ],
+)
+def test_whose_a_source_file_is(file, is_the_users):
+    assert is_users(file) is is_the_users
