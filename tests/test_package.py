@@ -40,7 +40,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def output_of(command: list[str | Path], folder: Path) -> tuple[int, str, str]:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    without_ours = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=folder, env=without_ours, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout, done.stderr
 
 

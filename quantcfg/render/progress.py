@@ -121,7 +121,8 @@ def progress_on_stderr(*, quiet: bool) -> BarProgress | LineProgress | QuietProg
     if quiet:
         return QuietProgress()
     console = message_console()
-    return BarProgress(console) if console.is_terminal else LineProgress()
+    draws = console.is_terminal and not console.is_dumb_terminal
+    return BarProgress(console) if draws else LineProgress()
 
 
 class QuietProgress:

@@ -56,7 +56,8 @@ def test_a_task_that_fails_does_not_claim_to_be_done(capsys, clock):
     assert capsys.readouterr().err == ""
 
 
-def test_bars_are_drawn_as_the_work_goes_on_and_by_no_thread(clock):
+def test_bars_are_drawn_as_the_work_goes_on_and_by_no_thread(clock, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
     console, before = Console(file=io.StringIO(), force_terminal=True, width=100), threading.active_count()
     with progress.BarProgress(console).task("training", 30) as task:
         assert threading.active_count() == before  # another one's locks would stay locked in a forked worker
@@ -79,4 +80,6 @@ def test_quiet_says_nothing(capsys):
 def test_a_pipe_gets_lines_and_a_terminal_bars(monkeypatch):
     assert isinstance(progress.progress_on_stderr(quiet=False), progress.LineProgress)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    assert isinstance(progress.progress_on_stderr(quiet=False), progress.BarProgress)
+    for terminal, kind in (("xterm", progress.BarProgress), ("dumb", progress.LineProgress)):
+        monkeypatch.setenv("TERM", terminal)
+        assert isinstance(progress.progress_on_stderr(quiet=False), kind)
