@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from quantcfg.errors import RunError, UserCodeError
+from quantcfg.export.calls import Call
 from quantcfg.export.difference import (
     SHARE_OF_ERROR,
     SHARE_OF_ERROR_OPTIMISED,
@@ -23,6 +24,7 @@ from quantcfg.export.difference import (
 )
 from quantcfg.export.external import data_name_of
 from quantcfg.export.integers import Integers
+from quantcfg.export.program import OtherShapeError, Program
 from quantcfg.export.report import RUNTIME, Check, Subject
 from quantcfg.export.session import Feeds, FileModel, Runner, input_names, latencies_s, open_session, runner
 from quantcfg.preparation.state import plan_of, prepared
@@ -106,17 +108,19 @@ def check_program(subject: Subject, loaded: Callable[..., Any]) -> Check:
     Raises:
         RunError: outputs differ by more than the bound.
     """
-    model = _Callable(loaded)
+    model = _Callable(subject.exported, loaded)
     found = _compare(subject, {"torch.export": model})
     return _check(subject, found, model)
 
 
 class _Callable(nn.Module):
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, program: Program, function: Callable[..., Any]) -> None:
         super().__init__()
+        self.program = program
         self.function = (function,)  # no child: a loaded program has no train() and no eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.program.tensors_of(Call(args, kwargs))
         return self.function[0](*args, **kwargs)
 
 
@@ -175,17 +179,26 @@ def _compare(subject: Subject, files: Mapping[str, nn.Module]) -> dict[str, Diff
     """
     models = {"float": subject.float_model, **files}
     totals = dict.fromkeys([*models, DEPLOYED], Difference())
-    source, forward = subject.job.source(subject.data), subject.job.model_file.forward
-    with torch.no_grad(), subject.job.progress.task("comparing", None) as task:
+    source, progress = subject.job.source(subject.data), subject.job.progress
+    with torch.no_grad(), progress.task("comparing", None) as task:
         for index, batch in source.batches(limit=MAX_BATCHES):
-            with in_batch(source.name, index):
-                expected, same = forward(subject.model, batch), forward(subject.deployed, batch)
-                totals[DEPLOYED] += difference(same, expected)
-                for name, model in models.items():
-                    totals[name] += difference(forward(model, batch), expected)
-                _refuse_different(difference(forward(subject.frozen.model, batch), same))
+            try:
+                with in_batch(source.name, index):
+                    found = _on_batch(subject, models, batch)
+            except OtherShapeError as error:
+                progress.note(f"batch {index} of {source.name}() was not compared: {error.message}")
+                continue
+            totals = {name: totals[name] + found[name] for name in totals}
             task.advance()
     return totals
+
+
+def _on_batch(subject: Subject, models: Mapping[str, nn.Module], batch: Any) -> dict[str, Difference]:
+    forward = subject.job.model_file.forward
+    expected, same = forward(subject.model, batch), forward(subject.deployed, batch)
+    _refuse_different(difference(forward(subject.frozen.model, batch), same))
+    found = {name: difference(forward(model, batch), expected) for name, model in models.items()}
+    return {**found, DEPLOYED: difference(same, expected)}
 
 
 def _refuse_different(frozen: Difference) -> None:
@@ -219,7 +232,7 @@ def _metrics(subject: Subject, model: nn.Module | None) -> dict[str, dict[str, f
         return metrics
     try:
         metrics["exported"] = evaluate(model, source, progress, "evaluating the exported file")
-    except UserCodeError as error:
+    except (UserCodeError, OtherShapeError) as error:
         progress.note(f"no metric of the exported file: {error.message}")
     return metrics
 
@@ -247,7 +260,9 @@ def _reference_evaluator(subject: Subject, proto: onnx.ModelProto, path: Path) -
         subject.job.progress.note("the model is too large for ONNX's reference evaluator, which was not run")
         return {}
     source, forward = subject.job.source(subject.data), subject.job.model_file.forward
-    batch = cut(next(iter(source.batches(limit=1)))[1], _REFERENCE_SAMPLES)
+    batch = next(iter(source.batches(limit=1)))[1]
+    if any(axis == 0 for _, axis in subject.exported.axes):
+        batch = cut(batch, _REFERENCE_SAMPLES)
     try:
         evaluator = ReferenceEvaluator(str(path))
         file = FileModel(subject.exported, input_names(proto), lambda feeds: _arrays(evaluator, feeds))

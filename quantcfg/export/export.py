@@ -15,7 +15,7 @@ from torch import nn
 
 from quantcfg.errors import QuantcfgError, RunError, UsageError
 from quantcfg.export import table
-from quantcfg.export.calls import Call, example_calls, source_name, varying_axes
+from quantcfg.export.calls import Axes, Call, example_calls, source_name, varying_axes
 from quantcfg.export.deployed import deployed, is_bfloat16, sharing_copy, use_float32
 from quantcfg.export.files import durable, publish, staged
 from quantcfg.export.freeze import FrozenModel, freeze
@@ -74,9 +74,10 @@ class _Work:
         with in_batch(source_name(self.job), 0):
             return freeze(self.deployed, lambda model: self.job.model_file.forward(model, self.batch), ops)
 
-    def export(self, model: nn.Module) -> Program:
-        """``model`` as an exported program."""
-        return export_program(model, self.calls[0], varying_axes(self.calls), self.job.progress)
+    def export(self, model: nn.Module, axes: Axes | None = None) -> Program:
+        """``model`` as an exported program, whose ``axes`` vary: by default all that may."""
+        wanted = varying_axes(self.calls) if axes is None else axes
+        return export_program(model, self.calls[0], wanted, self.job.progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,12 +203,11 @@ def _prefixed(found: Mapping[str, str]) -> dict[str, str]:
 
 
 def _make_onnx(work: _Work, request: Request) -> _Made:
-    from quantcfg.export.onnx_file import to_onnx, write
+    from quantcfg.export.onnx_file import write
 
     del request
     frozen = work.freeze(SINGLE)
-    program = work.export(frozen.model)
-    model = to_onnx(program, work.metadata)
+    program, model = _to_onnx(work, frozen.model, work.metadata)
 
     def check(path: Path) -> Check:
         from quantcfg.export.check import check_onnx
@@ -217,13 +217,34 @@ def _make_onnx(work: _Work, request: Request) -> _Made:
     return _Made(frozen, lambda path: write(model, path), check, program)
 
 
+def _to_onnx(work: _Work, model: nn.Module, metadata: Mapping[str, str]) -> tuple[Program, Any]:
+    """``model`` with axes that vary, or with none where torch's exporter can only express it so.
+
+    Raises:
+        RunError: it can express it in neither way.
+    """
+    from quantcfg.export.onnx_file import to_onnx
+
+    program = work.export(model)
+    try:
+        return program, to_onnx(program, metadata)
+    except RunError as error:
+        fixed = work.export(model, frozenset()) if program.axes else program
+        try:
+            translated = to_onnx(fixed, metadata)
+        except RunError:
+            raise error from None
+        work.job.progress.note(f"every axis is fixed in the file: with one that varies, {error.message}")
+        return fixed, translated
+
+
 def _float_file(work: _Work, path: Path) -> Path | None:
     """The float model in the same format, to compare size and speed with; None where it cannot be made."""
-    from quantcfg.export.onnx_file import to_onnx, write
+    from quantcfg.export.onnx_file import write
 
     beside = path.with_name(f"float-{path.name}")
     try:
-        write(to_onnx(work.export(use_float32(sharing_copy(work.float_model))), {}), beside)
+        write(_to_onnx(work, use_float32(sharing_copy(work.float_model)), {})[1], beside)
     except QuantcfgError as error:
         work.job.progress.note(f"no float file to compare with: {error.message}")
         return None

@@ -44,7 +44,7 @@ def to_onnx(program: Program, metadata: Mapping[str, str]) -> ir.Model:
                 verbose=False,
                 custom_translation_table=_translations(opset),
             )
-        except torch.onnx.errors.OnnxExporterError as error:
+        except (torch.onnx.errors.OnnxExporterError, ir.passes.PassError) as error:
             raise _refusal(error, program.exported) from error
     assert made is not None
     onnx_graph.finish(made.model, program)

@@ -149,7 +149,7 @@ def _name_axes(graph: ir.Graph) -> None:
     names: dict[str, str] = {}
     for value in graph.inputs:
         for axis, length in enumerate(value.shape or ()):
-            if isinstance(length, ir.SymbolicDim) and length.value is not None:
+            if isinstance(length, ir.SymbolicDim) and length.value is not None and not _is_fixed(length):
                 plain = _AXIS_NAMES.get(axis, "")
                 free = plain and plain not in names.values()
                 names.setdefault(str(length.value), plain if free else f"{value.name}_axis{axis}")
@@ -158,9 +158,16 @@ def _name_axes(graph: ir.Graph) -> None:
             value.shape = ir.Shape([_renamed(length, names) for length in value.shape])
 
 
+def _is_fixed(length: ir.SymbolicDim) -> bool:
+    """Whether torch gave a number as the name of an axis that it fixed there."""
+    return str(length.value).isdigit()
+
+
 def _renamed(length: int | ir.SymbolicDim, names: dict[str, str]) -> int | str | None:
     if isinstance(length, int) or length.value is None:
         return length if isinstance(length, int) else None
+    if _is_fixed(length):
+        return int(length.value)
     return _SYMBOL.sub(lambda match: names.get(match[0], match[0]), str(length.value))
 
 

@@ -12,14 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, OutputKind
+from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from quantcfg.errors import RunError
 from quantcfg.export.calls import Axes, Call, dynamic_shapes, widened
 from quantcfg.stages.progress import Progress
 from quantcfg.stages.user_code import first_line, innermost_line
+
+
+class OtherShapeError(RunError):
+    """A batch that a file does not take, because an axis is fixed in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +42,42 @@ class Program:
         arguments = [spec.arg for spec in specs if spec.kind is OutputKind.USER_OUTPUT]
         return [arg.value if isinstance(arg, ConstantArgument) else arg for arg in arguments]
 
+    def tensors_of(self, call: Call) -> list[Tensor]:
+        """The tensors of a call, in the order of the program's inputs.
+
+        Raises:
+            RunError: it is a call with other arguments.
+            OtherShapeError: it has another length along an axis that does not vary.
+        """
+        tensors = call.like(self.call).tensors
+        for index, (tensor, example) in enumerate(zip(tensors, self.call.tensors, strict=True)):
+            for axis, (found, fixed) in enumerate(zip(tensor.shape, example.shape, strict=False)):
+                if found != fixed and (index, axis) not in self.axes:
+                    raise OtherShapeError(
+                        f"input {index} of the file has {fixed} along axis {axis}, and a batch has {found}"
+                    )
+        return tensors
+
 
 def export_program(model: nn.Module, call: Call, axes: Axes, progress: Progress) -> Program:
-    """Export ``model``; where not all ``axes`` can vary, that of the samples alone, and that is said.
+    """Export ``model``; where not all ``axes`` can vary, those that can, and that is said.
 
     Raises:
         RunError: torch.export refuses the model; the message has its reason and the line of the model.
     """
+    program = _export_varying(model, call, axes, progress)
+    fixed = sorted(axes - program.axes)
+    if not fixed:
+        return program
+    if any(axis == 0 for _, axis in fixed):  # not at the two samples that one was widened to
+        program = _export(model, call, frozenset((index, axis) for index, axis in axes if axis))
+    named = ", ".join(f"input {index} axis {axis}" for index, axis in sorted(axes - program.axes))
+    progress.note(f"fixed in the file, because the model computes with its length: {named}")
+    return program
+
+
+def _export_varying(model: nn.Module, call: Call, axes: Axes, progress: Progress) -> Program:
+    """With all ``axes``, or with that of the samples alone where torch.export refuses the others."""
     samples = frozenset((index, axis) for index, axis in axes if axis == 0)
     try:
         return _export(model, call, axes)
@@ -66,7 +100,16 @@ def _export(model: nn.Module, call: Call, axes: Axes) -> Program:
             )
     except Exception as error:  # it runs the user's forward, and its own errors have no base in common
         raise _refusal(error) from error
-    return Program(exported, wide, axes)
+    return Program(exported, wide, _varying(exported, axes))
+
+
+def _varying(exported: ExportedProgram, axes: Axes) -> Axes:
+    """Those of ``axes`` that the exporter did not fix at the length that it saw."""
+    specs = exported.graph_signature.input_specs
+    names = [spec.arg.name for spec in specs
+             if spec.kind is InputKind.USER_INPUT and isinstance(spec.arg, TensorArgument)]  # fmt: skip
+    shapes = {node.name: node.meta["val"].shape for node in exported.graph.nodes if node.op == "placeholder"}
+    return frozenset((index, axis) for index, axis in axes if not is_concrete_int(shapes[names[index]][axis]))
 
 
 def _refusal(error: Exception) -> RunError:

@@ -57,7 +57,7 @@ class FileModel(nn.Module):
 
     def feeds(self, call: Call) -> Feeds:
         """The inputs of the file for one call."""
-        tensors = call.like(self.program.call).tensors
+        tensors = self.program.tensors_of(call)
         return {name: _array(tensor) for name, tensor in zip(self.input_names, tensors, strict=True)}
 
 

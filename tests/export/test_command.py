@@ -215,6 +215,63 @@ def test_a_forward_of_the_users_own_with_names_and_a_dict(project):
     assert [value.name for value in model.graph.output] == ["logits"]
 
 
+ONE_BY_ONE = """
+class OneByOne(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = Net()
+
+    def forward(self, x):
+        return torch.stack([self.net(row[None])[0] for row in x])
+
+
+def build_model():
+    torch.manual_seed(0)
+    return OneByOne()
+"""
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_a_model_that_fixes_its_batch_is_compared_on_batches_of_that_size(project, kind):
+    project.model(ONE_BY_ONE)
+    assert project.run("calib", "model.py", "config.yaml", "-o", "run", "-q").code == 0
+    done = project.run("export", "model.py", "run", "--json", "--format", kind)
+    report = json.loads(done.out)
+    assert (done.code, report["dynamic_axes"]) == (0, [])
+    other = "input 0 of the file has 16 along axis 0, and a batch has 12"
+    assert "note: fixed in the file, because the model computes with its length: input 0 axis 0" in done.err
+    assert f"note: batch 2 of eval_data() was not compared: {other}" in done.err
+    assert f"note: no metric of the exported file: {other}" in done.err
+    assert list(report["check"]["metrics"]) == ["float", "fake-quant", "integer"]
+
+
+HALVES = """
+class Halves(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = Net()
+
+    def forward(self, x):
+        first, second = x.chunk(2, 0)
+        return torch.cat([self.net(first), self.net(second)])
+
+
+def build_model():
+    torch.manual_seed(0)
+    return Halves()
+"""
+
+
+def test_what_the_exporter_can_only_express_with_fixed_axes_is_written_so(project):
+    project.model(HALVES)
+    assert project.run("calib", "model.py", "config.yaml", "-o", "run", "-q").code == 0
+    done = project.run("export", "model.py", "run", "--no-check")
+    assert (done.code, written(project)) == (0, {"run.onnx"})
+    assert "note: every axis is fixed in the file: with one that varies, the ONNX exporter cannot" in done.err
+    (value,) = onnx.load(project.path / "run.onnx").graph.input
+    assert [length.dim_value for length in value.type.tensor_type.shape.dim] == [16, 1, 4, 4]
+
+
 LOOKS_INSIDE = """
 def evaluate(model, data):
     return {"bias": float(model.classifier.bias.sum())}

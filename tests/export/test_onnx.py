@@ -125,6 +125,34 @@ def test_one_sample_is_enough_for_a_batch_of_any_size():
     assert made.file()(torch.randn(7, 4)).shape == (7, 4)
 
 
+class OneByOne(nn.Module):
+    """Its forward is unrolled: a file of it has as many samples as the batch it was made with."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x, bias):
+        return torch.stack([self.fc(row) for row in x]) + bias
+
+
+@pytest.mark.parametrize("num_samples", [1, 3])
+def test_an_axis_that_the_model_fixes_is_a_number_in_the_file(num_samples, capfd):
+    args = (torch.randn(num_samples, 4), torch.randn(2, 4).mean(0, keepdim=True))
+    made = exported(OneByOne(), {"": qconfig()}, args)
+    shapes = [
+        [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in made.proto.graph.input
+    ]
+    assert shapes[0] == [num_samples, 4]
+    with torch.no_grad():
+        torch.testing.assert_close(made.file()(*args), made.model(*args), rtol=0, atol=0.01)
+    with pytest.raises(
+        RunError, match=f"input 0 of the file has {num_samples} along axis 0, and a batch has 5"
+    ):
+        made.file()(torch.randn(5, 4), args[1])
+    assert capfd.readouterr() == ("", "")
+
+
 def test_nothing_of_this_machine_is_in_the_file():
     made = exported(ResNet(), {"": qconfig()}, (torch.randn(4, 3, 8, 8),))
     text = made.proto.SerializeToString()
