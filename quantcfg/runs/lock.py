@@ -14,6 +14,7 @@ from pathlib import Path
 from quantcfg.errors import UsageError
 
 NAME = ".lock"
+_PID_LIMIT = 1 << 31
 _ATTEMPTS = 16  # each is lost only to another process that took or freed the lock meanwhile
 
 
@@ -36,12 +37,26 @@ def locked(directory: Path) -> Iterator[None]:
         UsageError: A living process holds it.
     """
     path = directory / NAME
-    handle = _acquire(path)
+    with _alone_in(directory):
+        handle = _acquire(path)
     try:
         yield
     finally:
         with suppress(OSError):  # the kernel frees the lock even if its name stays
             path.unlink()
+        os.close(handle)
+
+
+@contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Keep others from judging a lock that is taken and not yet signed: they would see the owner before."""
+    with _refused(directory):
+        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
         os.close(handle)
 
 
@@ -54,7 +69,8 @@ def _acquire(path: Path) -> int:
         owner = _read_owner(handle)
         os.close(handle)
         if owner and not _is_alive(owner):
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
     raise UsageError(
         f"another run holds '{path.parent}'{f' (process {owner.pid} on {owner.host})' if owner else ''}",
         hint="wait for it, or choose another directory with -o",
@@ -62,19 +78,26 @@ def _acquire(path: Path) -> int:
 
 
 def _open(path: Path) -> int:
-    try:
+    with _refused(path.parent):
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise UsageError(f"cannot write in '{path.parent}': {error.strerror}") from error
 
 
 def _sign(handle: int, path: Path) -> None:
     try:
-        os.ftruncate(handle, 0)
-        os.write(handle, json.dumps(asdict(_this_process())).encode())
-    except OSError as error:
+        with _refused(path.parent):
+            os.ftruncate(handle, 0)
+            os.write(handle, json.dumps(asdict(_this_process())).encode())
+    except UsageError:
         os.close(handle)
-        raise UsageError(f"cannot write in '{path.parent}': {error.strerror}") from error
+        raise
+
+
+@contextmanager
+def _refused(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write in '{directory}': {error.strerror}") from error
 
 
 def _take(handle: int) -> bool:
@@ -82,6 +105,9 @@ def _take(handle: int) -> bool:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError:  # a file system without locks: what was written has to do
+        owner = _read_owner(handle)
+        return owner is None or not _is_alive(owner)
     return True
 
 
@@ -95,9 +121,10 @@ def _is_current(handle: int, path: Path) -> bool:
 
 def _read_owner(handle: int) -> Owner | None:
     try:
-        return Owner(**json.loads(os.pread(handle, 4096, 0)))
-    except (ValueError, TypeError):
+        owner = Owner(**json.loads(os.pread(handle, 4096, 0)))
+    except (OSError, ValueError, TypeError):
         return None
+    return owner if isinstance(owner.pid, int) and 0 < owner.pid < _PID_LIMIT else None
 
 
 def _this_process() -> Owner:
