@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from quantcfg.runs.writer import naming, sync_directory, temporary_name
+from quantcfg.runs.writer import naming, synchronize, temporary_name
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def publish(folder: Path, output: Path, names: list[str]) -> None:
                 is_new = not output.with_name(name).exists()
                 _move(folder / name, output.with_name(name))
                 moved += [name] if is_new else []
-            sync_directory(output.parent)
+            synchronize(output.parent)
         except BaseException:
             for name in moved:
                 output.with_name(name).unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from quantcfg.errors import RunError
 from quantcfg.runs.manifest import record_of, verify, write_records
+from quantcfg.runs.reader import read_bytes
 from quantcfg.runs.tree import detached_copy, join_tensors, split_tensors
 from quantcfg.runs.writer import new_directory, remove_directory, to_json, write_bytes
 
@@ -87,8 +88,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     manifest = verify(path)
     try:
-        document = json.loads((path / _STATE).read_bytes())
-        model, tensors = load((path / _MODEL).read_bytes()), load((path / _TRAINING).read_bytes())
+        document = json.loads(read_bytes(path / _STATE))
+        model, tensors = load(read_bytes(path / _MODEL)), load(read_bytes(path / _TRAINING))
         checkpoint = Checkpoint(document["step"], model, join_tensors(document["state"], tensors))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise RunError(f"'{path}' is damaged: {error}") from error
@@ -112,7 +113,7 @@ def checkpoint_paths(folder: Path) -> list[Path]:
     """The checkpoints in ``folder``, valid or not, oldest first."""
     if not folder.is_dir():
         return []
-    paths = [path for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()]
+    paths = [path for path in folder.iterdir() if path.name.isdecimal()]
     return sorted(paths, key=lambda path: int(path.name))
 
 

@@ -23,6 +23,7 @@ from quantcfg.errors import RunError, UsageError
 from quantcfg.runs import lock, manifest
 from quantcfg.runs.events import EventLog
 from quantcfg.runs.metrics import NAME as METRICS, MetricsLog
+from quantcfg.runs.reader import read_bytes
 from quantcfg.runs.saver import Saver, settled
 from quantcfg.runs.writer import (
     TEMPORARY_MARK,
@@ -166,7 +167,7 @@ class RunDirectory:
 
     def _read(self, name: str) -> dict[str, Any]:
         try:
-            document = json.loads((self.path / name).read_bytes())
+            document = json.loads(read_bytes(self.path / name))
         except (OSError, ValueError) as error:
             raise RunError(f"'{self.path / name}' is damaged: {error}") from error
         assert isinstance(document, dict)

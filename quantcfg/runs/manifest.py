@@ -1,20 +1,22 @@
-"""The manifest: size and SHA-256 of every file of a run or checkpoint. Valid means that all of them match."""
+"""The manifest: size and SHA-256 of every file of a run or checkpoint, and of itself. Valid: they match."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from quantcfg.errors import RunError
-from quantcfg.runs.writer import write_json
+from quantcfg.runs.reader import read_bytes
+from quantcfg.runs.writer import naming, synchronize, to_json, write_text
 
 FORMAT_VERSION = 1
 NAME = "manifest.json"
 _BLOCK = 1 << 20  # bytes read at a time
+_SEAL = "sha256"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,37 +35,40 @@ class Manifest:
     facts: Mapping[str, Any]
 
 
-def write_manifest(directory: Path, names: Iterable[str], **facts: Any) -> None:
-    """Record ``names``, paths below ``directory``. A writer writes this file last."""
+def write_manifest(directory: Path, names: Collection[str], **facts: Any) -> None:
+    """Record ``names``, paths below ``directory``, and make them durable. A writer writes this file last."""
+    for name in names:
+        with naming(directory / name):
+            synchronize(directory / name)
     write_records(directory, {name: record_file(directory / name) for name in names}, **facts)
 
 
 def write_records(directory: Path, records: Mapping[str, FileRecord], **facts: Any) -> None:
     """The same with what the files have to be known already, as it is to whoever wrote them."""
     files = {name: asdict(record) for name, record in sorted(records.items())}
-    write_json(directory / NAME, {"format_version": FORMAT_VERSION, **facts, "files": files})
+    write_text(directory / NAME, _sealed({"format_version": FORMAT_VERSION, **facts, "files": files}))
 
 
 def read_manifest(directory: Path) -> Manifest:
     """Parse the manifest of ``directory`` without looking at the files.
 
     Raises:
-        RunError: There is none, it cannot be parsed, or a newer quantcfg wrote it.
+        RunError: There is none, it was changed, or a newer quantcfg wrote it.
     """
     path = directory / NAME
     try:
-        document = json.loads(path.read_bytes())
-        files = {
-            name: FileRecord(entry["size"], entry["sha256"]) for name, entry in document.pop("files").items()
-        }
-        version = document.pop("format_version")
+        text = read_bytes(path).decode()
+        document = json.loads(text)
+        version = document["format_version"]
+        if version != FORMAT_VERSION:
+            raise RunError(f"'{path}' has format version {version}; this quantcfg reads {FORMAT_VERSION}")
+        if text != _sealed({name: value for name, value in document.items() if name != _SEAL}):
+            raise ValueError("it was changed")
+        return _parsed(document)
     except FileNotFoundError:
         raise RunError(f"'{directory}' has no {NAME}: what it holds was never finished") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"'{path}' is damaged: {error}") from error
-    if version != FORMAT_VERSION:
-        raise RunError(f"'{path}' has format version {version}; this quantcfg reads {FORMAT_VERSION}")
-    return Manifest(files, document)
 
 
 def verify(directory: Path) -> Manifest:
@@ -99,6 +104,18 @@ def hash_file(path: Path) -> str:
         while block := stream.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _sealed(document: Mapping[str, Any]) -> str:
+    """The document as text, with the SHA-256 of what the text is without it."""
+    digest = hashlib.sha256(to_json(document).encode()).hexdigest()
+    return to_json({**document, _SEAL: digest})
+
+
+def _parsed(document: dict[str, Any]) -> Manifest:
+    files = {name: FileRecord(entry["size"], entry["sha256"]) for name, entry in document["files"].items()}
+    own = ("format_version", "files", _SEAL)
+    return Manifest(files, {name: value for name, value in document.items() if name not in own})
 
 
 def _fault(path: Path, record: FileRecord) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantcfg.errors import RunError
 from quantcfg.runs.events import EventLog
-from quantcfg.runs.writer import append_line, write_text
+from quantcfg.runs.reader import read_bytes
+from quantcfg.runs.writer import append_line, naming, synchronize, write_text
 
 NAME = "metrics.jsonl"
 
@@ -31,9 +34,7 @@ class MetricsLog:
 
     def read(self) -> list[dict[str, Any]]:
         """The whole lines; a last one that a killed run left torn is passed over."""
-        if not self.path.exists():
-            return []
-        return [row for line in self.path.read_text().splitlines() if (row := _parse(line)) is not None]
+        return [row for line in self._lines() if (row := _parse(line)) is not None]
 
     def rewind(self, step: int) -> None:
         """Drop the lines after ``step``: a resumed run writes them again."""
@@ -43,6 +44,23 @@ class MetricsLog:
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         if self.events is not None:
             self.events.begin(step)
+
+    def synchronize(self) -> None:
+        """Make the lines durable, as a checkpoint has to find them after a power cut.
+
+        Raises:
+            RunError: The system refused.
+        """
+        with naming(self.path), suppress(FileNotFoundError):  # nothing was measured yet
+            synchronize(self.path)
+
+    def _lines(self) -> list[str]:
+        try:
+            return read_bytes(self.path).decode(errors="replace").splitlines()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise RunError(f"cannot read '{self.path}': {error.strerror or error}") from error
 
 
 def _plain(value: Any) -> Any:
@@ -63,4 +81,4 @@ def _parse(line: str) -> dict[str, Any] | None:
         row = json.loads(line)
     except ValueError:
         return None
-    return row if isinstance(row, dict) and "step" in row else None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None

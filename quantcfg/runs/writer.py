@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from quantcfg.errors import RunError
 
 TEMPORARY_MARK = ".tmp-"
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+# a pipe in the place of a log is an error, and not waited for until somebody reads it
+_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -31,7 +33,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         try:
             _write_durably(temporary, data)
             os.replace(temporary, path)  # noqa: PTH105  os.replace is the call that the tests trace
-            sync_directory(path.parent)
+            synchronize(path.parent)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -71,10 +73,9 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 
 def remove_directory(path: Path) -> None:
-    """Delete a directory so that nobody ever sees half of it under its name."""
+    """Delete a directory, or what is in its place, so that nobody ever sees half of it under its name."""
     with naming(path):
-        doomed = path.rename(temporary_name(path))
-        shutil.rmtree(doomed)
+        _remove(path.rename(temporary_name(path)))
 
 
 def append_line(path: Path, line: str) -> None:
@@ -89,7 +90,7 @@ def append_bytes(path: Path, data: bytes) -> None:
         RunError: The system refused.
     """
     with naming(path):
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        handle = os.open(path, _APPEND, 0o644)
         try:
             _write_all(handle, data)
         finally:
@@ -105,20 +106,25 @@ def remove_leftovers(directory: Path) -> list[str]:
     """Delete what a killed writer left in ``directory`` and below; returns the names."""
     leftovers = sorted(p for p in directory.rglob(f".*{TEMPORARY_MARK}*") if _is_temporary(p))
     for path in leftovers:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            _remove(path)
     return [str(path.relative_to(directory)) for path in leftovers]
 
 
-def sync_directory(directory: Path) -> None:
-    """Make the names in ``directory`` durable."""
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def synchronize(path: Path) -> None:
+    """Make the names in a directory durable, or what was appended to a file."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _is_temporary(path: Path) -> bool:
@@ -144,17 +150,18 @@ def _write_all(handle: int, data: bytes) -> None:
 
 def _publish_directory(temporary: Path, path: Path) -> None:
     for folder in sorted((p for p in temporary.rglob("*") if p.is_dir()), reverse=True):
-        sync_directory(folder)
-    sync_directory(temporary)
-    if path.exists():
+        synchronize(folder)
+    synchronize(temporary)
+    if os.path.lexists(path):
         replaced = temporary_name(path)
         path.rename(replaced)
         temporary.rename(path)
-        sync_directory(path.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+        synchronize(path.parent)
+        with suppress(OSError):
+            _remove(replaced)
     else:
         temporary.rename(path)
-        sync_directory(path.parent)
+        synchronize(path.parent)
 
 
 @contextmanager

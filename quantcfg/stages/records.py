@@ -174,6 +174,7 @@ def save(
     taken = snapshot(Checkpoint(step, tensors, {"identity": asdict(identity)} | dict(state)))
 
     def write() -> None:
+        run.metrics.synchronize()
         write_snapshot(run.checkpoints, taken)
         prune_checkpoints(run.checkpoints, keep=_KEPT, spare=spare)
         LOGGER.info("saved checkpoint %d", step)

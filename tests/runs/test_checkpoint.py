@@ -1,6 +1,7 @@
 """Checkpoints: what is read is what was written, and damage is found before anything is used."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -11,12 +12,14 @@ from quantcfg.errors import RunError
 from quantcfg.runs.checkpoint import (
     Checkpoint,
     checkpoint_paths,
+    drop_newer_checkpoints,
     load_checkpoint,
     newest_checkpoint,
     prune_checkpoints,
     save_checkpoint,
 )
 from quantcfg.runs.manifest import FORMAT_VERSION
+from quantcfg.runs.writer import to_json
 
 
 def a_checkpoint(step):
@@ -77,8 +80,6 @@ def test_every_flipped_byte_truncation_and_loss_is_found(tmp_path, name):
     for offset in range(0, len(whole), max(1, len(whole) // 48)):
         for damaged in (whole[:offset], whole[:offset] + bytes([whole[offset] ^ 0x20]) + whole[offset + 1 :]):
             path.write_bytes(damaged)
-            if name == "manifest.json" and _says_the_same(damaged, whole):
-                continue
             with pytest.raises(RunError):
                 load_checkpoint(path.parent)
     path.unlink()
@@ -86,12 +87,60 @@ def test_every_flipped_byte_truncation_and_loss_is_found(tmp_path, name):
         load_checkpoint(path.parent)
 
 
-def _says_the_same(damaged, whole):
-    """A manifest with other white space, say, is no damage."""
-    try:
-        return json.loads(damaged) == json.loads(whole)
-    except ValueError:
-        return False
+def a_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def a_directory(path):
+    path.unlink()
+    path.mkdir()
+
+
+def a_link(path):
+    path.rename(path.with_suffix(".kept"))
+    path.symlink_to(path.with_suffix(".kept"))
+
+
+def a_device(path):
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("put", [a_pipe, a_directory, a_link, a_device])
+def test_what_is_no_plain_file_is_not_read(tmp_path, name, put):
+    save_checkpoint(tmp_path, a_checkpoint(1))
+    put(save_checkpoint(tmp_path, a_checkpoint(2)) / name)
+    found, skipped = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert (found.step, len(skipped)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "put", [lambda path: path.write_text(""), os.mkfifo, lambda path: path.symlink_to("x")]
+)
+def test_what_lies_in_the_place_of_a_checkpoint_is_named_and_replaced(tmp_path, put):
+    save_checkpoint(tmp_path, a_checkpoint(1))
+    put(tmp_path / "2")
+    found, skipped = newest_checkpoint(tmp_path)
+    assert (found and found.step, len(skipped)) == (1, 1)
+    assert load_checkpoint(save_checkpoint(tmp_path, a_checkpoint(2))).step == 2
+    drop_newer_checkpoints(tmp_path, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+def test_a_manifest_without_evidence_is_damaged(tmp_path):
+    path = save_checkpoint(tmp_path, a_checkpoint(1)) / "manifest.json"
+    whole = json.loads(path.read_text())
+    for forged in (whole | {"files": {}}, whole | {"step": 2}, {}, [], None, 1, whole | {"sha256": "0" * 64}):
+        path.write_text(to_json(forged))
+        with pytest.raises(RunError, match="is damaged"):
+            load_checkpoint(path.parent)
+    for nested in ("[", '{"a":'):
+        path.write_text(nested * 100_000)
+        with pytest.raises(RunError, match="is damaged"):
+            load_checkpoint(path.parent)
 
 
 def test_files_swapped_between_steps_are_found(tmp_path):

@@ -131,3 +131,20 @@ def test_metrics_survive_a_torn_line_and_are_rewound(tmp_path):
 
     assert [(row["step"], row["loss"]) for row in log.read()] == [(1, 1.0), (2, 0.5), (3, 0.25)]
     assert log.read()[0]["rate"] == "inf"
+
+
+@pytest.mark.parametrize("damage", [b"\xff", b"{", b'{"step": "x"}', b"[1]", b"\n\n"])
+def test_damaged_lines_of_the_metrics_are_left_out(tmp_path, damage):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.append(step=1, loss=0.5)
+    with log.path.open("ab") as stream:
+        stream.write(damage + b"\n")
+    log.append(step=2, loss=0.25)
+    log.rewind(2)
+    assert log.path.read_text() == '{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n'
+
+
+def test_metrics_that_are_no_plain_file_are_an_error(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(RunError, match="cannot read"):
+        MetricsLog(tmp_path / "metrics.jsonl").read()

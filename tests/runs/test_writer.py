@@ -83,6 +83,12 @@ def test_lines_are_not_appended_through_a_symlink(tmp_path):
     assert not (tmp_path / "outside").exists()
 
 
+def test_a_pipe_in_the_place_of_a_log_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "log.txt")
+    with pytest.raises(RunError, match="No such device or address"):
+        writer.append_line(tmp_path / "log.txt", "no")
+
+
 def test_a_directory_gets_its_name_only_when_the_block_ends_well(tmp_path):
     with pytest.raises(KeyError), writer.new_directory(tmp_path / "d") as folder:
         writer.write_text(folder / "a", "1")
