@@ -1,7 +1,9 @@
 """Fake quantization with gradients: the formula of `quantcfg.numeric.qparams`, from buffers of its own.
 
 Each operation is one `torch.autograd.Function`: the forward allocates what it returns and works in place on
-it; the backward is written out, since differentiating the chain op by op would keep every link of it.
+it; the backward is written out, since differentiating the chain op by op would keep every link of it. It is
+linear in the gradient that it is given, and differentiated in turn (``create_graph``) it is that: rounding
+has the derivative 1 and none after it.
 
 NaN comes out as NaN, with a gradient that is dy or 0, and +-inf as the end of the grid with no gradient.
 """
@@ -13,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from quantcfg.numeric import surrogates
 from quantcfg.numeric.parts import parts
@@ -138,9 +139,10 @@ class _StraightThrough(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (clipped,) = ctx.saved_tensors
+        if surrogates.is_differentiated():
+            return surrogates.passed(grad, clipped == 0), None, None, None
         grad_x = torch.empty_like(grad)
         for part in parts(clipped, grad, grad_x):
             where_zero(*part)
@@ -180,9 +182,11 @@ class _StraightThroughLeaf(_StraightThrough):
         return _on_grid(x, scale, zero_point, options)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, zero_point = ctx.saved_tensors
+        if surrogates.is_differentiated():
+            steps = _steps(x.detach(), scale, zero_point)
+            return surrogates.passed(grad, surrogates.inside(steps, ctx.options[:2])), None, None, None
         grad_x = torch.empty_like(grad, dtype=torch.promote_types(grad.dtype, scale.dtype))
         for part in parts(x, scale, zero_point, grad, grad_x, temporaries=False):
             _straight_through_backward(part, ctx.options)
@@ -200,9 +204,10 @@ class _LearnedStep(torch.autograd.Function):
         return _on_grid(x, step, zero_point, options)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, signed_step, zero_point = ctx.saved_tensors
+        if surrogates.is_differentiated():
+            return *_learned_step_gradients(grad, x.detach(), signed_step, zero_point, ctx), None, None
         wide = torch.promote_types(grad.dtype, signed_step.dtype)
         grad_x = torch.empty_like(grad, dtype=wide) if ctx.needs_input_grad[0] else None
         grad_step = torch.zeros_like(signed_step) if ctx.needs_input_grad[1] else None
@@ -243,9 +248,11 @@ class _LearnedClip(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         side, signed_bound = ctx.saved_tensors
+        if surrogates.is_differentiated():
+            grad_alpha = (grad * (side * signed_bound.sign())).sum_to_size(signed_bound.shape)
+            return surrogates.passed(grad, side == 0), grad_alpha.reshape(ctx.shape), None, None
         grad_x = torch.empty_like(grad) if ctx.needs_input_grad[0] else None
         grad_alpha = torch.zeros_like(signed_bound) if ctx.needs_input_grad[1] else None
         for side_part, grad_part, grad_x_part, sum_part in parts(side, grad, grad_x, grad_alpha):
@@ -341,6 +348,17 @@ def _learned_step_backward(part: tuple[Any, ...], options: _Options) -> None:
         _where_inside(position, steps, options, out=position)
         slope = _remove(_clamp_(steps, options), zero_point).sub_(position)
         grad_step.add_(_sum_to(grad_step, slope.mul_(wide)))
+
+
+def _learned_step_gradients(
+    grad: Tensor, x: Tensor, signed_step: Tensor, zero_point: Tensor | None, ctx: Any
+) -> tuple[Tensor, Tensor]:
+    steps = _steps(x, signed_step.abs(), zero_point)
+    inside = surrogates.inside(steps, ctx.options[:2])
+    slope = _remove(_clamp_(steps, ctx.options), zero_point) - torch.where(inside, x / signed_step.abs(), 0.0)
+    slope *= signed_step.sign() * _grad_scale(x, signed_step, ctx.options)
+    grad_step = (grad * slope).sum_to_size(signed_step.shape)
+    return surrogates.passed(grad, inside), grad_step.reshape(ctx.shape)
 
 
 def _run(function: Any, x: Tensor, *arguments: object) -> Tensor:

@@ -1,8 +1,9 @@
-"""Expressions with the gradients of fake quantization, for what cannot run an ``autograd.Function``.
+"""Expressions with the gradients of fake quantization, for what cannot run a hand-written backward.
 
 The transforms of ``torch.func`` (grad, vmap, jvp, ...) differentiate what they see. They get the quantized
-value plus a surrogate's difference from itself: 0 in value, and the surrogate's derivative. The formulas are
-in `quantcfg.numeric.ops`.
+value plus a surrogate's difference from itself: 0 in value, and the surrogate's derivative. A backward that
+is differentiated in turn gets products of its gradient with constants: the second derivatives are the same.
+The formulas are in `quantcfg.numeric.ops`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ def with_gradient_of(surrogate: Tensor, value: Tensor) -> Tensor:
 
 def straight_through(x: Tensor, steps: Tensor, bounds: tuple[int, int]) -> Tensor:
     """``x`` where the integers ``steps`` lie on the grid, else 0."""
-    return torch.where(_inside(steps, bounds), x, torch.zeros_like(x))
+    return torch.where(inside(steps, bounds), x, torch.zeros_like(x))
 
 
 def learned_step(x: Tensor, steps: Tensor, position: Tensor, learned: Tensor, end: Tensor) -> Tensor:
@@ -36,6 +37,17 @@ def learned_clip(x: Tensor, bound: Tensor, learned: Tensor) -> Tensor:
     return torch.where(x.detach().abs() < bound, x, learned * x.detach().sign())
 
 
-def _inside(steps: Tensor, bounds: tuple[int, int]) -> Tensor:
+def is_differentiated() -> bool:
+    """Whether the backward that runs is differentiated in turn, so that autograd must see what it does."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def passed(grad: Tensor, where: Tensor) -> Tensor:
+    """``grad`` where it passes, else 0."""
+    return torch.where(where, grad, 0.0)
+
+
+def inside(steps: Tensor, bounds: tuple[int, int]) -> Tensor:
+    """Whether the integers ``steps`` lie on the grid."""
     steps = steps.detach()
     return (steps >= bounds[0]) & (steps <= bounds[1])

@@ -157,7 +157,11 @@ class _Builder:
         key = f"{prefix}{_slot_name(site, slotted)}"
         while key in container:
             key += "_"
-        container[key] = module.to(_device(self.modules[path], self.model)).train(self.model.training)
+        container[key] = module
+        if (device := _device(self.modules[path], self.model)) != module.zero_point.device:
+            module.to(device)
+        if not self.model.training:
+            module.eval()
         self.applied.modules[slotted.name] = module
         return module
 

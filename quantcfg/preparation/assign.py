@@ -143,6 +143,8 @@ class _Assigner:
             return self._mask_reason(site)
         if site.kind is OpKind.FLOAT:
             return site.spec.reason or f"'{site.op}' has no quantized form"
+        if all(not self.recording.values[index].shape for index in site.outputs):
+            return "one number: a loss or an energy, and no tensor that a chip computes with"
         return self._mask_reason(site) or self._divisor_reason(site) or self._rule_reason(row.decision)
 
     def _region(self, site: Site, live: Sequence[Operand]) -> str:

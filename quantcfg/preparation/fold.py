@@ -14,6 +14,7 @@ from quantcfg.preparation.record import Recording, Site
 _GEMMS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
 )  # fmt: skip
+_AT_A_TIME = 1 << 18  # elements of a weight
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -69,16 +70,28 @@ def fold_batch_norm(host: Any, norm: Any, *, axis: int) -> None:
     and rounded once. ``axis`` is that of the output channels in the weight. With groups, a transposed
     convolution has ``out_channels / groups`` entries there, group by group.
     """
-    factor, _ = _affine(norm)
+    factor, shift = _affine(norm)
     weight = host.weight.detach()
     groups = groups_of(host, axis)
     leading = (groups, 1, -1) if axis == 1 else (1, -1)
     channels = weight.reshape(groups, -1, *weight.shape[1:]) if axis == 1 else weight[None]
     factor_of_weight = factor.reshape(*leading, *[1] * (channels.dim() - len(leading)))
-    # Into a buffer of the weight's dtype: every product is computed in float64, and none is stored in it.
-    folded = torch.mul(channels, factor_of_weight, out=torch.empty_like(channels)).reshape(weight.shape)
-    host.weight.data = folded
-    fold_into_bias(host, norm)
+    host.weight.data = _product(channels, factor_of_weight).reshape(weight.shape)
+    _change_bias(host, factor, shift)
+
+
+def _product(weight: Tensor, factor: Tensor) -> Tensor:
+    """``weight * factor`` in the dtype of ``weight``, each product computed in float64.
+
+    Some rows at a time: torch keeps all that it computes in float64, and what is large is memory that the
+    system has to map, which takes ten times what the products do.
+    """
+    result = torch.empty_like(weight)
+    rows = max(1, _AT_A_TIME * weight.shape[1] // max(1, weight.numel()))
+    for first in range(0, weight.shape[1], rows):
+        some = (slice(None), slice(first, first + rows))
+        torch.mul(weight[some], factor[some] if factor.shape[1] > 1 else factor, out=result[some])
+    return result
 
 
 def groups_of(host: nn.Module, axis: int) -> int:
@@ -89,7 +102,10 @@ def groups_of(host: nn.Module, axis: int) -> int:
 @torch.no_grad()
 def fold_into_bias(host: Any, norm: Any) -> None:
     """Change the bias of ``host``, or give it one: ``(bias - mean) * f + beta``."""
-    factor, shift = _affine(norm)
+    _change_bias(host, *_affine(norm))
+
+
+def _change_bias(host: Any, factor: Tensor, shift: Tensor) -> None:
     bias = torch.zeros_like(shift) if host.bias is None else host.bias.double()
     new_bias = (bias * factor + shift).to(host.weight.dtype)
     if host.bias is None:

@@ -15,6 +15,13 @@ CARRIERS = frozenset({
 })  # fmt: skip
 """Ops whose result still holds the mask of an operand; a softmax, for one, does not."""
 
+ORDINARY = frozenset({
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear",
+    "batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm",
+    "relu", "relu6", "gelu", "silu", "hardswish", "sigmoid", "tanh",
+})  # fmt: skip
+"""Ops that make no mask of what is none: looking through their results would take as long as some of them."""
+
 # Masks are written as -inf, as the dtype's minimum, as -10000 (older code), or as -100 (Swin).
 _SURELY_MASK = -9999.0
 _MAYBE_MASK = -20.0
@@ -54,21 +61,30 @@ def writes_mask(op: str, args: Any, kwargs: Any, *, live: bool, fixed: bool) -> 
     made = not live and not fixed
     if op == "log":
         return made
-    scalars = [
-        leaf
-        for leaf in pytree.tree_leaves((args, kwargs))
-        if isinstance(leaf, float | int) and not isinstance(leaf, bool)
-    ]
-    if op in ("mul", "add") and not live:
-        return any(
-            leaf <= (_MAYBE_MASK if made else _SURELY_MASK) or leaf >= -_SURELY_MASK for leaf in scalars
-        )
-    return op in _WRITERS and any(leaf <= _SURELY_MASK for leaf in scalars)
+    if op in _WRITERS:
+        return any(number <= _SURELY_MASK for number in _numbers(args, kwargs))
+    if op not in ("mul", "add") or live:
+        return False
+    lowest = _MAYBE_MASK if made else _SURELY_MASK
+    return any(number <= lowest or number >= -_SURELY_MASK for number in _numbers(args, kwargs))
+
+
+def _numbers(args: Any, kwargs: Any) -> list[float]:
+    leaves = pytree.tree_leaves((args, kwargs))
+    return [leaf for leaf in leaves if isinstance(leaf, float | int) and not isinstance(leaf, bool)]
 
 
 def is_wrapped(tensor: Tensor) -> bool:
     """Whether ``torch.func.vmap`` or ``grad`` is at work on a tensor: its elements cannot be looked at."""
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def is_transformed(args: Any, kwargs: Any) -> bool:
+    """Whether a transform of ``torch.func`` is at work on floats among the arguments."""
+    return torch._C._are_functorch_transforms_active() and any(
+        isinstance(leaf, Tensor) and leaf.is_floating_point() and is_wrapped(leaf)
+        for leaf in pytree.tree_leaves((args, kwargs))
+    )
 
 
 def _lowest(tensor: Tensor) -> float:

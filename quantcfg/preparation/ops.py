@@ -172,6 +172,9 @@ METADATA = frozenset({
     "dlpack", "is_shared", "pin_memory",
 })  # fmt: skip
 
+DIFFERENTIATING = frozenset({"grad", "backward"})
+"""``torch.autograd.grad`` and ``backward`` inside a forward."""
+
 _DUNDER_SCALARS = {"__float__": "float_scalar", "__int__": "int_scalar", "__index__": "index"}
 _INPLACE_DUNDERS = {
     f"__i{name}__": name
@@ -230,7 +233,6 @@ def spec_of(op: str) -> OpSpec:
 
 def kind_of(op: str, spec: OpSpec, args: Any, kwargs: Any) -> OpKind:
     """The kind of an op where its arguments decide: nearest upsampling moves, a padding with 3.0 does not."""
-    scalars = [leaf for leaf in pytree.tree_leaves((args[1:], kwargs)) if isinstance(leaf, float)]
     if spec.kind is OpKind.FLOAT:
         return spec.kind
     if op in ("interpolate", "upsample"):
@@ -240,6 +242,7 @@ def kind_of(op: str, spec: OpSpec, args: Any, kwargs: Any) -> OpKind:
         filled = kwargs.get("value", args[2] if len(args) > 2 else 0.0)
         return OpKind.CLIP if not isinstance(filled, Tensor) and filled == 0 else OpKind.COMPUTE
     if op in ("pad", "scatter", "index_fill"):
+        scalars = [leaf for leaf in pytree.tree_leaves((args[1:], kwargs)) if isinstance(leaf, float)]
         return OpKind.COMPUTE if any(scalars) else spec.kind
     if op in ("max", "min") and sum(isinstance(arg, Tensor) for arg in args) > 1:
         return OpKind.JOIN

@@ -249,16 +249,35 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def _record(model: nn.Module, interceptor: Interceptor, forward: Forward) -> Recording:
-    recorder = Recorder(model)
-    interceptor.handler, interceptor.active = recorder, True
     try:
-        with _undisturbed(model):
-            recording = run_recorder(recorder, lambda: forward(model))
-        recording.unfoldable = fold_obstacles(recording, dict(model.named_modules()))
-        return recording
+        recording = _recorded(model, interceptor, forward)
     except BaseException:
         uninstall(model)
         raise
+    recording.unfoldable = fold_obstacles(recording, dict(model.named_modules()))
+    return recording
+
+
+def _recorded(model: nn.Module, interceptor: Interceptor, forward: Forward) -> Recording:
+    """Record without gradients; with them where the forward takes gradients of its own and fails without."""
+    recorder = Recorder(model)
+    try:
+        with torch.no_grad():
+            return _run(recorder, model, interceptor, forward)
+    except RuntimeError:
+        if not recorder.recording.differentiates:
+            raise
+    with torch.enable_grad():
+        recording = _run(Recorder(model), model, interceptor, forward)
+    recording.differentiates = True
+    return recording
+
+
+def _run(recorder: Recorder, model: nn.Module, interceptor: Interceptor, forward: Forward) -> Recording:
+    interceptor.handler, interceptor.active = recorder, True
+    try:
+        with _undisturbed(model):
+            return run_recorder(recorder, lambda: forward(model))
     finally:
         interceptor.handler, interceptor.active = None, False
 

@@ -8,6 +8,7 @@ listed.
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,7 +94,8 @@ class Recording:
     ``calls`` counts how often each module ran and ``types`` names the class of each. ``spellings`` has, for
     each call, the op of each ``__name__`` that ran in it, ``counts`` how often each op did and ``places``
     where from: each op is known again later by these. ``unfoldable`` has the batch norms that cannot be
-    folded into the layer before them, by site, with the reason.
+    folded into the layer before them, by site, with the reason. ``differentiates`` says that the forward
+    takes gradients of its own, forces from an energy say, and does not run where they are off.
     """
 
     sites: list[Site] = field(default_factory=list)
@@ -106,6 +108,7 @@ class Recording:
     places: dict[tuple[str, int], Places] = field(default_factory=dict)
     types: dict[str, str] = field(default_factory=dict)
     unfoldable: dict[int, str] = field(default_factory=dict)
+    differentiates: bool = False
 
     def sole_consumer(self, value: int) -> Site | None:
         """The one site that reads a value which nothing else, the caller included, can see."""
@@ -131,6 +134,7 @@ class _Call:
     ordinal: int
     args: Any
     kwargs: Any
+    transformed: bool
 
 
 class Recorder:
@@ -155,7 +159,7 @@ class Recorder:
             if isinstance(module, QuantStub | DeQuantStub)
         }
         self._owned_values: dict[int, int] = {}
-        self._keep: list[Tensor] = []
+        self._tagged: list[weakref.ref[Tensor]] = []
         self._hidden = False  # something ran that leaves no tags on what it makes
         self._written: dict[int, list[int]] = {}  # memory -> the values written into it, in order
 
@@ -175,10 +179,12 @@ class Recorder:
         """Run ``func`` and note what it took and what it made."""
         del memo
         op = ops.op_name(func)
+        if op in ops.DIFFERENTIATING and not torch.is_grad_enabled():
+            self.recording.differentiates = True
         if op in ops.METADATA:
             return func(*args, **kwargs)
         call = self._count(scope, op, getattr(func, "__name__", op), args, kwargs)
-        self._hidden = self._hidden or self._transformed(args, kwargs)
+        self._hidden = self._hidden or call.transformed
         operands = list(self._operands(args, kwargs))
         result = func(*args, **kwargs)
         made = args[0] if call.spelling == "__setitem__" else result
@@ -216,17 +222,15 @@ class Recorder:
         self.recording.spellings.setdefault(key, {})[spelling] = op
         self.recording.counts[key] = scope.counts
         self.recording.places.setdefault(key, Places()).note(called_from(op), ordinal)
-        return _Call(scope, self._stubs.get(scope.path, op), op, spelling, ordinal, args, kwargs)
-
-    def _transformed(self, args: Any, kwargs: Any) -> bool:
-        return any(_is_float(leaf) and masks.is_wrapped(leaf) for leaf in pytree.tree_leaves((args, kwargs)))
+        stub = self._stubs.get(scope.path, op)
+        return _Call(scope, stub, op, spelling, ordinal, args, kwargs, masks.is_transformed(args, kwargs))
 
     def _shape(self, operand: Operand) -> tuple[int, ...]:
         return self.recording.values[operand.value].shape
 
     def _site(self, call: _Call, operands: list[Operand], *, inplace: bool) -> Site:
         spec = ops.spec_of(call.op)
-        if self._transformed(call.args, call.kwargs):
+        if call.transformed:
             spec = ops.UNDER_TRANSFORM
         data, weights = self._split(spec, call.op, operands)
         site = Site(
@@ -270,20 +274,22 @@ class Recorder:
     def _mark_masks(self, site: Site, operands: list[Operand], outputs: list[Tensor], call: _Call) -> None:
         values = self.recording.values
         inherits = site.kind is OpKind.MOVE or site.op in masks.CARRIERS
-        carried = inherits and any(values[operand.value].mask for operand in operands)
+        given = any(values[operand.value].mask for operand in operands)
         live = any(values[index].live for index in site.outputs)
         fixed = all(values[index].fixed for index in site.outputs)
         written = masks.writes_mask(site.op, call.args, call.kwargs, live=live, fixed=fixed)
+        ordinary = live and not given and site.op in masks.ORDINARY
         for index, tensor in zip(site.outputs, outputs, strict=True):
             looks = masks.has_sentinel if values[index].live else masks.looks_like_mask
-            values[index].mask = carried or written or (not values[index].unwritten and looks(tensor))
+            unseen = ordinary or values[index].unwritten
+            values[index].mask = (inherits and given) or written or (not unseen and looks(tensor))
 
     def _alias(self, site: Site, result: Tensor) -> Tensor:
         """Return the written tensor as a new object, so that later use of the old one shows."""
         alias = result.view_as(result)
         setattr(alias, _TAG, site.outputs[0])
         setattr(result, _TAG, -1 - site.outputs[0])
-        self._keep.append(result)
+        self._tagged.append(weakref.ref(result))
         return alias
 
     def _operands(self, args: Any, kwargs: Any) -> Iterator[Operand]:
@@ -347,17 +353,20 @@ class Recorder:
         self.recording.values.append(value)
         if tag:
             setattr(tensor, _TAG, value.index)
-            self._keep.append(tensor)
+            self._tagged.append(weakref.ref(tensor))
         return value
 
     def finish(self) -> Recording:
-        """Take the tags off and name the sites."""
-        for tensor in self._keep:
-            if hasattr(tensor, _TAG):
-                delattr(tensor, _TAG)
-        self._keep.clear()
+        """Name the sites."""
         name_sites(self.recording.sites, self.recording.calls)
         return self.recording
+
+    def untag(self) -> None:
+        """Take the tags off: some of the tensors are the caller's."""
+        for tensor in (tagged() for tagged in self._tagged):
+            if tensor is not None and hasattr(tensor, _TAG):
+                delattr(tensor, _TAG)
+        self._tagged.clear()
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -378,17 +387,17 @@ def tensors_in(result: Any) -> Iterator[Tensor]:
             yield from (item for item in pytree.tree_leaves(dict(vars(leaf))) if isinstance(item, Tensor))
 
 
-@torch.no_grad()
 def run_recorder(recorder: Recorder, forward: Callable[[], Any]) -> Recording:
     """Run ``forward`` under a recorder that its modules already hand their ops to."""
     hook = register_module_forward_hook(recorder.after)
     try:
         with uncompiled():
             result = forward()
+        for tensor in tensors_in(result):
+            tag = getattr(tensor, _TAG, None)
+            if tag is not None:
+                recorder.recording.returned.add(tag if tag >= 0 else -1 - tag)
+        return recorder.finish()
     finally:
         hook.remove()
-    for tensor in tensors_in(result):
-        tag = getattr(tensor, _TAG, None)
-        if tag is not None:
-            recorder.recording.returned.add(tag if tag >= 0 else -1 - tag)
-    return recorder.finish()
+        recorder.untag()

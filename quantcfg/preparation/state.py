@@ -134,6 +134,7 @@ def state_of(model: nn.Module) -> FakeQuantState:
 def calibrating(model: nn.Module) -> Iterator[nn.Module]:
     """Calibrate inside the block: evaluation mode, no gradients, observers on, values float.
 
+    Gradients stay on for a forward that takes some of its own, and did not run without when it was recorded.
     At its end every observer is solved, and mode and state are as before.
 
     Raises:
@@ -146,7 +147,7 @@ def calibrating(model: nn.Module) -> Iterator[nn.Module]:
     model.eval()
     set_fake_quantize(model, FakeQuantState.CALIBRATION)
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(prepared(model).recording.differentiates):
             yield model
         finish_calibration(model)
     finally:

@@ -303,14 +303,6 @@ def test_expanded_inputs_and_gradients_of_stride_zero(kind, qscheme):
     torch.testing.assert_close(x.grad, wide.grad.sum((0, 2), keepdim=True))
 
 
-@pytest.mark.parametrize("kind", FAKE_QUANTIZES)
-def test_a_second_derivative_is_refused(kind):
-    module, x = calibrated(torch.randn(8), kind), torch.randn(8, requires_grad=True)
-    (grad,) = torch.autograd.grad(module(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
-        grad.sum().backward()
-
-
 def saved_by(module, x):
     """The tensors of more than a few elements that are kept for backward."""
     saved = []
