@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from quantcfg.cli.options import COMMAND_LINE
+from quantcfg.errors import UsageError
 
+_WrongCommandLine: type[Exception] = typer.BadParameter.__mro__[1]
+"""Its base for all that is wrong with a command line, which typer has no public name for."""
 app = typer.Typer(
     name="quantcfg",
     help="Declarative quantization of PyTorch models: a config file says how, one command does it.",
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -55,7 +57,8 @@ def options(
         typer.echo(f"quantcfg {_version()}")
         raise typer.Exit
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(UsageError.exit_code)
 
 
 def _version() -> str:
@@ -72,4 +75,15 @@ def run(arguments: Sequence[str]) -> None:
     COMMAND_LINE.set(tuple(arguments))
     app.registered_commands.clear()
     register(arguments)
-    app(list(arguments), prog_name="quantcfg")
+    try:
+        code = app(list(arguments), prog_name="quantcfg", standalone_mode=False)
+    except _WrongCommandLine as error:
+        raise _usage_error(error, arguments) from error
+    raise SystemExit(code)
+
+
+def _usage_error(error: Any, arguments: Sequence[str]) -> UsageError:
+    """What typer found wrong with a command line, in the form of all our errors."""
+    text = error.format_message().replace("Value error, ", "").rstrip(".")  # a word of pydantic's
+    usage = error.ctx.get_usage().removeprefix("Usage: ") if error.ctx else f"quantcfg {arguments[0]}"
+    return UsageError(text[0].lower() + text[1:], hint=f"{' '.join(usage.split())}; -h shows more")

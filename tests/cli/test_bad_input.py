@@ -228,6 +228,7 @@ def test_names_with_control_characters_cannot_steer_the_terminal(project):
         ("hpu", "there is no device 'hpu' here: No module named "),
         ("vulkan", "this torch is built without 'vulkan'"),
         ("meta", "tensors on the device 'meta' have no values"),
+        ("mkldnn", "torch computes on no 'mkldnn'"),
         ("gpu", "'gpu' names no device"),
         ("", "'' names no device"),
     ],
@@ -249,13 +250,29 @@ def test_what_a_driver_says_is_not_hidden(monkeypatch):
         choose_device("cuda:0")
 
 
+CALIB_USAGE = "quantcfg calib [OPTIONS] {MODEL} {CONFIG}"
+
+
 @pytest.mark.parametrize(
-    "arguments", [("calib",), ("calib", "model.py", "config.yaml", "--nonsense"), ("frobnicate",)]
-)
-def test_a_wrong_command_line(project, arguments):
-    done = project.run(*arguments)
+    ("arguments", "message", "usage"),
+    [
+        ("calib", "missing argument 'MODEL'", CALIB_USAGE),
+        ("calib a b c", "got unexpected extra argument(s) (c)", CALIB_USAGE),
+        ("calib a b --xyzzy", "no such option: --xyzzy", CALIB_USAGE),
+        ("calib a b --format xml",
+         "invalid value for '--format': 'xml' is not one of 'text', 'json'", CALIB_USAGE),
+        ("export a b --format onx",
+         "invalid value for '--format': 'onx' is not one of 'onnx', 'safetensors', 'pt2'",
+         "quantcfg export [OPTIONS] {MODEL} {RUN}"),
+        ("calib a b --set", "option '--set' requires an argument", "quantcfg calib"),
+        ("calb", "no such command 'calb'. Did you mean 'calib'?", "quantcfg [OPTIONS] COMMAND [ARGS]..."),
+        ("--nonsense", "no such option: --nonsense", "quantcfg [OPTIONS] COMMAND [ARGS]..."),
+    ],
+)  # fmt: skip
+def test_a_wrong_command_line(project, arguments, message, usage):
+    done = project.run(*arguments.split())
     assert (done.code, done.out) == (2, "")
-    assert done.err.splitlines()[-1].startswith("Error: ")
+    assert done.err == f"error: {message}\nhint: {usage}; -h shows more\n"
 
 
 def test_eval_of_what_is_no_run(project):
