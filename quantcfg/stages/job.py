@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -164,7 +165,8 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        with warnings.catch_warnings(action="ignore"):  # of names that torch knows and has no device for
+            device = torch.device(name)
     except RuntimeError as error:  # torch has no error of its own for this
         raise UsageError(f"'{name}' names no device", hint=_DEVICES) from error
     if device.type == "meta":
@@ -175,6 +177,8 @@ def choose_device(name: str) -> torch.device:
         raise UsageError(f"this torch is built without '{name}'", hint=_DEVICES) from error
     except Exception as error:  # each backend raises what it likes: a driver's error, a missing module
         reason = str(error).partition("\n")[0]
+        if "INTERNAL ASSERT" in reason:
+            raise UsageError(f"torch computes on no '{name}'", hint=_DEVICES) from error
         raise UsageError(f"there is no device '{name}' here: {reason}", hint=_DEVICES) from error
     return device
 
