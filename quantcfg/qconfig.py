@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -196,6 +197,7 @@ def _known(name: str, table: Mapping[str, Any], what: str) -> None:
         raise ValueError(f"unknown {what} '{name}'{hint} Known: {', '.join(table)}")
 
 
+@cache
 def _parameters(cls: type) -> set[str]:
     """Names of the parameters of a constructor and of those it passes on to."""
     names: set[str] = set()

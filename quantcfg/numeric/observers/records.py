@@ -42,8 +42,9 @@ class BatchRecords(ExactModule):
         size = capacity(num_channels)
         self.register_buffer("index", torch.full((size,), -1))
         self.register_buffer("ranges", torch.zeros(size, 2, num_channels, dtype=torch.float32))
-        infinite = torch.tensor([torch.inf, -torch.inf], dtype=torch.float32)
-        self.register_buffer("base", infinite.repeat(num_channels, 1).T.clone())
+        base = torch.full((2, num_channels), torch.inf, dtype=torch.float32)
+        base[1].neg_()
+        self.register_buffer("base", base)
         self.register_buffer("base_end", torch.full((1,), -1))
 
     def push(self, index: Tensor | int, batch: Range, finite: Tensor, step: Step) -> None:
