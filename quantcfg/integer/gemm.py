@@ -46,6 +46,17 @@ def _channel_shape(op: str, weight: Tensor) -> tuple[int, ...]:
     return (-1,) if op == "linear" else (-1, *[1] * (weight.dim() - 2))
 
 
+def bilinear(call: Call) -> Sum | None:
+    """``bilinear``: products of three integers."""
+    left, right = call.term_at(0, "input1"), call.term_at(1, "input2")
+    weight, bias = call.term_at(2, "weight"), call.get(3, "bias")
+    if left is None or right is None or weight is None or not _all_per_tensor(left, right):
+        return None
+    steps = F.bilinear(left.steps, right.steps, weight.steps)
+    scale = left.scale * right.scale * weight.scale.reshape(-1)
+    return Sum((Term(steps, scale),), None if bias is None else bias.double(), has_bias=True)
+
+
 def product(call: Call) -> Sum | None:
     """``matmul``, ``mm``, ``bmm``, ``dot`` and their like, of activations or with a constant."""
     left, right = call.term_at(0, "input"), call.term_at(1, "mat2")
@@ -111,6 +122,18 @@ def embedding(call: Call) -> Sum | None:
     steps = F.embedding(ids, weight.steps)
     scale = weight.scale if weight.per_tensor else F.embedding(ids, weight.scale)
     return Sum((Term(steps, scale, weight.bounds),))
+
+
+def embedding_bag(call: Call) -> Sum | None:
+    """Sums or averages of rows, each on its own grid, that round once; bags of one length, unweighted."""
+    weight, ids = call.term_at(1, "weight"), call.get(0, "input")
+    mode = call.get(6, "mode", "mean")
+    varying = (call.get(8, "per_sample_weights"), call.get(10, "padding_idx"))
+    if weight is None or ids.dim() != 2 or mode not in ("sum", "mean") or varying != (None, None):
+        return None
+    share = 1.0 if mode == "sum" else 1.0 / ids.shape[1]
+    scale = weight.scale if not weight.per_tensor else weight.scale.reshape(1, 1).expand(len(weight.steps), 1)
+    return Sum(tuple(Term(weight.steps[row], scale[row] * share, weight.bounds) for row in ids.unbind(1)))
 
 
 def attention(call: Call) -> Sum | None:

@@ -21,6 +21,7 @@ GEMMS: dict[str, Kernel] = {
     **dict.fromkeys(("addmm", "baddbmm"), gemm.added_product),
     **dict.fromkeys(("einsum", "tensordot", "inner", "outer"), gemm.contraction),
     "scaled_dot_product_attention": gemm.attention,
+    "bilinear": gemm.bilinear,
 }
 """Ops with an accumulator."""
 
@@ -33,9 +34,11 @@ _TABLES = (
 KERNELS: dict[str, Kernel] = {
     **GEMMS,
     "embedding": gemm.embedding,
+    "embedding_bag": gemm.embedding_bag,
     **dict.fromkeys(("add", "sub", "rsub"), pointwise.add_or_table),
     "mul": pointwise.mul,
     **dict.fromkeys(_TABLES, pointwise.table),
+    "prelu": pointwise.prelu,
     **dict.fromkeys(("relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"), pointwise.clip),
     **dict.fromkeys(("mean", "sum"), reduce.mean),
     **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), reduce.avg_pool),
@@ -49,4 +52,4 @@ KERNELS: dict[str, Kernel] = {
     **dict.fromkeys(("cat", "stack", "hstack", "vstack", "where", "maximum", "minimum", "max", "min"), join),
 }  # fmt: skip
 
-TABLES = frozenset(_TABLES)
+TABLES = frozenset((*_TABLES, "prelu"))

@@ -96,20 +96,46 @@ def _only_operand(call: Call) -> tuple[Any, Tensor, Term] | None:
     key, x = large[0]
     found = integers_of(x)
     term = None if found is None else found.only
-    if term is None or term.bounds is None or not term.per_tensor:
-        return None
-    return (key, x, term) if term.bounds[1] - term.bounds[0] < _MAX_ENTRIES else None
+    return (key, x, term) if term is not None and _has_table(term) else None
 
 
 def _look_up(call: Call, key: Any, x: Tensor, term: Term, output: Any) -> Sum:
-    low, high = term.bounds or (0, 0)
-    steps = torch.arange(low, high + 1, dtype=torch.float64, device=x.device)
-    reals = Sum((Term(steps, term.scale.reshape(())),)).real(x.dtype)
-    values = call.replaced({key: reals}).reshape(-1)
-    entries = quantize(values, output)
-    index = term.steps.nan_to_num(0.0).long() - low
+    values = call.replaced({key: _column(term, x)[:, 0]}).reshape(-1)
+    entries, index = quantize(values, output), _row(term)
     found = entries.mapped(lambda made: made[index])
     return found if not bool(term.steps.isnan().any()) else _with_nan(found, term.steps)
+
+
+def prelu(call: Call) -> Sum | None:
+    """``prelu``: a table, or one for each channel where each has a slope of its own."""
+    x, weight = call.get(0, "input"), call.get(1, "weight")
+    if weight.numel() == 1:
+        return table(call)
+    exact = call.sum_at(0, "input")
+    term = None if exact is None else exact.only
+    if call.output is None or call.output.ch_axis >= 0 or term is None or not _has_table(term):
+        return None
+    entries = quantize(call.func(_column(term, x).expand(-1, weight.numel()), weight), call.output)
+    channels = torch.arange(weight.numel(), device=x.device).reshape(-1, *[1] * (x.dim() - 2))
+    index = _row(term)
+    return entries.mapped(lambda made: made[index, channels])
+
+
+def _has_table(term: Term) -> bool:
+    return term.bounds is not None and term.per_tensor and term.bounds[1] - term.bounds[0] < _MAX_ENTRIES
+
+
+def _column(term: Term, x: Tensor) -> Tensor:
+    """The real value of every integer of a grid, one below the other, in the dtype of ``x``."""
+    low, high = term.bounds or (0, 0)
+    steps = torch.arange(low, high + 1, dtype=torch.float64, device=x.device)
+    return Sum((Term(steps, term.scale.reshape(())),)).real(x.dtype)[:, None]
+
+
+def _row(term: Term) -> Tensor:
+    """The row of each value in such a column."""
+    low, _ = term.bounds or (0, 0)
+    return term.steps.nan_to_num(0.0).long() - low
 
 
 def _with_nan(exact: Sum, where: Tensor) -> Sum:

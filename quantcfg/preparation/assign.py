@@ -230,6 +230,7 @@ class _Assigner:
         row.weight = self._weight(row)
         self._inputs(row, site.data)
         self._quantize_output(row, row.decision)
+        row.reason = row.reason or site.spec.reason
 
     def _joins_one_grid(self, site: Site) -> bool:
         if site.kind is not OpKind.JOIN or not site.data:

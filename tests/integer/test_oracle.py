@@ -107,6 +107,57 @@ def test_a_linear_layer_is_the_int64_product(spec):
     assert np.array_equal(output_integers(y, of["0.output"]), expected([(steps, scale)], of["0.output"]))
 
 
+class OfTwo(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Bilinear(3, 4, 5)
+
+    def forward(self, a, b):
+        return self.layer(a, b)
+
+
+@pytest.mark.parametrize("spec", GRIDS)
+def test_a_bilinear_layer_is_the_int64_product_of_three(spec):
+    torch.manual_seed(0)
+    a, b = torch.randn(6, 3), torch.randn(6, 4)
+    model = calibrated(OfTwo(), {"": GRIDS[spec]}, (a, b))
+    with torch.no_grad():
+        y = convert(model)(a, b)
+    of, layer = fake_quants(model), model.layer
+    scale = grid(of["input.a"])[0] * grid(of["input.b"])[0] * grid(of["layer.weight"])[0]
+    left, right = integers(a, of["input.a"]), integers(b, of["input.b"])
+    steps = np.einsum("ni,oij,nj->no", left, integers(layer.weight, of["layer.weight"]), right)
+    steps = steps + oracle.bias_steps(layer.bias.detach().numpy(), scale)
+    output = of["layer.output"]
+    assert np.array_equal(output_integers(y, output), expected([(steps, scale)], output))
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+@pytest.mark.parametrize("spec", GRIDS)
+def test_a_bag_of_embeddings_rounds_the_sum_of_its_rows_once(mode, spec):
+    torch.manual_seed(0)
+    bag, ids = nn.EmbeddingBag(9, 4, mode=mode), torch.randint(9, (6, 3))
+    model = calibrated(nn.Sequential(bag), {"": GRIDS[spec]}, (ids,))
+    with torch.no_grad():
+        y = convert(model)(ids)
+    of = fake_quants(model)
+    rows, scale = integers(bag.weight, of["0.weight"]), grid(of["0.weight"])[0]
+    share = 3 if mode == "mean" else 1
+    terms = [(rows[column], scale[column][:, None] / share) for column in ids.numpy().T]
+    assert np.array_equal(output_integers(y, of["0.output"]), expected(terms, of["0.output"]))
+
+
+@pytest.mark.parametrize("spec", GRIDS)
+@pytest.mark.parametrize("channels", [1, 6])
+def test_a_prelu_is_a_table_for_each_channel(channels, spec):
+    torch.manual_seed(0)
+    layer, x = nn.PReLU(channels), torch.randn(5, 6, 3)
+    nn.init.uniform_(layer.weight, -0.5, 0.5)
+    model = calibrated(nn.Sequential(layer), {"": GRIDS[spec]}, (x,))
+    with torch.no_grad():
+        assert torch.equal(convert(model)(x), model(x))
+
+
 class Product(nn.Module):
     def __init__(self):
         super().__init__()

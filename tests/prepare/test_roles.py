@@ -132,6 +132,7 @@ def test_nothing_inside_multi_head_attention_is_hidden() -> None:
 
     assert row.name == "layer.self_attn"
     assert row.role == "quantized"
+    assert row.reason.endswith("all between them is in float")
     assert row.params == 3 * 8 * 8 + 8 * 8
 
 
