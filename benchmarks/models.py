@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 import quantcfg as qc
-from quantcfg.preparation.record import tensors_in
+from quantcfg.preparation.seeing import tensors_in
 from tests.models.operators import declare_operators
 
 Maker = Callable[[], tuple[nn.Module, dict[str, Any]]]
@@ -195,7 +195,7 @@ def _examine(model: nn.Module, inputs: dict[str, Any], outcome: Outcome) -> None
             run(prepared)
         qc.set_fake_quantize(prepared, qc.FakeQuantState.VALIDATION)
         outcome.cosine = _cosine(run(prepared)[0], expected[0])
-        outcome.note = _note(outcome.cosine, lambda: _of_16_bits(model, run, expected[0]))
+        outcome.note = _note(outcome.cosine, model, run, expected[0])
     _train(model, prepared, run)
     fresh = qc.prepare(model, {"": qc.get_default_qconfig()}, forward=run, bn="keep")
     fresh.load_state_dict(prepared.state_dict())
@@ -229,20 +229,33 @@ def _fill(outcome: Outcome, plan: qc.Plan) -> None:
     outcome.macs_share = plan.coverage.macs_share
 
 
-def _note(cosine: float, of_16_bits: Callable[[], float]) -> str:
+def _note(
+    cosine: float, model: nn.Module, run: Callable[[nn.Module], list[torch.Tensor]], expected: torch.Tensor
+) -> str:
     """What a low cosine comes from.
 
     Raises:
-        AssertionError: not from having 8 bits only: a quantizer stands where none may.
+        AssertionError: neither from having 8 bits only nor from the model: a quantizer stands where none may.
     """
     if math.isnan(cosine):
         return "finds another number of objects"
     if cosine > _LOW:
         return ""
-    wide = of_16_bits()
-    if wide < _HIGH:
+    wide = _of_16_bits(model, run, expected)
+    if wide > _HIGH:
+        return f"with 16 bits {wide:.4f}: random weights amplify what 8 bits leave out"
+    alone = _cosine(run(_shaken(model))[0], expected)
+    if alone > _HIGH:
         raise AssertionError(f"cosine {cosine:.4f} with 8 bits, and {wide:.4f} with 16")
-    return f"with 16 bits {wide:.4f}: random weights amplify what 8 bits leave out"
+    return f"with 16 bits {wide:.4f}; in float, weights that differ by 1e-4 leave {alone:.4f}"
+
+
+def _shaken(model: nn.Module) -> nn.Module:
+    """The float model with weights that are off by 1e-4 of their value, about what 16 bits leave out."""
+    shaken = copy.deepcopy(model)
+    for parameter in shaken.parameters():
+        parameter.mul_(1 + 1e-4 * torch.randn_like(parameter))
+    return shaken
 
 
 def _of_16_bits(

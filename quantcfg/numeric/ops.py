@@ -2,8 +2,7 @@
 
 Each operation is one `torch.autograd.Function`: the forward allocates what it returns and works in place on
 it; the backward is written out, since differentiating the chain op by op would keep every link of it. It is
-linear in the gradient that it is given, and differentiated in turn (``create_graph``) it is that: rounding
-has the derivative 1 and none after it.
+linear in its gradient, and differentiated in turn it is that: rounding has the derivative 1 and no second.
 
 NaN comes out as NaN, with a gradient that is dy or 0, and +-inf as the end of the grid with no gradient.
 """
@@ -17,17 +16,9 @@ import torch
 from torch import Tensor
 
 from quantcfg.numeric import surrogates
+from quantcfg.numeric.backward import is_differentiated, keeps_sparse, where_inside, where_zero
 from quantcfg.numeric.parts import parts
 from quantcfg.numeric.qparams import EPS, along
-
-_hardtanh_backward = torch.ops.aten.hardtanh_backward
-
-_INTEGERS = {
-    torch.float64: torch.int64,
-    torch.float32: torch.int32,
-    torch.float16: torch.int16,
-    torch.bfloat16: torch.int16,
-}
 
 
 class _Options(NamedTuple):
@@ -139,9 +130,10 @@ class _StraightThrough(torch.autograd.Function):
         return result
 
     @staticmethod
+    @keeps_sparse
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (clipped,) = ctx.saved_tensors
-        if surrogates.is_differentiated():
+        if is_differentiated():
             return surrogates.passed(grad, clipped == 0), None, None, None
         grad_x = torch.empty_like(grad)
         for part in parts(clipped, grad, grad_x):
@@ -182,9 +174,10 @@ class _StraightThroughLeaf(_StraightThrough):
         return _on_grid(x, scale, zero_point, options)
 
     @staticmethod
+    @keeps_sparse
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, zero_point = ctx.saved_tensors
-        if surrogates.is_differentiated():
+        if is_differentiated():
             steps = _steps(x.detach(), scale, zero_point)
             return surrogates.passed(grad, surrogates.inside(steps, ctx.options[:2])), None, None, None
         grad_x = torch.empty_like(grad, dtype=torch.promote_types(grad.dtype, scale.dtype))
@@ -204,10 +197,11 @@ class _LearnedStep(torch.autograd.Function):
         return _on_grid(x, step, zero_point, options)
 
     @staticmethod
+    @keeps_sparse
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, signed_step, zero_point = ctx.saved_tensors
-        if surrogates.is_differentiated():
-            return *_learned_step_gradients(grad, x.detach(), signed_step, zero_point, ctx), None, None
+        if is_differentiated():
+            return *_learned_step_gradients(grad, ctx), None, None
         wide = torch.promote_types(grad.dtype, signed_step.dtype)
         grad_x = torch.empty_like(grad, dtype=wide) if ctx.needs_input_grad[0] else None
         grad_step = torch.zeros_like(signed_step) if ctx.needs_input_grad[1] else None
@@ -248,9 +242,10 @@ class _LearnedClip(torch.autograd.Function):
         return result
 
     @staticmethod
+    @keeps_sparse
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         side, signed_bound = ctx.saved_tensors
-        if surrogates.is_differentiated():
+        if is_differentiated():
             grad_alpha = (grad * (side * signed_bound.sign())).sum_to_size(signed_bound.shape)
             return surrogates.passed(grad, side == 0), grad_alpha.reshape(ctx.shape), None, None
         grad_x = torch.empty_like(grad) if ctx.needs_input_grad[0] else None
@@ -334,7 +329,7 @@ def _straight_through_backward(part: tuple[Any, ...], options: _Options) -> None
     steps = torch.div(x, scale, out=grad_x).round_()
     if zero_point is not None:
         steps.add_(zero_point)
-    _where_inside(grad.to(steps.dtype), steps, options, out=grad_x)
+    where_inside(grad.to(steps.dtype), steps, *options[:2], out=grad_x)
 
 
 def _learned_step_backward(part: tuple[Any, ...], options: _Options) -> None:
@@ -343,22 +338,21 @@ def _learned_step_backward(part: tuple[Any, ...], options: _Options) -> None:
     steps = position.round() if zero_point is None else position.round().add_(zero_point)
     wide = grad.to(steps.dtype)
     if grad_x is not None:
-        _where_inside(wide, steps, options, out=grad_x)
+        where_inside(wide, steps, *options[:2], out=grad_x)
     if grad_step is not None:
-        _where_inside(position, steps, options, out=position)
+        where_inside(position, steps, *options[:2], out=position)
         slope = _remove(_clamp_(steps, options), zero_point).sub_(position)
         grad_step.add_(_sum_to(grad_step, slope.mul_(wide)))
 
 
-def _learned_step_gradients(
-    grad: Tensor, x: Tensor, signed_step: Tensor, zero_point: Tensor | None, ctx: Any
-) -> tuple[Tensor, Tensor]:
-    steps = _steps(x, signed_step.abs(), zero_point)
+def _learned_step_gradients(grad: Tensor, ctx: Any) -> tuple[Tensor, Tensor]:
+    x, signed_step, zero_point = ctx.saved_tensors
+    x, step = x.detach(), signed_step.abs()
+    steps = _steps(x, step, zero_point)
     inside = surrogates.inside(steps, ctx.options[:2])
-    slope = _remove(_clamp_(steps, ctx.options), zero_point) - torch.where(inside, x / signed_step.abs(), 0.0)
+    slope = _remove(_clamp_(steps, ctx.options), zero_point) - torch.where(inside, x / step, 0.0)
     slope *= signed_step.sign() * _grad_scale(x, signed_step, ctx.options)
-    grad_step = (grad * slope).sum_to_size(signed_step.shape)
-    return surrogates.passed(grad, inside), grad_step.reshape(ctx.shape)
+    return surrogates.passed(grad, inside), (grad * slope).sum_to_size(step.shape).reshape(ctx.shape)
 
 
 def _run(function: Any, x: Tensor, *arguments: object) -> Tensor:
@@ -392,24 +386,6 @@ def _to_real(steps: Tensor, scale: Tensor, zero_point: Tensor | None, dtype: tor
 
 def _remove(steps: Tensor, zero_point: Tensor | None) -> Tensor:
     return steps if zero_point is None else steps.sub_(zero_point)
-
-
-def _where_inside(value: Tensor, steps: Tensor, options: _Options, *, out: Tensor) -> None:
-    """Write ``value`` where the integers ``steps`` lie on the grid, else 0: one vectorised pass, no mask."""
-    bounds = options.quant_min - 0.5, options.quant_max + 0.5
-    _hardtanh_backward.grad_input(value, steps, *bounds, grad_input=out)
-
-
-def where_zero(flags: Tensor, value: Tensor, out: Tensor) -> None:
-    """Write ``value`` where the int8 ``flags`` are 0, and 0 where they are 1 or -1."""
-    if torch.compiler.is_compiling():
-        # With a comparison here the compiler would keep its bool result for backward and not the flags, and
-        # it stores and loads bools one by one: 15 copies of the tensor, this 2.6.
-        bits = _INTEGERS[value.dtype]
-        out.copy_((value.view(bits) & ((flags.to(bits) & 1) - 1)).view(value.dtype))
-    else:
-        # torch.where over bytes is not vectorised on a CPU: 2.4 copies, this 1.7.
-        _hardtanh_backward.grad_input(value, out.copy_(flags), -0.5, 0.5, grad_input=out)
 
 
 def _sum_to(target: Tensor, values: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from quantcfg.numeric.ops import where_zero
+from quantcfg.numeric.backward import where_zero
 
 
 def relu(x: Tensor, inplace: bool = False) -> Tensor:  # noqa: ARG001 - of F.relu: nobody reads x again

@@ -37,11 +37,6 @@ def learned_clip(x: Tensor, bound: Tensor, learned: Tensor) -> Tensor:
     return torch.where(x.detach().abs() < bound, x, learned * x.detach().sign())
 
 
-def is_differentiated() -> bool:
-    """Whether the backward that runs is differentiated in turn, so that autograd must see what it does."""
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
-
-
 def passed(grad: Tensor, where: Tensor) -> Tensor:
     """``grad`` where it passes, else 0."""
     return torch.where(where, grad, 0.0)

@@ -102,6 +102,7 @@ class _Assigner:
         self.edges: dict[int, FakeQuantSpec] = {}
         self.owner: dict[int, int] = {}
         self.transparent: set[int] = set()
+        self.rewritten = {self._moved_from(site.data[0].value) for site in recording.sites if _writes(site)}
         self._enter_stubs()
 
     def _enter_stubs(self) -> None:
@@ -286,6 +287,8 @@ class _Assigner:
                 break  # after a ReLU the range is half as wide: quantize there
             if producer.spelling == "__get__" and not self._grid(value):
                 break  # a property such as x.T is not called by a name of its own
+            if self._moved_from(value) in self.rewritten and not self._grid(value):
+                break  # what is written into a part of the quantized copy would be lost
             consumer, slot, value = producer, producer.data[0].slot, producer.data[0].value
         if value in self.on_grid:
             return
@@ -294,6 +297,14 @@ class _Assigner:
         edge = Edge(slot, value)
         if edge not in self.rows[consumer.index].edges:
             self.rows[consumer.index].edges.append(edge)
+
+    def _moved_from(self, value: int) -> int:
+        """The value that one is a view of, or may be."""
+        producer = self.recording.producer(value)
+        while producer is not None and producer.kind is OpKind.MOVE and producer.data:
+            value = producer.data[0].value
+            producer = self.recording.producer(value)
+        return value
 
     def _root(self, value: int) -> int:
         producer = self.recording.producer(value)
@@ -306,6 +317,10 @@ class _Assigner:
         """Whether a value is on a grid, made there or brought there by a quantizer on the way."""
         root = self._root(value)
         return root in self.on_grid or root in self.edges
+
+
+def _writes(site: Site) -> bool:
+    return bool(site.data) and (site.inplace or site.op == "setitem")
 
 
 def _is_divisor(site: Site, operand: Operand) -> bool:

@@ -7,7 +7,6 @@ listed.
 
 from __future__ import annotations
 
-import dataclasses
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from quantcfg.preparation.intercept import Memo, Scope
 from quantcfg.preparation.names import name_sites, named_inputs
 from quantcfg.preparation.ops import OpKind, OpSpec
 from quantcfg.preparation.places import Places, called_from
-from quantcfg.preparation.seeing import memory_of, uncompiled
+from quantcfg.preparation.seeing import memory_of, tensors_in, uncompiled
 from quantcfg.preparation.stubs import DeQuantStub, QuantStub
 
 Slot = tuple[int | str, ...]
@@ -146,7 +145,8 @@ class Recorder:
         )
         self._owned = {
             id(tensor): ("parameter" if isinstance(tensor, nn.Parameter) else "buffer", name, tensor)
-            for name, tensor in _named_tensors(model)
+            for named in (model.named_parameters, model.named_buffers)
+            for name, tensor in named(remove_duplicate=False)
         }
         self._scripts = {
             module: path
@@ -196,6 +196,9 @@ class Recorder:
         site.outputs = tuple(self._output(site, tensor, position) for position, tensor in enumerate(outputs))
         if inplace or kwargs.get("out") is made:
             self._written.setdefault(memory_of(outputs[0]), []).append(site.outputs[0])
+        if not operands and any(_is_sparse(leaf) for leaf in pytree.tree_leaves(args)):
+            for index in site.outputs:
+                self.recording.values[index].live = True
         self._mark_masks(site, operands, outputs, call)
         site.macs = macs(site.op, [self._shape(o) for o in operands], [self._shape(o) for o in site.weights],
                          outputs[0].numel()) if site.kind is OpKind.GEMM else 0  # fmt: skip
@@ -369,22 +372,13 @@ class Recorder:
         self._tagged.clear()
 
 
-def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
-
-
 def _is_float(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+    return isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.layout is torch.strided
 
 
-def tensors_in(result: Any) -> Iterator[Tensor]:
-    """Every tensor in what a forward returned: nested containers, dataclasses and plain objects."""
-    for leaf in pytree.tree_leaves(result):
-        if isinstance(leaf, Tensor):
-            yield leaf
-        elif dataclasses.is_dataclass(leaf) or hasattr(leaf, "__dict__"):
-            yield from (item for item in pytree.tree_leaves(dict(vars(leaf))) if isinstance(item, Tensor))
+def _is_sparse(leaf: Any) -> bool:
+    """Whether a tensor has no dense memory, nested ones among them: no quantizer takes it."""
+    return isinstance(leaf, Tensor) and leaf.layout is not torch.strided
 
 
 def run_recorder(recorder: Recorder, forward: Callable[[], Any]) -> Recording:

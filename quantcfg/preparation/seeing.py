@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 
 def memory_of(tensor: Tensor) -> int:
@@ -27,3 +30,12 @@ def uncompiled() -> AbstractContextManager[Any]:
         return nullcontext()
     eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return eager
+
+
+def tensors_in(result: Any) -> Iterator[Tensor]:
+    """Every tensor in what a forward returned: nested containers, dataclasses and plain objects."""
+    for leaf in pytree.tree_leaves(result):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif dataclasses.is_dataclass(leaf) or hasattr(leaf, "__dict__"):
+            yield from (item for item in pytree.tree_leaves(dict(vars(leaf))) if isinstance(item, Tensor))

@@ -18,7 +18,7 @@ PLACES: dict[str, Callable[[Tensor], Tensor]] = {"leaf": lambda x: x, "inner": l
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_a_differentiable_gradient_is_the_gradient(kind: str, place: str, dtype: torch.dtype) -> None:
-    x, parameter = X.to(dtype).requires_grad_(), PARAMETER.clone().requires_grad_()
+    x, parameter = X.clone().to(dtype).requires_grad_(), PARAMETER.clone().requires_grad_()
     result = KINDS[kind](PLACES[place](x), parameter)
     grad = torch.linspace(-1, 2, X.numel()).reshape(X.shape).to(dtype)
     asked = {"inputs": (x, parameter), "grad_outputs": grad, "retain_graph": True, "allow_unused": True}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from quantcfg.errors import NumericError, PrepareError, QuantcfgWarning
 from quantcfg.preparation.prepare import prepare
-from quantcfg.preparation.record import tensors_in
+from quantcfg.preparation.seeing import tensors_in
 from quantcfg.preparation.state import (
     FakeQuantState,
     calibrating,
