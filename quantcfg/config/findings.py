@@ -19,7 +19,7 @@ from quantcfg.config.patterns import (
 )
 from quantcfg.config.repair import repaired_segment
 from quantcfg.config.rules import Classes, Decision, Rule, RuleSet, Target, resolve_stack
-from quantcfg.config.suggest import listing, nearest
+from quantcfg.config.suggest import counted, listing, nearest
 from quantcfg.errors import Diagnostic
 
 CHECKED = ("module_type", "module_name")
@@ -114,7 +114,7 @@ def _effects(decisions: Iterable[Decision]) -> Mapping[int, _Effect]:
 
 
 def _report_count(rule: Rule, matched: Sequence[str], findings: Findings) -> None:
-    count = f"{len(matched)} name{'' if len(matched) == 1 else 's'}"
+    count = counted(len(matched), "name")
     findings.error(
         "QC202",
         f"the rule `{shortened(rule.pattern)}` matches {count}, expected {rule.expect}",
@@ -175,8 +175,8 @@ def _advice(rule: Rule, tree: _Tree) -> str:
     if rule.kind == "template":
         return "make the table anew, from this model"
     if rule.kind == "module_type" and (derived := tree.matched_by(replace(rule, subclasses=True))):
-        count = f"{len(derived)} module{'' if len(derived) == 1 else 's'}"
-        return f"{count} derive from it: write `{{use: ..., subclasses: true}}`"
+        count = counted(len(derived), "module derives", "modules derive")
+        return f"{count} from it: write `{{use: ..., subclasses: true}}`"
     return "remove the rule, or write `{use: ..., optional: true}`"
 
 

@@ -1,4 +1,4 @@
-"""The nearest match of a misspelt name."""
+"""The nearest match of a misspelt name, and names and numbers of things in a sentence."""
 
 from __future__ import annotations
 
@@ -59,6 +59,11 @@ def _is_inside(short: str, long: str) -> bool:
 
 def _fold(name: str) -> str:
     return name.strip("\u201c\u201d\u2018\u2019\"'").lower().replace("-", "_").replace(" ", "_")
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """``1 batch``, ``2 batches``; ``many`` is ``one`` with an s unless it is given."""
+    return f"{count} {one if count == 1 else many or f'{one}s'}"
 
 
 def listing(names: Iterable[str], limit: int = 8) -> str:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import IO, Any
 
+from quantcfg.config.suggest import counted
 from quantcfg.errors import Diagnostic, Place
 from quantcfg.render.text import display_width, safe_text, wants_colour
 
@@ -96,7 +97,7 @@ def summary_of(diagnostics: Iterable[Diagnostic]) -> str:
 
 def _counted(counts: Counter[str]) -> str:
     kinds = [kind for kind in ("error", "warning", "note") if counts[kind]]
-    return ", ".join(f"{counts[kind]} {kind}{'s' if counts[kind] > 1 else ''}" for kind in kinds)
+    return ", ".join(counted(counts[kind], kind) for kind in kinds)
 
 
 def print_diagnostics(diagnostics: Sequence[Diagnostic], stream: IO[str] | None = None) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from quantcfg.config.suggest import counted
 from quantcfg.export.report import RUNTIME, Check, ExportReport, QuantizerDifference
 from quantcfg.render.console import with_short_paths
 from quantcfg.render.results import integer_facts, metrics_table
@@ -98,7 +99,7 @@ def _integers(check: Check) -> str:
     different = [item for item in check.quantizers if item.num_different]
     count = sum(item.num_different for item in different)
     if not different:
-        return f"all {values} equal behind {len(check.quantizers)} quantizers"
+        return f"all {values} equal behind {counted(len(check.quantizers), 'quantizer')}"
     named = ", ".join(f"{d.name} ({d.num_different}, by {d.max_steps})" for d in different[:_SHOWN])
     return f"{percent(1 - count / values, 4)} of {values} equal; they differ first at {named}"
 

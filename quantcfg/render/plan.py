@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from quantcfg.config.suggest import listing
+from quantcfg.config.suggest import counted, listing
 from quantcfg.preparation.plan import OpRow, Plan, TensorPlan
 from quantcfg.render.names import summarize
 from quantcfg.render.tables import add_numbers, cell, new_table, print_facts, print_line, print_table
@@ -62,7 +62,10 @@ def _heading(plan: Plan, header: Header) -> list[tuple[str, str]]:
     first, *others = header.configs
     config = f"{first}, with {listing(others)}" if others else first
     lines = [
-        ("model", f"{header.model} ({plan.model_class}), stage {plan.stage}, {len(plan.rows)} ops"),
+        (
+            "model",
+            f"{header.model} ({plan.model_class}), stage {plan.stage}, {counted(len(plan.rows), 'op')}",
+        ),
         ("config", config),
     ]
     return lines + [("--set", override) for override in header.overrides]
@@ -153,7 +156,7 @@ def _summary(plan: Plan) -> list[tuple[str, str]]:
     shares = f"{macs} of multiply-accumulates, {params} of parameters"
     sizes = f"{cover.float_size_bytes / _KIB:,.1f} KiB in float, {cover.size_bytes / _KIB:,.1f} KiB quantized"
     lines = [
-        ("coverage", f"{shares}, {cover.quantized_ops} of {cover.ops} ops"),
+        ("coverage", f"{shares}, {cover.quantized_ops} of {counted(cover.ops, 'op')}"),
         ("size", f"{sizes}, {cover.weight_bits:.2f} bits per weight on average"),
     ]
     if plan.never_run:

@@ -24,6 +24,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from quantcfg.config.suggest import counted
 from quantcfg.render.console import message_console, say
 
 _INTERVAL = 5.0  # seconds between plain lines
@@ -101,8 +102,9 @@ class _LineTask:
             self.say(self._remaining())
 
     def say(self, ending: str) -> None:
-        count = f"{self.done}/{self.total}" if self.total else str(self.done)
-        parts = (f"{self.title}: {count} batches", self.values, ending)
+        amount = counted(self.total or self.done, "batch", "batches")
+        of = f"{self.done}/" if self.total else ""
+        parts = (f"{self.title}: {of}{amount}", self.values, ending)
         print(", ".join(part for part in parts if part), file=sys.stderr, flush=True)
 
     def elapsed(self) -> float:

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from quantcfg.config.suggest import listing
+from quantcfg.config.suggest import counted, listing
 from quantcfg.render.comparison import print_comparison
 from quantcfg.render.tables import add_numbers, keys_of, new_table, print_facts, print_table
-from quantcfg.render.text import counted, percent, safe_text
+from quantcfg.render.text import percent, safe_text
 
 _SHOWN = 4  # ops that are named
 
@@ -105,7 +105,7 @@ def _facts(report: RunReport) -> list[tuple[str, str]]:
     if "best_step" in result:
         facts.append(("best", f"step {result['best_step']}"))
     if result.get("num_skipped_steps"):
-        steps = counted(result["num_skipped_steps"], "step", "steps")
+        steps = counted(result["num_skipped_steps"], "step")
         facts.append(("skipped", f"{steps} whose gradient overflowed float16"))
     if skipped := result.get("skipped"):
         most = counted(max(skipped.values()), "batch", "batches")

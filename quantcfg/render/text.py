@@ -29,11 +29,6 @@ def percent(share: float, digits: int) -> str:
     return f"{1 - 10 ** -(digits + 2):.{digits}%}" if shown == whole and share < 1 else shown
 
 
-def counted(count: int, one: str, many: str) -> str:
-    """``1 batch``, ``2 batches``."""
-    return f"{count} {one if count == 1 else many}"
-
-
 def wants_colour(stream: IO[str]) -> bool:
     """Whether a stream is a terminal that colour is welcome on: never a pipe, never with NO_COLOR."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from quantcfg.config.suggest import counted
 from quantcfg.errors import UsageError
 from quantcfg.preparation.state import FakeQuantState, calibrating, fake_quants, plan_of, set_fake_quantize
 from quantcfg.runs.directory import RunDirectory
@@ -280,13 +281,11 @@ def _between_rounds(
 def _note_shortage(job: Job, position: Position) -> None:
     wanted = job.config.calib
     if wanted.batches is not None and position.batches < wanted.batches:
-        job.progress.note(
-            f"calib_data() had {position.batches} batches; calib.batches asks for {wanted.batches}"
-        )
+        had = counted(position.batches, "batch", "batches")
+        job.progress.note(f"calib_data() had {had}; calib.batches asks for {wanted.batches}")
     if wanted.samples is not None and position.samples < wanted.samples:
-        job.progress.note(
-            f"calib_data() had {position.samples} samples; calib.samples asks for {wanted.samples}"
-        )
+        had = counted(position.samples, "sample")
+        job.progress.note(f"calib_data() had {had}; calib.samples asks for {wanted.samples}")
 
 
 def _batches(job: Job, source: DataSource, start: _Start) -> Iterator[Numbered]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from quantcfg.config.suggest import counted
 from quantcfg.errors import RunError
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
 from quantcfg.numeric.observers.base import Observer
@@ -147,7 +148,8 @@ class Pulse:
         if odd is not None:
             with ranks.alike():
                 raise RunError(
-                    f"rank {odd} has read {everyone[odd][0]} batches where rank 0 has read {everyone[0][0]}",
+                    f"rank {odd} has read {counted(everyone[odd][0], 'batch', 'batches')}"
+                    f" where rank 0 has read {everyone[0][0]}",
                     hint="every rank has to be given the same batches; they are shared out here",
                 )
         batches, is_end, stop, save, merge = map(max, zip(*everyone, strict=True))

@@ -13,6 +13,7 @@ from torch import nn
 from quantcfg.config.patterns import is_exact
 from quantcfg.config.resolved import scalar_text
 from quantcfg.config.source import STEERING
+from quantcfg.config.suggest import counted
 from quantcfg.preparation.ops import OpKind
 from quantcfg.preparation.targets import type_names
 from quantcfg.preparation.templates import TEMPLATES
@@ -27,7 +28,7 @@ _QUANTIZED = (OpKind.GEMM, OpKind.COMPUTE, OpKind.JOIN)
 
 _HEAD = """\
 # yaml-language-server: $schema={schema}
-# A first config for {model}: {ops} ops, {params:,} parameters.
+# A first config for {model}: {ops}, {params:,} parameters.
 #   quantcfg plan {reference} CONFIG     shows what it does to each op
 #   quantcfg presets                     lists what to write instead of w8a8
 version: 1
@@ -74,7 +75,7 @@ def starter_config(surveyed: Survey, reference: str, *, trains: bool, schema: st
     head = _HEAD.format(
         schema=schema,
         model=_shown(type(surveyed.model).__name__),
-        ops=len(surveyed.targets),
+        ops=counted(len(surveyed.targets), "op"),
         params=sum(parameter.numel() for parameter in surveyed.model.parameters()),
         reference=_shown(shlex.quote(reference)),
     )
@@ -112,7 +113,7 @@ def _classes(model: nn.Module, surveyed: Survey) -> Iterator[_Line]:
     modules = dict(model.named_modules())
     counts = Counter(_class_name(type(modules[path])) for path in owners if path)
     for name, count in counts.most_common(_MAX_LISTED):
-        yield _Line(name, "w8a8", _counted(count, "module"))
+        yield _Line(name, "w8a8", counted(count, "module"))
 
 
 def _class_name(cls: type) -> str:
@@ -137,7 +138,7 @@ def _parts(surveyed: Survey) -> Iterator[_Line]:
         if path in known or not is_exact(path) or not any(site.kind in _QUANTIZED for site in inside):
             continue
         params = sum(parameter.numel() for parameter in module.parameters())
-        remark = f"{_class_name(type(module))}: {_counted(len(inside), 'op')}, {params:,} parameters"
+        remark = f"{_class_name(type(module))}: {counted(len(inside), 'op')}, {params:,} parameters"
         yield _Line(path, "w8a16", remark)
 
 
@@ -147,10 +148,6 @@ def _top(model: nn.Module) -> Sequence[tuple[str, nn.Module]]:
         prefix += f"{children[0][0]}."
         children = list(children[0][1].named_children())
     return [(f"{prefix}{name}", module) for name, module in children[:_MAX_LISTED]]
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _commented(text: str) -> str:

@@ -45,8 +45,8 @@ def test_without_a_length_the_time_so_far_is_given(capsys, clock):
         clock[0] += 6.0
         task.advance()
     assert capsys.readouterr().err.splitlines() == [
-        "calibrating: 1 batches, 0.167/s, 6 s so far",
-        "calibrating: 1 batches, 6.0 s",
+        "calibrating: 1 batch, 0.167/s, 6 s so far",
+        "calibrating: 1 batch, 6.0 s",
     ]
 
 

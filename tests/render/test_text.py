@@ -2,7 +2,8 @@
 
 import pytest
 
-from quantcfg.render.text import counted, percent
+from quantcfg.config.suggest import counted
+from quantcfg.render.text import percent
 
 
 @pytest.mark.parametrize(
