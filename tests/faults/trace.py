@@ -16,6 +16,7 @@ it begins. What was found is JSON. ``BUG`` puts a mistake into quantcfg that has
 
     no-fsync   files are not synchronised      in-place   files are written under their final names
     no-random  random generators are not restored
+    no-append-sync  what was appended to files is not synchronised
 """
 
 import json
@@ -34,11 +35,11 @@ import torch
 from inject import TEMPORARY_MARK, contents, violations
 
 from quantcfg.cli.main import main
-from quantcfg.runs import checkpoint, writer
+from quantcfg.runs import checkpoint, manifest, metrics, writer
 from quantcfg.stages import seeding
 
 CALLS = ("openat", "write", "pwrite64", "ftruncate", "fsync", "fdatasync", "rename", "renameat", "renameat2",
-         "mkdir", "mkdirat", "unlink", "unlinkat", "rmdir")  # fmt: skip
+         "mkdir", "mkdirat", "unlink", "unlinkat", "rmdir", "close")  # fmt: skip
 ERRORS = ("ENOSPC", "EIO", "EDQUOT", "EROFS", "EACCES")
 ENTERED = re.compile(r"^(\d+) +(\w+)\((.*)")
 PATH = re.compile(r'[<"](/[^>"]*)[>"]')
@@ -98,7 +99,7 @@ def _attached(child, inject):
 
 def calls_in(ran, folder):
     """The write-side calls of the main thread that concern a folder, each with its number."""
-    counts, found = Counter(), []
+    counts, found, made = Counter(), [], set()
     for line in ran.log:
         entered = ENTERED.match(line)
         if entered is None or int(entered[1]) != ran.child:
@@ -106,13 +107,16 @@ def calls_in(ran, folder):
         name = entered[2]
         counts[name] += 1
         paths = tuple(path for path in PATH.findall(entered[3]) if path.startswith(str(folder)))
-        if paths and (name != "openat" or "O_CREAT" in line):
+        made |= set(paths) if "O_CREAT" in line else set()
+        if paths and (name != "openat" or "O_CREAT" in line) and (name != "close" or paths[0] in made):
             found.append(Call(name, counts[name], paths, line))
     return found
 
 
 def fault_at(kind, call):
     """The ``inject`` of a fault at a call, or None where it has no meaning."""
+    if call.name == "close" and kind != "EIO":  # with what was written long ago: that is when a network tells
+        return None
     if kind in ("kill", "chain"):
         return f"{call.name}:signal=SIGKILL:when={call.number}"
     if kind == "ENOSPC":
@@ -155,7 +159,10 @@ def one_point(command, kind, call, whole):
 
 
 def misordered(ran, folder):
-    """Files that got their final name before they, or after which not their folders, were synchronised."""
+    """Files that got their final name before they, or after which not their folders, were synchronised.
+
+    Logs are appended to under their names: metrics count once a checkpoint says so, everything by a manifest.
+    """
     dirty, wrong, unsynced = set(), [], {}
     for line in ran.log:
         entered = ENTERED.match(line)
@@ -172,16 +179,29 @@ def misordered(ran, folder):
         elif name.startswith("rename") and TEMPORARY_MARK in paths[0]:
             torn = [path for path in dirty if path == paths[0] or path.startswith(f"{paths[0]}/")]
             wrong += [f"{path} was renamed before it was synchronised" for path in torn]
+            early = [path for path in dirty if counts_with(path, Path(paths[-1]))]
+            wrong += [f"{paths[-1]} counts on {path}, which was not synchronised" for path in early]
             unsynced[str(Path(paths[-1]).parent)] = paths[-1]
     return wrong + [
         f"the folder of {path} was not synchronised after its renaming" for path in unsynced.values()
     ]
 
 
+def counts_with(log, final):
+    """Whether a file that is appended to has to be durable when another one gets its final name."""
+    if final.parent.name == "checkpoints":
+        return log == str(final.parents[1] / "metrics.jsonl")
+    is_log = not log.endswith(".lock") and TEMPORARY_MARK not in log
+    return final.name == "manifest.json" and is_log and log.startswith(f"{final.parent}/")
+
+
 def plant(bug):
     """The negative controls: what a careless change would do."""
     if bug == "no-fsync":
         writer.os = _WithoutSync()
+    elif bug == "no-append-sync":
+        metrics.MetricsLog.synchronize = lambda self: None
+        manifest.synchronize = lambda path: None
     elif bug == "no-random":
         seeding.restore_random_state = lambda state: None
     elif bug == "in-place":
