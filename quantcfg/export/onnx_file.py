@@ -50,6 +50,7 @@ def to_onnx(program: Program, metadata: Mapping[str, str]) -> ir.Model:
     onnx_graph.finish(made.model, program)
     if opset == _OPSET_OF_OTHER_BITS:
         onnx_graph.requantize_moves(made.model.graph)
+        onnx_graph.split_wide_biases(made.model.graph)
     made.model.metadata_props.update(metadata)
     return made.model
 

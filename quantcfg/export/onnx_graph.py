@@ -13,6 +13,8 @@ from quantcfg.export.program import Program
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _MOVES = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice")
+_WITH_BIAS = ("Conv", "ConvTranspose", "Gemm")
+_INT32_END = 2.0**31
 _AXIS_NAMES = {0: "batch", 1: "sequence"}
 _SYMBOL = re.compile(r"[A-Za-z_]\w*")
 
@@ -54,6 +56,55 @@ def _requantize(graph: ir.Graph, node: ir.Node, scale: ir.Value, zero_point: ir.
     value.replace_all_uses_with(dequantize.outputs[0])
     quantize.replace_input_with(0, value)
     graph.insert_after(node, [quantize, dequantize])
+
+
+def split_wide_biases(graph: ir.Graph) -> None:
+    """Let a bias that int32 cannot hold in steps of its accumulator be an Add of its own.
+
+    ONNX Runtime's optimiser rounds biases to those steps and does not look whether they fit; with 16 bits on
+    both sides they often do not, and what comes out is far off (seen in 1.32).
+    """
+    for node in list(graph):
+        bias = node.inputs[2] if node.op_type in _WITH_BIAS and len(node.inputs) > 2 else None
+        if bias is not None and bias.const_value is not None and _is_wide(node, bias.const_value.numpy()):
+            _split_bias(graph, node, bias)
+
+
+def _is_wide(node: ir.Node, bias: np.ndarray) -> bool:
+    scales = [_scale_behind(value) for value in node.inputs[:2]]
+    return all(scales) and float(np.abs(bias).max(initial=0)) >= _INT32_END * float(np.prod(scales))
+
+
+def _scale_behind(value: ir.Value | None) -> float:
+    """The least scale of the DequantizeLinear that a value comes from; 0 where there is none."""
+    node = None if value is None else value.producer()
+    while node is not None and node.op_type != DEQUANTIZE:
+        value = node.inputs[0] if node.inputs else None
+        node = None if value is None else value.producer()
+    scale = None if node is None else node.inputs[1]
+    return 0.0 if scale is None or scale.const_value is None else float(scale.const_value.numpy().min())
+
+
+def _split_bias(graph: ir.Graph, node: ir.Node, bias: ir.Value) -> None:
+    value, weight = node.outputs[0], node.inputs[1]
+    assert bias.const_value is not None
+    assert weight is not None
+    assert weight.shape is not None
+    spatial = 0 if node.op_type == "Gemm" else len(weight.shape) - 2
+    array = bias.const_value.numpy().reshape(-1, *[1] * spatial)
+    column = graph.initializers.get(name := f"{bias.name}.column") or _constant(
+        array, ir.DataType.FLOAT, name
+    )
+    graph.register_initializer(column)
+    add = ir.node("Add", [value, column], name=f"{node.name}.bias")
+    add.outputs[0].shape, add.outputs[0].type = value.shape, value.type
+    value.replace_all_uses_with(add.outputs[0], replace_graph_outputs=True)
+    add.replace_input_with(0, value)
+    add.outputs[0].name, value.name = value.name, f"{value.name}.unbiased"
+    node.resize_inputs(2)
+    graph.insert_after(node, [add])
+    if not bias.uses():
+        graph.initializers.pop(str(bias.name), None)
 
 
 def _forget_sources(model: ir.Model) -> None:

@@ -92,6 +92,36 @@ def test_qparams_and_integers_are_those_of_the_model_bit_for_bit():
             assert np.array_equal(constants[node.input[0]], steps.detach().numpy())
 
 
+class LargeBiases(nn.Module):
+    """Biases beyond int32 in steps of a product of 16 bits with 16 bits."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.up, self.fc = (
+            nn.Conv2d(3, 4, 1),
+            nn.ConvTranspose2d(4, 4, 2, groups=2),
+            nn.Linear(4, 3),
+        )
+        for layer in (self.conv, self.up, self.fc):
+            nn.init.constant_(layer.bias, 2.0)
+            nn.init.uniform_(layer.weight, -0.05, 0.05)
+
+    def forward(self, x):
+        return self.fc(self.up(self.conv(x)).mean((2, 3)))
+
+
+def test_a_bias_that_int32_cannot_hold_is_added_apart():
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 6, 6) * 0.1
+    made = exported(LargeBiases(), {"": qconfig("qint16", "qint16")}, (x,))
+    ops = [node.op_type for node in made.proto.graph.node if not node.op_type.endswith("Linear")]
+    assert ops == ["Conv", "Add", "ConvTranspose", "Add", "ReduceMean", "Gemm", "Add"]
+    with torch.no_grad():
+        step = float(fake_quants(made.model)["fc.output"].qparams().scale)
+        for optimised in (False, True):
+            assert float((made.file(optimised=optimised)(x) - made.model(x)).abs().max()) < 3 * step
+
+
 def test_no_weight_is_stored_in_float():
     made = exported(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)), {"": qconfig()},
                     (torch.randn(4, 64),))  # fmt: skip
