@@ -11,7 +11,7 @@ import argparse
 import copy
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,11 @@ import quantcfg as qc
 from quantcfg.export import onnx_file
 from quantcfg.export.calls import Call, varying_axes
 from quantcfg.export.deployed import deployed
-from quantcfg.export.freeze import freeze
+from quantcfg.export.freeze import FrozenModel, freeze
+from quantcfg.export.integers import Integers
 from quantcfg.export.ops import SINGLE
-from quantcfg.export.program import Program, export_program
+from quantcfg.export.program import export_program
+from quantcfg.export.report import QuantizerDifference
 from quantcfg.export.session import FileModel, Runner, input_names, latencies_s, open_session, runner
 from quantcfg.stages.progress import Silence
 from tests.models.operators import declare_operators
@@ -43,7 +45,10 @@ export: {{target: {target}, unsupported: adjust}}
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One model: counts, agreement with the fake-quant model, and ratios float over quantized."""
+    """One model: counts, agreement with the fake-quant model, and ratios float over quantized.
+
+    ``runtime`` is the share of equal integers in ONNX Runtime, op by op, with and without its optimisations.
+    """
 
     name: str
     ops: int
@@ -54,6 +59,7 @@ class Row:
     flowing_exact: float
     own_exact: int
     in_float: int
+    runtime: dict[str, float]
     top1: dict[str, float]
     size: float
     latency: float
@@ -109,12 +115,28 @@ def _same_first(found: Any, expected: Any) -> float:
     return float((_scores(found).argmax(-1) == _scores(expected).argmax(-1)).float().mean())
 
 
-def _file(model: nn.Module, inputs: Inputs, path: Path) -> tuple[FileModel, Program]:
+def _file(model: nn.Module, inputs: Inputs, path: Path) -> FileModel:
     call = Call((), inputs)
     program = export_program(model, call, varying_axes([call]), Silence())
     onnx_file.write(onnx_file.to_onnx(program, {}), path)
     names = input_names(onnx.load(path, load_external_data=False))
-    return FileModel(program, names, runner(open_session(path, optimised=True))), program
+    return FileModel(program, names, runner(open_session(path, optimised=True)))
+
+
+def _in_runtime(file: FileModel, frozen: FrozenModel, plan: qc.Plan, path: Path) -> dict[str, float]:
+    """The share of integers that ONNX Runtime makes as the model does, each op given the model's own."""
+    integers = Integers(onnx.load(path, load_external_data=False), frozen, plan, file.program.call)
+    apart = path.with_name("apart.onnx")
+    integers.write_cut(apart, apart=True)
+    feeds = file.feeds(file.program.call)
+    return {
+        way: _equal_share(integers.compare(open_session(apart, optimised=way == "optimised"), feeds))
+        for way in ("unoptimised", "optimised")
+    }
+
+
+def _equal_share(found: Sequence[QuantizerDifference]) -> float:
+    return 1 - sum(item.num_different for item in found) / sum(item.num_values for item in found)
 
 
 @torch.no_grad()
@@ -131,8 +153,8 @@ def measure(name: str, config: qc.Config, folder: Path) -> Row:
         forward(model)
     qc.set_fake_quantize(model, qc.FakeQuantState.VALIDATION)
     frozen = freeze(deployed(model.eval(), in_float32=True), forward, SINGLE)
-    file, _ = _file(frozen.model, inputs, folder / f"{name}.onnx")
-    float_file, _ = _file(copy.deepcopy(net), inputs, folder / f"{name}-float.onnx")
+    file = _file(frozen.model, inputs, folder / f"{name}.onnx")
+    float_file = _file(copy.deepcopy(net), inputs, folder / f"{name}-float.onnx")
     float_s, int_s = latencies_s([_timed(float_file, inputs), _timed(file, inputs)])
     rounded = qc.compare_integers(model, [forward])
     exact = qc.compare_integers(model, [forward], bias="exact")
@@ -148,6 +170,7 @@ def measure(name: str, config: qc.Config, folder: Path) -> Row:
         flowing_exact=exact.flowing_share,
         own_exact=sum(op.own for op in exact.ops),
         in_float=len(exact.in_float),
+        runtime=_in_runtime(file, frozen, qc.plan_of(model), folder / f"{name}.onnx"),
         top1={title: _same_first(forward(other), expected) for title, other in others.items()},
         size=_size(folder / f"{name}-float.onnx") / _size(folder / f"{name}.onnx"),
         latency=float_s / int_s,
@@ -163,13 +186,17 @@ def _size(path: Path) -> int:
 
 
 def _lines(rows: Iterator[Row]) -> Iterator[str]:
-    yield ("| model | quantized ops | quantizers | equal by op | equal in flow | float64, own | in float "
-           "| top-1: fake-quant | ORT | integer | size | latency |")  # fmt: skip
+    yield (
+        "| model | quantized ops | quantizers | ORT by op | optimised | integer by op | in flow | own "
+        "| in float | top-1 of the three | size | latency |"
+    )
     yield "|---" * 12 + "|"
     for row in rows:
-        first = " | ".join(f"{row.top1[title]:.3f}" for title in ("fake-quant", "ORT", "integer"))
+        first = ", ".join(f"{row.top1[title]:.3f}" for title in ("fake-quant", "ORT", "integer"))
         yield (
-            f"| {row.name} | {row.ops} | {row.pairs} | {row.equal:.4%} ({row.equal_exact:.4%}) "
+            f"| {row.name} | {row.ops} | {row.pairs} "
+            f"| {row.runtime['unoptimised']:.4%} | {row.runtime['optimised']:.4%} "
+            f"| {row.equal:.4%} ({row.equal_exact:.4%}) "
             f"| {row.flowing:.2%} ({row.flowing_exact:.2%}) | {row.own_exact} | {row.in_float} "
             f"| {first} | {row.size:.2f} | {row.latency:.2f} |"
         )
