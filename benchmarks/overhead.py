@@ -1,4 +1,4 @@
-"""What a training step and a calibration pass cost over the float model, side by side with torch.ao.
+"""What a training step, a calibration pass and preparing cost over the float model, beside torch.ao.
 
     python -m benchmarks.overhead [--rounds N] [--threads N] [--compiled] [--only NAME] [--json FILE]
 
@@ -13,8 +13,9 @@ import itertools
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ BUDGETS = {
     ("resnet18", "min_max", "eager"): 1.03, ("encoder", "min_max", "eager"): 1.08,
     **{("resnet18", observer, "eager"): 1.15 for observer in ("percentile", "mse", "kl")},
     **{("encoder", observer, "eager"): 1.12 for observer in ("percentile", "mse", "kl")},
+    ("resnet50", "prepare", "eager"): 3.0,
 }  # fmt: skip
 
 
@@ -49,22 +51,50 @@ class BasicBlock(nn.Module):
         return self.relu(y + self.shortcut(x))
 
 
-class ResNet18(nn.Module):
-    """He et al. 2015, arXiv 1512.03385, table 1."""
+class Bottleneck(nn.Module):
+    def __init__(self, channels: int, out: int, stride: int) -> None:
+        super().__init__()
+        inner = out // 4
+        self.conv1 = nn.Conv2d(channels, inner, 1, bias=False)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, bias=False)
+        self.conv3 = nn.Conv2d(inner, out, 1, bias=False)
+        self.bn1, self.bn2, self.bn3 = nn.BatchNorm2d(inner), nn.BatchNorm2d(inner), nn.BatchNorm2d(out)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut = nn.Sequential()
+        if channels != out:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out)
+            )
 
-    def __init__(self) -> None:
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
+        return self.relu(self.bn3(self.conv3(y)) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """He et al. 2015, arXiv 1512.03385, table 1: ``depths`` blocks of the four widths."""
+
+    def __init__(self, block: type[nn.Module], depths: Sequence[int], widths: Sequence[int]) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU())
         self.pool = nn.MaxPool2d(3, 2, 1)
-        widths = (64, 64, 128, 256, 512)
         self.layers = nn.Sequential(*(
-            nn.Sequential(BasicBlock(before, out, 1 if out == 64 else 2), BasicBlock(out, out, 1))
-            for before, out in itertools.pairwise(widths)
+            nn.Sequential(block(before, out, 1 if out == widths[0] else 2),
+                          *(block(out, out, 1) for _ in range(depth - 1)))
+            for depth, (before, out) in zip(depths, itertools.pairwise((64, *widths)), strict=True)
         ))  # fmt: skip
-        self.average, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(512, 1000)
+        self.average, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(widths[-1], 1000)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.average(self.layers(self.pool(self.stem(x)))).flatten(1))
+
+
+def resnet18() -> nn.Module:
+    return ResNet(BasicBlock, (2, 2, 2, 2), (64, 128, 256, 512))
+
+
+def resnet50() -> nn.Module:
+    return ResNet(Bottleneck, (3, 4, 6, 3), (256, 512, 1024, 2048))
 
 
 class Layer(nn.Module):
@@ -96,8 +126,9 @@ class MiniLM(nn.Module):
 
 
 MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
-    "resnet18": lambda: (ResNet18(), torch.randn(16, 3, 128, 128)),
+    "resnet18": lambda: (resnet18(), torch.randn(16, 3, 128, 128)),
     "encoder": lambda: (MiniLM(), torch.randn(16, 128, 384)),
+    "resnet50": lambda: (resnet50(), torch.randn(1, 3, 224, 224)),
 }
 
 
@@ -187,6 +218,14 @@ def _torch_ao_calibration(model: nn.Module, x: Tensor, observer: str) -> nn.Modu
     return fx.prepare_fx(copy.deepcopy(model), ao.QConfigMapping().set_global(qconfig), (x,))
 
 
+def preparing_runs(make: Callable[[], tuple[nn.Module, Tensor]]) -> dict[str, Run]:
+    """Prepare, beside one float forward of the same input."""
+    model, x = make()
+    config = {"": qc.get_default_qconfig()}
+    prepare = partial(qc.prepare, model, config, example_inputs=(x,), stage="qat")
+    return {"float": _forward(model.eval(), x), "quantcfg": prepare}
+
+
 def _forward(model: nn.Module, x: Tensor) -> Run:
     @torch.no_grad()
     def run() -> None:
@@ -198,6 +237,8 @@ def _forward(model: nn.Module, x: Tensor) -> Run:
 def benchmark(name: str, *, compiled: bool, rounds: int) -> list[Result]:
     torch.manual_seed(0)
     make = MODELS[name]
+    if name == "resnet50":
+        return measure(name, "prepare", "eager", preparing_runs(make), rounds)
     results = measure(name, "qat", "eager", qat_runs(make, compiled=False), rounds)
     for observer in ("min_max", "percentile", "mse", "kl"):
         results += measure(name, observer, "eager", calibration_runs(make, observer), rounds)
