@@ -1,9 +1,10 @@
 """What the qat stage's loop adds to a hand-written one, and how long a checkpoint stops it.
 
-    python -m benchmarks.loop [--epochs N] [--threads N]
+    python -m benchmarks.loop [--epochs N] [--rounds N] [--threads N]
 
 The demo is trained by `quantcfg qat`. After each of its steps the hand-written loop makes one, of the same
-model, loader and optimizer: what slows the machine slows both.
+model, loader, optimizer and average of the weights: what slows the machine slows both. Where a model lies in
+memory moves a step by a percent either way, so there are several rounds, each with models of its own.
 """
 
 from __future__ import annotations
@@ -70,7 +71,11 @@ def job_with(progress: Progress, epochs: int) -> Job:
 
 
 def hand_written(job: Job, calibrated: RunDirectory) -> Iterator[float]:
-    """The loop of a tutorial: the loss of each step."""
+    """The loop of a tutorial: the loss of each step.
+
+    It has what the config asks for, and nothing that a run has beside it: no check that loss and gradients
+    are finite, no seed for each batch, no log, no place in an error, nothing that can be saved or stopped.
+    """
     module, rebuilt = job.model_file.module, records.rebuild(job, calibrated)
     model = job.prepare(rebuilt.float_model, "qat")
     qc.load_observer_params(rebuilt.model, model)
@@ -79,6 +84,8 @@ def hand_written(job: Job, calibrated: RunDirectory) -> Iterator[float]:
     loader = module.train_data()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, job.config.qat.epochs * len(loader))
+    weights = list(model.parameters())
+    average = [weight.detach().clone() for weight in weights]
     while True:
         for images, labels in loader:
             optimizer.zero_grad(set_to_none=True)
@@ -86,6 +93,8 @@ def hand_written(job: Job, calibrated: RunDirectory) -> Iterator[float]:
             loss.backward()
             optimizer.step()
             schedule.step()
+            with torch.no_grad():
+                torch._foreach_lerp_(average, weights, 1 - job.config.qat.ema)
             yield loss.item()
 
 
@@ -110,27 +119,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory() as folder, timed_saves() as saves:
-        quiet = job_with(Silence(), options.epochs)
+    with timed_saves() as saves:
+        rounds = [one_round(options.epochs) for _ in range(options.rounds)]
+    report(rounds, saves)
+
+
+def one_round(epochs: int) -> tuple[float, float]:
+    """The median time of a hand-written step, and of what the stage adds to the one before it."""
+    with tempfile.TemporaryDirectory() as folder:
+        quiet = job_with(Silence(), epochs)
         with open_run(Path(folder, "calib")) as run:
             run_calib(quiet, run)
-        steps = hand_written(quiet, RunDirectory(Path(folder, "calib")))
-        turns = InTurn(steps)
+        turns = InTurn(hand_written(quiet, RunDirectory(Path(folder, "calib"))))
         with open_run(Path(folder, "qat")) as run:
-            qat.run_qat(job_with(turns, options.epochs), run, Path(folder, "calib"))
-    report(turns.stage[WARM_UP:], turns.hand[WARM_UP:], saves)
+            qat.run_qat(job_with(turns, epochs), run, Path(folder, "calib"))
+    stage, hand = turns.stage[WARM_UP:], turns.hand[WARM_UP:]
+    return statistics.median(hand), statistics.median(a - b for a, b in zip(stage, hand, strict=True))
 
 
-def report(stage: list[float], hand: list[float], saves: list[float]) -> None:
-    step, added = statistics.median(hand), statistics.median(a - b for a, b in zip(stage, hand, strict=True))
+def report(rounds: list[tuple[float, float]], saves: list[float]) -> None:
+    step, added = (statistics.mean(values) for values in zip(*rounds, strict=True))
     ratio = 1 + added / step
-    print(f"{len(stage)} steps in turn; medians in ms")
+    each = ", ".join(f"{1 + more / own:.3f}" for own, more in rounds)
+    print(f"{len(rounds)} rounds; means of their medians in ms")
     print(f"hand-written {step * 1e3:7.2f}")
-    print(f"stage        {step * ratio * 1e3:7.2f}   {ratio:.3f} times, budget {LOOP:g}")
+    print(f"stage        {step * ratio * 1e3:7.2f}   {ratio:.3f} times, budget {LOOP:g}   (rounds: {each})")
     blocked = f"{statistics.median(saves) * 1e3:7.2f}   longest {max(saves) * 1e3:.2f}"
     print(f"a checkpoint {blocked}, budget one step")
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from quantcfg.stages.sharded import local, reshard, sharded_like
+from quantcfg.stages.sharded import is_sharded, local, reshard, sharded_like
 
 
 class WeightAverage:
@@ -24,12 +24,15 @@ class WeightAverage:
         self._model = model
         self._weights = _averaged(model)
         self._average = [weight.detach().clone() for weight in self._weights]
+        self._are_sharded = any(map(is_sharded, self._weights))
 
-    @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the weights, after an optimizer step."""
-        average, weights = ([local(tensor) for tensor in group] for group in (self._average, self._weights))
-        torch._foreach_lerp_(average, weights, 1 - self.decay)
+        average, weights = self._average, self._weights
+        if self._are_sharded:
+            average, weights = list(map(local, average)), list(map(local, weights))
+        with torch.no_grad():
+            torch._foreach_lerp_(average, weights, 1 - self.decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,11 +47,11 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return _map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
-def fault_in(batch: Any) -> str:
-    """What makes ``batch`` nothing that a model can take; empty when nothing does."""
-    if first_tensor(batch) is None:
+def fault_in(batch: Any, tensors: Sequence[Tensor]) -> str:
+    """What makes ``batch``, with its ``tensors``, nothing that a model can take; empty when nothing does."""
+    if not tensors:
         return f"is of type {type(batch).__name__} and holds no tensor"
-    is_meta = any(tensor.is_meta for tensor in tensors_in(batch))
+    is_meta = any(tensor.is_meta for tensor in tensors)
     return "holds a tensor on the meta device, which has no values" if is_meta else ""
 
 
@@ -69,18 +69,17 @@ def cut(batch: Any, samples: int) -> Any:
 
 def first_tensor(batch: Any) -> Tensor | None:
     """The first tensor in ``batch``, in the order of its items."""
-    return next(tensors_in(batch), None)
+    return next(iter(tensors_in(batch)), None)
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
     """The tensors in nested containers, in the order of their items."""
     if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from tensors_in(item)
-    elif (named := _as_mapping(value)) is not None:
-        yield from tensors_in(list(named.values()))
+        return [value]
+    if isinstance(value, tuple | list):
+        return [tensor for item in value for tensor in tensors_in(item)]
+    named = _as_mapping(value)
+    return [] if named is None else tensors_in(list(named.values()))
 
 
 def logits_of(outputs: Any) -> Tensor | None:
@@ -132,6 +131,8 @@ def default_loss(outputs: Any, batch: Any) -> Tensor | None:
 
 
 def _as_mapping(value: Any) -> Mapping[str, Any] | None:
+    if isinstance(value, Tensor | list | tuple):  # most are, and the questions below take longer
+        return None
     if isinstance(value, Mapping):
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -16,7 +16,7 @@ from quantcfg.stages.batches import fault_in, tensors_in, to_device
 from quantcfg.stages.fingerprint import hash_state
 from quantcfg.stages.model_file import ModelFile
 from quantcfg.stages.ranks import ALONE, Ranks
-from quantcfg.stages.seeding import derive_seed, seed_all, seeded, seeded_everywhere
+from quantcfg.stages.seeding import SEEDS, batch_seeds, derive_seed, seed_all, seeded, seeded_everywhere
 from quantcfg.stages.user_code import place_of, user_code
 from quantcfg.stages.workers import lasting_workers
 
@@ -76,12 +76,12 @@ class DataSource:
             after_skip()
         for index, batch in enumerate(islice(batches, None if limit is None else limit - skip), start=skip):
             read += 1
-            self._check(index, batch)
+            batch = self._usable(index, batch)  # noqa: PLW2901  the other one is not used
             if read == 1:
                 self._require_same(index, batch)
             if index == epoch == 0:
                 self._first = hashlib.sha256(_content(batch)).hexdigest()
-            yield index, self._moved(index, batch)
+            yield index, batch
         if not read and limit != skip:
             raise UserCodeError(f"{self.name}() gave no batch", where=self._place())
 
@@ -101,18 +101,21 @@ class DataSource:
 
         With several ranks that holds for Python's and NumPy's generators too, with one for torch's alone.
         """
-        seed = derive_seed(self.seed, self.name, "batch", epoch, index)
+        block, place = divmod(index, SEEDS)
+        seed = batch_seeds(self.seed, self.name, epoch, block)[place]
         return seeded_everywhere(seed) if self.ranks.are_many else seeded(seed)
 
-    def _check(self, index: int, batch: Any) -> None:
-        if fault := fault_in(batch):
+    def _usable(self, index: int, batch: Any) -> Any:
+        """``batch`` on the device, if it is one."""
+        tensors = tensors_in(batch)
+        if {tensor.device for tensor in tensors} == {self.device}:
+            return batch
+        if fault := fault_in(batch, tensors):
             raise UserCodeError(
                 f"batch {index} of {self.name}() {fault}",
                 hint="a batch is a tensor, (inputs, targets), a dict of tensors or a dataclass of tensors",
                 where=self._place(),
             )
-
-    def _moved(self, index: int, batch: Any) -> Any:
         with user_code(f"moving batch {index} of {self.name}() to {self.device}", self._function):
             return to_device(batch, self.device)
 

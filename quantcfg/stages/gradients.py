@@ -1,31 +1,73 @@
-"""Whether gradients may be used."""
+"""The gradients that a step is made of, and whether they may be used."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from quantcfg.stages.sharded import is_sharded, whole
 
 
-def are_finite(gradients: Sequence[Tensor]) -> bool:
-    """Whether no value of ``gradients`` is infinite or NaN; of sharded ones every rank has to ask.
+class Gradients:
+    """The gradients of some parameters; of sharded ones every rank has to ask."""
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self._parameters = list(parameters)
+        self._are_sharded = any(map(is_sharded, self._parameters))
+        by_device = defaultdict(list)
+        for parameter in self._parameters:
+            by_device[parameter.device].append(parameter)
+        self._checks = [_Check(device, group) for device, group in by_device.items()]
+
+    @classmethod
+    def of(cls, optimizer: Optimizer) -> Gradients:
+        """The gradients of what ``optimizer`` trains."""
+        return cls(parameter for group in optimizer.param_groups for parameter in group["params"])
+
+    def divide(self, divisor: float) -> None:
+        """Divide all of them, in place."""
+        if divisor != 1:
+            torch._foreach_div_(_existing(self._parameters), divisor)
+
+    def norm(self) -> Tensor:
+        """The root of the sum of all squares."""
+        return whole(nn.utils.get_total_norm(_existing(self._parameters)))
+
+    def clip(self, limit: float, norm: Tensor) -> None:
+        """Scale all of them, in place, so that their ``norm`` is ``limit`` where it is larger."""
+        nn.utils.clip_grads_with_norm_(self._parameters, limit, norm)
+
+    def are_finite(self) -> bool:
+        """Whether no value is infinite or NaN."""
+        if self._are_sharded:
+            return bool(self.norm().isfinite())
+        return all(check.passes() for check in self._checks)
+
+
+class _Check:
+    """The check of gradients on one device, for each step: what it needs beside them is made once.
 
     By the one kernel that loss scaling has for it, with a scale of 1: a norm takes several times as long, and
     overflows for gradients that are finite.
     """
-    if any(type(gradient) is not Tensor and is_sharded(gradient) for gradient in gradients):
-        return bool(whole(nn.utils.get_total_norm(gradients)).isfinite())
-    by_device = defaultdict(list)
-    for gradient in gradients:
-        by_device[gradient.device].append(gradient._values() if gradient.is_sparse else gradient)
-    return all(_are_finite_on(device, group) for device, group in by_device.items())
+
+    def __init__(self, device: torch.device, parameters: list[Tensor]) -> None:
+        self._parameters = parameters
+        self._found = torch.zeros(1, dtype=torch.float32, device=device)
+        self._scale = torch.ones_like(self._found)
+
+    def passes(self) -> bool:
+        gradients = [g._values() if g.is_sparse else g for p in self._parameters if (g := p.grad) is not None]
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found, self._scale)
+        is_found = bool(self._found)
+        if is_found:
+            self._found.zero_()
+        return not is_found
 
 
-def _are_finite_on(device: torch.device, gradients: list[Tensor]) -> bool:
-    found, scale = torch.tensor(((0.0,), (1.0,)), dtype=torch.float32, device=device)
-    torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, scale)
-    return not bool(found)
+def _existing(parameters: list[Tensor]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]

@@ -45,7 +45,7 @@ class ModelFile:
 
     def has(self, name: str) -> bool:
         """Whether the file defines the function ``name``."""
-        return hasattr(self.module, name)
+        return name in vars(self.module)
 
     def function(self, name: str) -> Callable[..., Any]:
         """The function ``name``.

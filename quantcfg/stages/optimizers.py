@@ -71,17 +71,18 @@ class Schedule:
 def build_optimizer(section: OptimizerSection, model: nn.Module) -> Optimizer:
     """The optimizer of the config, over everything in ``model`` that takes a gradient.
 
-    Parameters of quantizers are a group of their own. They get no weight decay unless the config says so: it
-    would pull scales towards zero, not towards simplicity.
+    Parameters of quantizers are a group of their own where their options are. They get no weight decay unless
+    the config says so: it would pull scales towards zero, not towards simplicity.
     """
     options = section.model_dump(exclude={"name", *_QUANTIZER_OPTIONS})
     learned = {id(p) for module in fake_quants(model).values() for p in module.parameters()}
     trained = [p for p in model.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": [p for p in trained if id(p) not in learned]}]
-    if len(groups[0]["params"]) < len(trained):
-        groups.append(
-            {"params": [p for p in trained if id(p) in learned]} | _quantizer_options(section, options)
-        )
+    weights = [p for p in trained if id(p) not in learned]
+    scales = [p for p in trained if id(p) in learned]
+    own = _quantizer_options(section, options)
+    groups: list[dict[str, Any]] = [{"params": weights}, {"params": scales} | own]
+    if not scales or own.items() <= options.items():
+        groups = [{"params": weights + scales}]  # two groups would take a step much longer than one
     return OPTIMIZERS[section.name](groups, **options)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,59 +25,58 @@ class Objective(nn.Module):
 
     def __init__(self, job: Job, model: nn.Module, teacher: Teacher | None) -> None:
         super().__init__()
-        self.job = job
+        self.model_file = job.model_file
+        self.device = job.device.type
         self.model = model
         self.teacher = teacher
+        self.autocast = AUTOCAST.get(job.config.qat.autocast or "")
 
     def forward(self, batch: Any) -> Tensor:
         """The loss of a batch, under the autocast of the config."""
-        name = self.job.config.qat.autocast
-        dtype = AUTOCAST[name] if name is not None else torch.float32
-        with torch.autocast(self.job.device.type, dtype, enabled=name is not None):
-            outputs = self.job.model_file.forward(self.model, batch)
-            loss = self.job.model_file.loss(outputs, batch)
-            return loss if self.teacher is None else self.teacher.blend(loss, outputs, batch)
+        if self.autocast is None:
+            return self._loss(batch)
+        with torch.autocast(self.device, self.autocast):
+            return self._loss(batch)
+
+    def _loss(self, batch: Any) -> Tensor:
+        outputs = self.model_file.forward(self.model, batch)
+        loss = self.model_file.loss(outputs, batch)
+        return loss if self.teacher is None else self.teacher.blend(loss, outputs, batch)
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
     """Computes losses whose gradients all ranks share.
 
-    ``share`` is what the gradients are divided by after they were brought together: the number of ranks, of
-    which DDP and FSDP2 take the mean.
+    Attributes:
+        loss: the loss of a batch.
+        share: what the gradients are divided by after they were brought together: the number of ranks, of
+            which DDP and FSDP2 take the mean.
+        ddp, fsdp: what brings them together, if anything does: DDP around the loss, or the sharded model.
     """
 
-    objective: Objective | DistributedDataParallel
-    model: nn.Module
+    loss: Callable[[Any], Tensor]
     share: int = 1
+    ddp: DistributedDataParallel | None = None
+    fsdp: Any = None
 
-    @contextmanager
-    def turn(self, *, is_last: bool) -> Iterator[None]:
+    def turn(self, *, is_last: bool) -> AbstractContextManager[None]:
         """Around forward and backward of a batch: only after the last one gradients are brought together."""
-        if is_fsdp(self.model):
-            self.model.set_requires_gradient_sync(is_last)  # type: ignore[operator]
-        if is_last or not isinstance(self.objective, DistributedDataParallel):
-            yield
-            return
-        with self.objective.no_sync():
-            yield
-
-    def loss(self, batch: Any) -> Tensor:
-        """The loss of a batch."""
-        loss: Tensor = self.objective(batch)
-        return loss
+        if self.fsdp is not None:
+            self.fsdp.set_requires_gradient_sync(is_last)
+        return nullcontext() if is_last or self.ddp is None else self.ddp.no_sync()
 
 
 def make_worker(job: Job, model: nn.Module, teacher: Teacher | None) -> Worker:
     """The worker of this rank for a ``model`` that is sharded already, if it is to be."""
     objective = Objective(job, model, teacher)
     if not job.ranks.are_many:
-        return Worker(objective, model)
+        return Worker(objective.forward)
     if is_fsdp(model):
-        return Worker(objective, model, job.ranks.size)
+        return Worker(objective.forward, job.ranks.size, fsdp=model)
     # Observers and batch norms are kept equal by StepStatistics; a broadcast would undo what ranks have seen.
     wrapped = DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=True)
-    return Worker(wrapped, model, job.ranks.size)
+    return Worker(wrapped, job.ranks.size, ddp=wrapped)
 
 
 def shard(job: Job, model: nn.Module) -> None:

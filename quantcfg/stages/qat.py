@@ -234,6 +234,8 @@ def _trainer(stage: _Stage, data: DataSource, stop: StopRequest, teacher: Teache
 def _agreed(stage: _Stage, trainer: Trainer, stop: StopRequest, *, is_due: bool = False) -> bool:
     """Let all ranks know of a stop, and whether the first one finds that a checkpoint is due."""
     ranks, position = stage.job.ranks, trainer.position
+    if not ranks.are_many:
+        return is_due
     wishes = Pulse(position.step, stop=stop.received or 0, save=ranks.is_first and is_due).beat(ranks)
     stop.receive(wishes.stop)
     return wishes.save
@@ -271,7 +273,7 @@ def _evaluate(stage: _Stage, trainer: Trainer) -> None:
     with stage.clock.phase("evaluation"), trainer.result():
         metrics = evaluate(stage.model, stage.job.source("eval_data"), stage.job.progress, title)
     selection.add(metrics, position.step)
-    trainer.newest_metrics = metrics
+    trainer.shown = {f"eval_{name}": value for name, value in metrics.items()}
     epoch = position.epoch + (position.batch > 0)
     stage.run.metrics.append(step=position.step, epoch=epoch, evaluation=metrics)
     if stage.run.events is not None:

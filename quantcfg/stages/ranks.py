@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -30,10 +30,19 @@ class LostRankError(Exception):
 
 @dataclass(slots=True)
 class Whereabouts:
-    """What this rank is doing, for messages. ``is_common``: every rank is about to raise the same error."""
+    """What this rank is doing, for messages. ``is_common``: every rank is about to raise the same error.
+
+    That is so from the beginning of a block until it has ended well.
+    """
 
     place: str = ""
     is_common: bool = False
+
+    def __enter__(self) -> None:
+        self.is_common = True
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.is_common = error is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +79,9 @@ class Ranks:
         """Note what this rank is doing."""
         self.whereabouts.place = place
 
-    @contextmanager
-    def alike(self) -> Iterator[None]:
+    def alike(self) -> AbstractContextManager[None]:
         """What the block raises, every rank raises: the first one says it."""
-        self.whereabouts.is_common = True
-        yield
-        self.whereabouts.is_common = False
+        return self.whereabouts
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """The tensor of every rank, in their order; shape and dtype are the same on all. Comes on the CPU."""

@@ -17,9 +17,10 @@ MOST_IN_A_ROW = 30  # 2**16 halved as often: a gradient that still overflows doe
 
 @dataclass(slots=True)
 class LossScaler:
-    """A `torch.amp.GradScaler`, and how many steps it had to skip. Without float16 it does nothing."""
+    """A `torch.amp.GradScaler` that does nothing unless it ``is_enabled``, and how many steps it skipped."""
 
     scaler: torch.amp.GradScaler
+    is_enabled: bool
     num_skipped: int = 0
     in_a_row: int = 0
 
@@ -36,12 +37,8 @@ class LossScaler:
                 f"qat.autocast: float16 is for parameters in float32, and '{halves[0]}' is in float16",
                 hint="build the model in float32; autocast casts what is to be cast",
             )
-        return cls(torch.amp.GradScaler(device.type, enabled=autocast == "float16"))
-
-    @property
-    def is_enabled(self) -> bool:
-        """Whether losses are scaled."""
-        return self.scaler.is_enabled()
+        is_enabled = autocast == "float16"
+        return cls(torch.amp.GradScaler(device.type, enabled=is_enabled), is_enabled)
 
     @property
     def is_exhausted(self) -> bool:
@@ -55,14 +52,18 @@ class LossScaler:
 
     def scaled(self, loss: Tensor) -> Tensor:
         """The loss to go backward from."""
-        return self.scaler.scale(loss)
+        return self.scaler.scale(loss) if self.is_enabled else loss
 
     def unscale(self, optimizer: Optimizer) -> None:
         """Bring the gradients back to what the loss asks for."""
-        self.scaler.unscale_(optimizer)
+        if self.is_enabled:
+            self.scaler.unscale_(optimizer)
 
     def step(self, optimizer: Optimizer) -> None:
         """Make a step of gradients that are finite."""
+        if not self.is_enabled:
+            optimizer.step()
+            return
         self.scaler.step(optimizer)
         self.scaler.update()
         self.in_a_row = 0

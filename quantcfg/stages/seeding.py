@@ -6,11 +6,14 @@ import hashlib
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+SEEDS = 64  # batches in a block of `batch_seeds`
 
 
 def derive_seed(seed: int, *purpose: object) -> int:
@@ -20,6 +23,13 @@ def derive_seed(seed: int, *purpose: object) -> int:
     """
     text = "/".join(map(str, (seed, *purpose)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+@lru_cache(maxsize=8)
+def batch_seeds(seed: int, source: str, epoch: int, block: int) -> list[int]:
+    """The seeds of the batches of one block of an epoch: `SEEDS` at once, as the first hash takes longest."""
+    first = block * SEEDS
+    return [derive_seed(seed, source, "batch", epoch, index) for index in range(first, first + SEEDS)]
 
 
 def seed_all(seed: int) -> None:
@@ -71,24 +81,29 @@ def restorer(state: Mapping[str, Any] | None) -> Callable[[], None]:
     return lambda: restore_random_state(state) if state is not None else None
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
+class seeded(AbstractContextManager[None]):  # noqa: N801  as in contextlib; a class, for one is entered per batch
     """Let the block draw from torch's generators, started at ``seed``; outside nothing has been drawn.
 
     What a model draws for a batch (dropout) then depends on that batch alone, whichever process runs it.
     """
-    device = torch.cuda.current_device() if torch.cuda.is_available() else None
-    cpu = torch.get_rng_state()
-    cuda = None if device is None else torch.cuda.get_rng_state(device)
-    torch.default_generator.manual_seed(seed)
-    if device is not None:
-        torch.cuda.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(cpu)
-        if device is not None and cuda is not None:
-            torch.cuda.set_rng_state(cuda, device)
+
+    __slots__ = ("_device", "_saved", "_seed")
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def __enter__(self) -> None:
+        self._device = torch.cuda.current_device() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+        self._saved = [torch.default_generator.get_state()]
+        torch.default_generator.manual_seed(self._seed)
+        if self._device is not None:
+            self._saved.append(torch.cuda.get_rng_state(self._device))
+            torch.cuda.manual_seed(self._seed)
+
+    def __exit__(self, *raised: object) -> None:
+        torch.default_generator.set_state(self._saved[0])
+        if self._device is not None:
+            torch.cuda.set_rng_state(self._saved[1], self._device)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -124,8 +125,7 @@ class ObserverShards:
                 observer.load_state_dict(fresh)
 
 
-@dataclass(frozen=True, slots=True)
-class Pulse:
+class Pulse(NamedTuple):
     """What a rank says after each round of batches: how many were read, and what it wants."""
 
     batches: int

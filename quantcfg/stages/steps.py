@@ -12,7 +12,7 @@ from quantcfg.stages.ranks import Ranks
 from quantcfg.stages.sharding import Pulse
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Turn:
     """One batch of one rank, while each other rank has one too.
 

@@ -8,7 +8,7 @@ the statistics depend on the batches of a step and not on the number of ranks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from quantcfg.stages.ranks import Ranks
 _CALIBRATION_ONLY = ("records.", "histogram.")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Added:
     """What one batch added: its loss and, one after the other, the entries of quantizers and batch norms.
 
@@ -40,12 +40,35 @@ class Added:
 
 
 @dataclass(slots=True)
+class OneBatch:
+    """What a step of one batch in one process has instead of `StepStatistics`: its loss, and no exchange."""
+
+    _losses: list[float] = field(default_factory=list, init=False)
+
+    def begin(self) -> None:
+        """Forget the step before."""
+        self._losses = []
+
+    def batch(self) -> AbstractContextManager[None]:
+        """Around the batch."""
+        return nullcontext()
+
+    def add(self, index: int, loss: float) -> None:
+        """Keep the loss."""
+        del index
+        self._losses.append(loss)
+
+    def finish(self) -> list[float]:
+        """The loss."""
+        return self._losses
+
+
+@dataclass(slots=True)
 class StepStatistics:
-    """The statistics of a model in training. A step of one batch in one process needs none of this."""
+    """The statistics of a model in training, in a step of several batches or ranks."""
 
     model: nn.Module
     ranks: Ranks
-    is_needed: bool
     _quantizers: list[FakeQuantizeBase] = field(default_factory=list, init=False)
     _norms: list[_NormStatistics] = field(default_factory=list, init=False)
     _state: list[Tensor] = field(default_factory=list, init=False)
@@ -55,8 +78,6 @@ class StepStatistics:
     def begin(self) -> None:
         """Note the statistics before a step."""
         self._added = []
-        if not self.is_needed:
-            return
         self._quantizers = [module for module in fake_quants(self.model).values() if module.observing]
         self._norms = [_NormStatistics(m) for m in self.model.modules() if _has_live_statistics(m)]
         self._state = [t for q in self._quantizers for t in _folded(q)]
@@ -66,9 +87,6 @@ class StepStatistics:
     @contextmanager
     def batch(self) -> Iterator[None]:
         """Around one batch: it starts from the statistics before the step, and leaves them as they were."""
-        if not self.is_needed:
-            yield
-            return
         for quantizer in self._quantizers:
             quantizer.observer.taken = []
         try:
@@ -80,13 +98,12 @@ class StepStatistics:
 
     def add(self, index: int, loss: float) -> None:
         """Keep what the batch of this number added; to be called in its block, after backward."""
-        self._added.append(Added(index, loss, *(self._taken() if self.is_needed else _NOTHING)))
+        self._added.append(Added(index, loss, *self._taken()))
 
     def finish(self) -> list[float]:
         """Take in the batches of all ranks; their losses, in the order of the batches."""
         everything = sorted(_exchange(self._added, self.ranks), key=lambda added: added.index)
-        if self.is_needed:
-            self._replay(everything)
+        self._replay(everything)
         return [added.loss for added in everything]
 
     def _restore(self) -> None:

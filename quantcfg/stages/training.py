@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from math import isfinite
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from quantcfg.runs.metrics import MetricsLog
 from quantcfg.stages.agreement import require_agreement, share_buffers
 from quantcfg.stages.averaging import WeightAverage
 from quantcfg.stages.data import DataSource
-from quantcfg.stages.gradients import are_finite
+from quantcfg.stages.gradients import Gradients
 from quantcfg.stages.job import Job
 from quantcfg.stages.optimizers import Schedule
 from quantcfg.stages.parallel import Worker
@@ -34,7 +35,7 @@ from quantcfg.stages.scaling import MOST_IN_A_ROW, LossScaler
 from quantcfg.stages.seeding import random_state, restorer
 from quantcfg.stages.sharded import load_optimizer, whole, whole_state
 from quantcfg.stages.steps import Turn, steps
-from quantcfg.stages.synchronize import StepStatistics
+from quantcfg.stages.synchronize import OneBatch, StepStatistics
 from quantcfg.stages.user_code import in_batch
 
 LOG_INTERVAL = 10  # steps between two lines of metrics.jsonl
@@ -70,7 +71,8 @@ class Trainer:
     """Model, optimizer and position, and how to move them on. ``worker`` computes the losses of ``model``.
 
     ``between_steps`` is called after each optimizer step but the last and may raise; ``after_epoch`` after
-    each epoch. Either may set ``is_stopped``, which ends the training early.
+    each epoch. Either may set ``is_stopped``, which ends the training early, and what is ``shown`` beside the
+    loss while it goes on.
     """
 
     job: Job
@@ -89,7 +91,11 @@ class Trainer:
     average: WeightAverage | None = None
     is_stopped: bool = False
     has_odd_buffers: bool = False
-    newest_metrics: Mapping[str, float] = field(default_factory=dict)
+    shown: Mapping[str, float] = field(default_factory=dict)
+    gradients: Gradients = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.gradients = Gradients.of(self.optimizer)
 
     @property
     def is_over(self) -> bool:
@@ -132,19 +138,21 @@ class Trainer:
         enter_phase(self.job, self.model, self.position.epoch)
         restore = restorer(self.random if self.position.batch else None)
         size, ranks = self.job.config.qat.accumulate, self.job.ranks
-        statistics = StepStatistics(self.model, ranks, ranks.are_many or size > 1)
+        statistics = StepStatistics(self.model, ranks) if ranks.are_many or size > 1 else OneBatch()
         batches = self.source.batches(self.position.epoch, skip=self.position.batch, after_skip=restore)
         for turns in steps(batches, size, ranks):
             num_batches = self._step(task, turns, statistics)
-            if num_batches == size and not self.is_over:
+            is_over = self.is_over
+            if num_batches == size and not is_over:
                 self.between_steps()
-            if self.is_over:
+                is_over = self.is_stopped
+            if is_over:
                 break
         self.position = TrainPosition(self.position.epoch + 1, 0, self.position.step)
         self.schedule.after_epoch()
         self.after_epoch()
 
-    def _step(self, task: Task, turns: Iterator[Turn], statistics: StepStatistics) -> int:
+    def _step(self, task: Task, turns: Iterator[Turn], statistics: OneBatch | StepStatistics) -> int:
         """Make one optimizer step; how many batches it had."""
         statistics.begin()
         self.optimizer.zero_grad(set_to_none=True)
@@ -180,18 +188,19 @@ class Trainer:
         self.job.ranks.at(self._place(turn.index))
         with (
             in_batch(name, turn.index),
-            torch.enable_grad(),  # whatever the model file has left behind
+            _with_gradients(),
             self.source.drawing(turn.index, epoch),
             self.worker.turn(is_last=turn.is_last),
         ):
             loss = self.worker.loss(turn.batch)
-            (self.scaler.scaled(loss) * turn.counts).backward()  # type: ignore[no-untyped-call]
+            scaled = self.scaler.scaled(loss)
+            (scaled if turn.counts else scaled * 0).backward()  # type: ignore[no-untyped-call]
         return float(loss.item())
 
     def _require_finite(self, losses: Sequence[float], first: int) -> None:
-        index = next((first + place for place, value in enumerate(losses) if value - value != 0), None)
-        if index is None:
+        if all(map(isfinite, losses)):
             return
+        index = first + list(map(isfinite, losses)).index(False)
         hint = "look at the data of that batch, or lower the learning rate"
         if self.scaler.is_enabled:
             hint += "; float16 ends at 65504: autocast: bfloat16 does not"
@@ -201,33 +210,30 @@ class Trainer:
     def _update(self, task: Task, index: int, losses: list[float]) -> None:
         """Make one optimizer step of the gradients of the batches up to ``index``."""
         rate = self.optimizer.param_groups[0]["lr"]
-        if self._check_and_clip(self._place(index), len(losses) / self.worker.share):
+        if self._check_and_clip(index, len(losses) / self.worker.share):
             self.scaler.step(self.optimizer)
             self.schedule.after_step()
             if self.average is not None:
                 self.average.update()
         else:
             self.scaler.skip()
-        self.position = replace(self.position, batch=index + 1, step=self.position.step + 1)
+        self.position = TrainPosition(self.position.epoch, index + 1, self.position.step + 1)
         self._report(task, loss=sum(losses) / len(losses), lr=rate)
 
     def _place(self, index: int) -> str:
         return f"step {self.position.step + 1} (epoch {self.position.epoch + 1}, batch {index})"
 
-    def _check_and_clip(self, where: str, divisor: float) -> bool:
+    def _check_and_clip(self, index: int, divisor: float) -> bool:
         """Make the gradients ready for a step; False where it is to be skipped for a smaller loss scale."""
         self.scaler.unscale(self.optimizer)
-        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        gradients = [p.grad for p in trained if p.grad is not None]
-        if divisor != 1:
-            torch._foreach_div_(gradients, divisor)
-        limit = self.job.config.qat.grad_clip
-        norm = whole(nn.utils.get_total_norm(gradients)) if limit is not None else None
-        if not (are_finite(gradients) if norm is None else bool(norm.isfinite())):
-            self._refuse_gradient(where)
+        gradients, limit = self.gradients, self.job.config.qat.grad_clip
+        gradients.divide(divisor)
+        norm = gradients.norm() if limit is not None else None
+        if not (gradients.are_finite() if norm is None else bool(norm.isfinite())):
+            self._refuse_gradient(self._place(index))
             return False
         if limit is not None and norm is not None:
-            nn.utils.clip_grads_with_norm_(trained, limit, norm)
+            gradients.clip(limit, norm)
         return True
 
     def _refuse_gradient(self, where: str) -> None:
@@ -242,7 +248,7 @@ class Trainer:
         )
 
     def _report(self, task: Task, **values: float) -> None:
-        task.advance(**values, **{f"eval_{name}": value for name, value in self.newest_metrics.items()})
+        task.advance(**values, **self.shown)
         if self.position.step % LOG_INTERVAL == 0 or self.position.step == 1:
             check_observers(self.model)
             values |= self.scaler.values
@@ -260,6 +266,11 @@ def enter_phase(job: Job, model: nn.Module, epoch: int) -> None:
         freeze_batch_norm(model)
     if epoch < freeze.quantize_activations_after:
         _float_activations(model)
+
+
+def _with_gradients() -> AbstractContextManager[None]:
+    """For a block that goes backward, whatever the model file has left behind."""
+    return nullcontext() if torch.is_grad_enabled() else torch.enable_grad()
 
 
 def _float_activations(model: nn.Module) -> None:

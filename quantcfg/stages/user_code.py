@@ -8,7 +8,7 @@ import re
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,36 +28,45 @@ _NOT_THE_USERS = tuple(
 )
 
 
-@contextmanager
-def user_code(what: str, function: Callable[..., Any] | None = None) -> Iterator[None]:
+class user_code(AbstractContextManager[None]):  # noqa: N801  as in contextlib; a class, for one is entered per batch
     """Turn what the block raises into a `UserCodeError` that begins with ``what`` and names the line.
 
     ``function`` gives the line when no frame of the traceback is the user's: wrong arguments, say.
     Our own errors pass as they are.
     """
-    try:
-        yield
-    except QuantcfgError:
-        raise
-    except SyntaxError as error:
-        where = f"{Path(error.filename).absolute()}:{error.lineno}" if error.filename else place_of(function)
-        raise _error(what, error, where) from error
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # user code may raise what it likes, GeneratorExit or a root of its own
-        where = _line_in_worker(error) or innermost_line(error.__traceback__) or place_of(function)
-        raise _error(what, error, where) from error
+
+    __slots__ = ("function", "what")
+
+    def __init__(self, what: str, function: Callable[..., Any] | None = None) -> None:
+        self.what, self.function = what, function
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, QuantcfgError | KeyboardInterrupt):
+            return
+        # User code may raise what it likes, GeneratorExit or a root of its own.
+        raise _error(self.what, error, _where(error, self.function)) from error
 
 
-@contextmanager
-def in_batch(what: str, index: int) -> Iterator[None]:
+class in_batch(user_code):  # noqa: N801
     """Add to errors of the model, and of its observers, the batch that caused them. Batches count from 0."""
-    try:
-        with user_code(f"the model, in batch {index} of {what}(),"):
-            yield
-    except NumericError as error:
-        message = f"{error.message}, in batch {index} of {what}()"
-        raise NumericError(message, hint=error.hint, quantizer=error.quantizer) from error
+
+    __slots__ = ("index", "source")
+
+    def __init__(self, source: str, index: int) -> None:
+        self.source, self.index, self.function = source, index, None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            return
+        place = f"in batch {self.index} of {self.source}()"
+        if isinstance(error, NumericError):
+            message = f"{error.message}, {place}"
+            raise NumericError(message, hint=error.hint, quantizer=error.quantizer) from error
+        self.what = f"the model, {place},"
+        super().__exit__(kind, error, trace)
 
 
 @contextmanager
@@ -69,6 +78,13 @@ def loader_workers() -> Iterator[None]:
         if not is_worker_death(error):
             raise
         raise _error("", error, "") from error
+
+
+def _where(error: BaseException, function: Callable[..., Any] | None) -> str:
+    """``file:line`` of what was raised by a block, or of the ``function`` that it called."""
+    if isinstance(error, SyntaxError):
+        return f"{Path(error.filename).absolute()}:{error.lineno}" if error.filename else place_of(function)
+    return _line_in_worker(error) or innermost_line(error.__traceback__) or place_of(function)
 
 
 def innermost_line(trace: TracebackType | None) -> str:

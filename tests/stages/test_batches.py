@@ -89,10 +89,16 @@ def test_a_batch_is_cut_where_it_has_a_row_per_sample():
     }
 
 
-def test_a_batch_without_a_tensor_or_without_values_has_a_fault():
-    assert batches.fault_in(["a", "b"]) == "is of type list and holds no tensor"
-    assert "meta device" in batches.fault_in({"x": X, "y": [torch.zeros(1, device="meta")]})
-    assert batches.fault_in((X, "name")) == ""
+@pytest.mark.parametrize(
+    ("batch", "fault"),
+    [
+        (["a", "b"], "is of type list and holds no tensor"),
+        ([X, torch.zeros(1, device="meta")], "holds a tensor on the meta device, which has no values"),
+        ((X, "name"), ""),
+    ],
+)
+def test_a_batch_without_a_tensor_or_without_values_has_a_fault(batch, fault):
+    assert batches.fault_in(batch, batches.tensors_in(batch)) == fault
 
 
 @pytest.mark.parametrize(

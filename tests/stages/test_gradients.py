@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from quantcfg.stages.gradients import are_finite
+from quantcfg.stages.gradients import Gradients
 
 KINDS = {
     "float32": torch.tensor([1e38, -0.0, 1e-42]),  # whose squares are infinite
@@ -11,9 +11,16 @@ KINDS = {
 }
 
 
+def of(*gradients):
+    parameters = [torch.empty_like(gradient) for gradient in gradients]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    return Gradients(parameters)
+
+
 def test_large_finite_gradients_pass_and_stay_what_they_are():
     gradients = [tensor.clone() for tensor in KINDS.values()]
-    assert are_finite(gradients)
+    assert of(*gradients).are_finite()
     for gradient, before in zip(gradients, KINDS.values(), strict=True):
         assert torch.equal(gradient, before)
         assert torch.equal(gradient.signbit(), before.signbit())
@@ -24,7 +31,10 @@ def test_large_finite_gradients_pass_and_stay_what_they_are():
 def test_one_bad_value_is_found(kind, value):
     gradients = [tensor.clone() for tensor in KINDS.values()]
     gradients[list(KINDS).index(kind)][-1] = value
-    assert not are_finite(gradients)
+    checked = of(*gradients)
+    assert not checked.are_finite()
+    gradients[list(KINDS).index(kind)][-1] = 0
+    assert checked.are_finite()  # nothing is left over for the next step
 
 
 @pytest.mark.parametrize(("value", "is_finite"), [(1.0, True), (float("nan"), False)])
@@ -32,8 +42,9 @@ def test_sparse_gradients_are_looked_at(value, is_finite):
     embedding = torch.nn.Embedding(3, 2, sparse=True)
     (embedding(torch.tensor([0, 2])) * value).sum().backward()
     assert embedding.weight.grad.is_sparse
-    assert are_finite([embedding.weight.grad]) == is_finite
+    assert Gradients([embedding.weight]).are_finite() == is_finite
 
 
 def test_without_gradients_there_is_nothing_bad():
-    assert are_finite([])
+    assert Gradients([]).are_finite()
+    assert Gradients([torch.ones(2)]).are_finite()
