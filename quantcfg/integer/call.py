@@ -54,9 +54,9 @@ class Call:
         return self.func(*args, **kwargs)
 
     def tensors(self) -> list[tuple[Key, Tensor]]:
-        """The arguments that are floating-point tensors, by position or name; those in lists are not here."""
+        """The arguments that are tensors, by position or name; those in lists are not here."""
         pairs: list[tuple[Key, Any]] = [*enumerate(self.args), *self.kwargs.items()]
-        return [(key, x) for key, x in pairs if isinstance(x, Tensor) and x.is_floating_point()]
+        return [(key, x) for key, x in pairs if isinstance(x, Tensor)]
 
     def replaced(self, values: dict[Key, Any]) -> Any:
         """What the function makes with these arguments in the place of its own."""

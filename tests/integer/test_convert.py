@@ -245,3 +245,25 @@ def test_a_weight_that_one_call_reads_through_a_batch_norm_is_its_own_in_the_oth
     x = torch.randn(4, 4, 8, 8)
     model = calibrated(TwiceWithOneNorm().eval(), {"": SPECS["8 bits"]}, (x,))
     assert not [op.name for op in compare_integers(model, [lambda m: m(x)]).ops if op.more]
+
+
+class Cells(nn.Module):
+    """What a detector decodes: features on a grid, with the integer position of each cell."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        y = self.conv(x).permute(0, 2, 3, 1)
+        rows, columns = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
+        cells, inside = torch.stack([columns, rows], -1), (columns > 2)[..., None]
+        return (y.sigmoid() + cells) * inside / torch.tensor([8, 8])
+
+
+def test_tensors_of_integers_and_booleans_are_no_numbers():
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 8, 8)
+    model = calibrated(Cells().eval(), {"": SPECS["8 bits"]}, (x,))
+    expected = model(x)
+    assert (convert(model)(x) - expected).abs().max() <= expected.abs().max() / 64
