@@ -16,20 +16,25 @@ def exit_code_of(run: Callable[[], object], *, debug: bool) -> int:
     """Run the command line and give the exit code; with ``debug`` errors come with their traceback."""
     try:
         run()
-    except SystemExit as exit_:  # typer's own way out: 0, or 2 for a wrong command line
-        return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
-    except KeyboardInterrupt:
+    except (SystemExit, KeyboardInterrupt, Exception) as error:
+        return report(error, debug=debug)
+    return 0
+
+
+def report(error: BaseException, *, debug: bool) -> int:
+    """Say what ended a command line, unless somebody has said it; gives the exit code."""
+    if isinstance(error, SystemExit):  # typer's own way out: 0, or 2 for a wrong command line
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, EchoError):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
         _say("error", "interrupted")
         return INTERRUPTED
-    except EchoError as error:
-        return error.exit_code
-    except QuantcfgError as error:
+    if isinstance(error, QuantcfgError):
         _report(error, debug=debug)
         return error.exit_code
-    except Exception as error:  # the edge: whatever is not deliberate is a bug of ours, and says so
-        _report_bug(error, debug=debug)
-        return BUG
-    return 0
+    _report_bug(error, debug=debug)  # the edge: whatever is not deliberate is a bug of ours, and says so
+    return BUG
 
 
 def _report(error: QuantcfgError, *, debug: bool) -> None:
@@ -47,7 +52,7 @@ def _report(error: QuantcfgError, *, debug: bool) -> None:
         print(trace, end="", file=sys.stderr)
 
 
-def _report_bug(error: Exception, *, debug: bool) -> None:
+def _report_bug(error: BaseException, *, debug: bool) -> None:
     last = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(last.filename).name}:{last.lineno}"
     _say("error", f"a bug in quantcfg: {type(error).__name__}: {error} (at {place})")

@@ -7,19 +7,22 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, chdir, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from quantcfg.cli import options
+from quantcfg.cli.boundary import report
 from quantcfg.cli.launch import Launch, launch_of
 from quantcfg.cli.streams import stdout_for_results
-from quantcfg.errors import EchoError, Interrupted, QuantcfgWarning, UsageError
+from quantcfg.errors import Interrupted, QuantcfgWarning, UsageError
 
 if TYPE_CHECKING:
     from quantcfg.config.load import Config
     from quantcfg.stages.job import Job
     from quantcfg.stages.ranks import Ranks
 
+_MEETING_S = 600.0  # how long ranks wait for each other that have nothing to do but to say so
 _NOT_FOR_USERS = (
     DeprecationWarning,
     PendingDeprecationWarning,
@@ -72,14 +75,15 @@ def _ranks_of(launch: Launch | None, timeout: float | None) -> Iterator[Ranks | 
     if launch is None or (timeout is None and launch.size == 1):
         yield None
         return
-    if timeout is None:
-        if launch.rank:
-            raise EchoError(UsageError.exit_code)
-        raise UsageError("this command works in one process", hint="torchrun is for calib and qat")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else DDP warns once per rank
     from quantcfg.stages.meeting import meeting
 
-    with meeting(timeout, rank=launch.rank, size=launch.size, local_rank=launch.local_rank) as ranks:
+    say = partial(report, debug="--debug" in options.COMMAND_LINE.get())
+    place = {"rank": launch.rank, "size": launch.size, "local_rank": launch.local_rank}
+    with meeting(timeout or _MEETING_S, say, **place) as ranks:
+        if timeout is None:
+            with ranks.alike():
+                raise UsageError("this command works in one process", hint="torchrun is for calib and qat")
         yield ranks
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,19 +23,26 @@ _ROLL_CALL_S, _BUSY_S = 10.0, 20.0
 _POSTING_S = 1.0  # how long the first that fails may take to post its exit code
 _POLL_S = 0.05
 _BUG = 7  # the exit code of an error that is not deliberate
-_FAILED, _CODE, _PRESENT, _DONE = "failed", "code", "present", "done"
+_FAILED, _CODE, _SAID = "failed", "code", "said"
+_CAME, _PRESENT, _DONE = "came", "present", "done"  # each with a rank
 
 
 @dataclass(frozen=True, slots=True)
 class Meeting:
     """The ranks of a run, and the board on which the first that fails leaves its name.
 
-    The board is the store that torchrun keeps: it outlives every rank.
+    The board is the store that torchrun keeps: it outlives every rank. ``say`` tells the user what ended a
+    rank, and gives its exit code.
     """
 
     ranks: Ranks
     board: Store
     timeout: float
+    say: Callable[[BaseException], int]
+
+    def come(self) -> None:
+        """Let the others know that this one has begun, and will answer them."""
+        self._post(_CAME)
 
     def join(self, store: Store) -> None:
         """Connect with the others.
@@ -65,15 +72,38 @@ class Meeting:
         everyone = [f"{_DONE}/{rank}" for rank in range(self.ranks.size)]
         deadline = time.monotonic() + self.timeout
         with suppress(RuntimeError):  # the last to leave may take the board with them
-            self.board.set(everyone[self.ranks.rank], "1")
+            self._post(_DONE)
             while not self.board.check(everyone):
                 if time.monotonic() > deadline:
                     raise LostRankError("timed out")
                 time.sleep(_POLL_S)
         dist.destroy_process_group()
 
-    def verdict(self, error: BaseException) -> BaseException:
-        """What this rank ends with after ``error``: one of all ranks speaks, the others echo its code."""
+    def conclude(self, error: BaseException) -> EchoError:
+        """See to it that one of all ranks has said why they end before this one does, and give its code.
+
+        As soon as one ends, torchrun sends signals to the others, for which saying it would be too late.
+        """
+        verdict = self._verdict(error)
+        if isinstance(verdict, EchoError):
+            self._hear_out()
+            return verdict
+        if verdict is not error:
+            verdict.__cause__ = error
+        try:
+            return EchoError(self.say(verdict))
+        finally:
+            with suppress(RuntimeError):
+                self.board.set(_SAID, "1")
+
+    def _hear_out(self) -> None:
+        deadline = time.monotonic() + self.timeout
+        with suppress(RuntimeError):  # the board has gone with torchrun
+            while not self.board.check([_SAID]) and time.monotonic() < deadline:
+                time.sleep(_POLL_S)
+
+    def _verdict(self, error: BaseException) -> BaseException:
+        """What this rank has to say after ``error``: one of all ranks speaks, the others echo its code."""
         if is_lost_rank(error):
             return self._about_lost(error)
         if self.ranks.whereabouts.is_common:
@@ -83,7 +113,7 @@ class Meeting:
         return self._named(error) if self._is_first_to_fail(error) else EchoError(self._posted(error))
 
     def _about_lost(self, error: BaseException) -> BaseException:
-        self._answer()
+        self._post(_PRESENT)
         is_told = isinstance(error, Interrupted)
         patience = _BUSY_S if is_told else min(_BUSY_S, self.timeout) if _timed_out(error) else 0
         missing = self._missing(max(_ROLL_CALL_S, patience))
@@ -126,9 +156,9 @@ class Meeting:
             time.sleep(_POLL_S)
         return int(code) if code is not None else _code_of(error)
 
-    def _answer(self) -> None:
+    def _post(self, key: str) -> None:
         with suppress(RuntimeError):
-            self.board.set(f"{_PRESENT}/{self.ranks.rank}", "1")
+            self.board.set(f"{key}/{self.ranks.rank}", "1")
 
     def _missing(self, patience: float) -> list[int]:
         """The ranks that do not answer, or none as soon as one of them turns out to have failed by itself."""
@@ -136,7 +166,8 @@ class Meeting:
         while missing and time.monotonic() < deadline and self._read(_FAILED) is None:
             missing = [rank for rank in missing if self._read(f"{_PRESENT}/{rank}") is None]
             time.sleep(_POLL_S)
-        return missing
+        # When one is lost while others are starting, torchrun ends those, which is not what went wrong.
+        return [rank for rank in missing if self._read(f"{_CAME}/{rank}") is not None] or missing
 
     def _read(self, key: str) -> str | None:
         try:
@@ -149,12 +180,16 @@ _HINT = "the messages of torchrun and of the system tell more; --resume goes on 
 
 
 @contextmanager
-def meeting(timeout: float, *, rank: int, size: int, local_rank: int) -> Iterator[Ranks]:
+def meeting(
+    timeout: float, say: Callable[[BaseException], int], *, rank: int, size: int, local_rank: int
+) -> Iterator[Ranks]:
     """Join the processes that torchrun started; every collective fails after ``timeout`` seconds of waiting.
 
+    What ends the block on some ranks or on all of them, one of them ``say``s.
+
     Raises:
-        RunError: Another rank is lost, or the ranks do not find each other.
-        EchoError: Another rank failed and says why.
+        RunError: The ranks do not find each other.
+        EchoError: A rank failed or is lost, and it has been said why.
     """
     if torch.cuda.is_available() and local_rank < torch.cuda.device_count():
         torch.cuda.set_device(local_rank)
@@ -163,17 +198,15 @@ def meeting(timeout: float, *, rank: int, size: int, local_rank: int) -> Iterato
         yield ranks
         return
     store = _store(timeout)
-    joined = Meeting(ranks, PrefixStore("quantcfg", store), timeout)
+    joined = Meeting(ranks, PrefixStore("quantcfg", store), timeout, say)
     try:
         with ending_by_signals():
+            joined.come()
             joined.join(store)
             yield ranks
             joined.part()
     except BaseException as error:  # SystemExit, too: whatever ends this rank, the others have to hear of it
-        verdict = joined.verdict(error)
-        if verdict is error:
-            raise
-        raise verdict from error
+        raise joined.conclude(error) from error
 
 
 def _store(timeout: float) -> Store:

@@ -1,13 +1,20 @@
-"""Bugs to seed in every rank, each of which a check has to catch, and ranks to lose."""
+"""Bugs to seed in every rank, each of which a check has to catch, and ranks to lose or to hold up."""
 
 from __future__ import annotations
 
 import os
+import signal
+import time
 from dataclasses import dataclass, replace
+from datetime import timedelta
+
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from quantcfg.stages import calib, job, meeting, qat, records, sharding, synchronize, training
 from quantcfg.stages.ranks import Ranks
 
+SHORT_S = 5.0
 PLACES = {
     "rendezvous": (meeting.Meeting, "join"),
     "model": (job.Job, "build_model"),
@@ -23,10 +30,49 @@ PLACES = {
 
 
 def lose(rank: int) -> None:
-    """Send one rank a signal where the environment says."""
+    """Send one rank a signal where the environment says, when all of them are there.
+
+    Only then they begin to wait for each other for no longer than ``SHORT_S``, which a busy machine may need
+    before.
+    """
     place, lost, number = os.environ["LOSE"].split(":")
-    if rank == int(lost):
-        setattr(*PLACES[place], lambda *_, **__: os.kill(os.getpid(), int(number)))
+    owner, name = PLACES[place]
+    real, came = getattr(owner, name), []
+    meeting.Meeting.come = lambda self: came.append(self)
+
+    def at_place(*where: object, **named: object) -> object:
+        setattr(owner, name, real)
+        _come_together(*came)
+        if rank == int(lost):
+            os.kill(os.getpid(), int(number))
+        return real(*where, **named)
+
+    setattr(owner, name, at_place)
+
+
+def _come_together(joined: meeting.Meeting) -> None:
+    joined._post("came")
+    joined.board.wait([f"came/{rank}" for rank in range(joined.ranks.size)])
+    object.__setattr__(joined, "timeout", SHORT_S)
+    if dist.is_initialized():
+        distributed_c10d._set_pg_timeout(timedelta(seconds=SHORT_S), dist.group.WORLD)
+
+
+def lose_while_others_start(rank: int) -> None:
+    """Lose the first rank in the rendezvous when the second has come, and the last one never does."""
+    if rank == 0:
+        meeting.Meeting.join = lambda self, _: (
+            self.board.wait(["came/1"]) or os.kill(os.getpid(), signal.SIGKILL)
+        )
+    if rank == 2:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def late(rank: int) -> None:
+    """Let the first rank come late to an error that all of them raise."""
+    if rank == 0:
+        alike = Ranks.alike
+        Ranks.alike = lambda self: time.sleep(0.5) or alike(self)
 
 
 @dataclass

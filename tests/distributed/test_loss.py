@@ -1,10 +1,11 @@
-"""A rank that is lost, wherever it is, is named by one message, and the others end in time."""
+"""What ends the ranks is said once and by name: torchrun ends the others as soon as the first has ended."""
 
 import signal
 import time
 
 import pytest
 
+from tests.distributed import projects
 from tests.distributed.bugs import PLACES
 from tests.distributed.forking import Job, run_jobs
 
@@ -12,7 +13,7 @@ KILL, STOP = int(signal.SIGKILL), int(signal.SIGSTOP)
 
 
 def lose(folder, place, rank, number):
-    arguments = ["qat", "model.py", "config.yaml", "-o", "run", "-q", "--timeout", "5"]
+    arguments = ["qat", "model.py", "config.yaml", "-o", "run", "-q"]
     return Job(str(folder.path), arguments, 3, {"LOSE": f"{place}:{rank}:{number}"}, "lose")
 
 
@@ -33,3 +34,31 @@ def test_a_rank_that_is_lost_is_named(folder, place, rank, number, said):
     assert done.message.count("error:") == 1, done.message
     assert f"error: rank {rank} {said}" in done.message
     assert time.monotonic() - begun < 600  # much less, on a machine with nothing else to do
+
+
+def test_a_rank_that_was_still_starting_is_not_blamed(folder):
+    arguments = ["calib", "model.py", "config.yaml", "-o", "run", "-q", "--timeout", "5"]
+    (done,) = run_jobs(Job(str(folder.path), arguments, 3, bug="lose_while_others_start"))
+    assert done.codes == [-KILL, 6, -KILL]
+    assert done.message.startswith("error: rank 0 ") and "in the rendezvous\n" in done.message
+
+
+OTHER_DATA = """
+def calib_data():
+    return DataLoader(dataset(1 + RANK), batch_size=BATCH)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["plan"], "this command works in one process"),
+        (["calib", "-o", "run"], "calib_data() is another one on rank 1 than on rank 0"),
+    ],
+)
+def test_what_all_ranks_know_is_said_though_the_one_that_says_it_is_late(folder, arguments, said):
+    projects.write(folder.path, projects.small(), OTHER_DATA)
+    command, *more = arguments
+    (done,) = run_jobs(Job(str(folder.path), [command, "model.py", "config.yaml", *more], 3, bug="late"))
+    assert done.message.count("error:") == 1 and said in done.err[0], done.message
+    assert set(done.codes) == {done.codes[0]} and done.codes[0] in (2, 5)
