@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from math import prod
 
 Shape = tuple[int, ...]
+RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+CELLS = ("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
 
 
 def macs(op: str, operands: Sequence[Shape], weights: Sequence[Shape], output_size: int) -> int:
-    """Multiply-accumulates of one GEMM, biases aside; 0 for a look-up.
+    """Multiply-accumulates of one GEMM or recurrent layer, biases aside; 0 for a look-up.
 
     Args:
         op: canonical name.
@@ -18,6 +20,9 @@ def macs(op: str, operands: Sequence[Shape], weights: Sequence[Shape], output_si
         output_size: elements of the first output.
     """
     first, second = (*operands, (), ())[:2]
+    if op in RECURRENT or op in CELLS:
+        matrices = [shape for shape in operands[1:] if len(shape) == 2]  # a cell's state stands before them
+        return prod(first[:-1]) * sum(map(prod, matrices[-2:] if op in CELLS else matrices))
     if op.startswith("embedding") or not first:
         return 0
     if op.startswith("conv_transpose"):

@@ -18,12 +18,12 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.utils import _pytree as pytree
 
 from quantcfg.preparation import masks, ops
-from quantcfg.preparation.cost import macs
+from quantcfg.preparation.cost import CELLS, RECURRENT, macs
 from quantcfg.preparation.intercept import Memo, Scope
 from quantcfg.preparation.names import name_sites, named_inputs
 from quantcfg.preparation.ops import OpKind, OpSpec
 from quantcfg.preparation.places import Places, called_from
-from quantcfg.preparation.seeing import memory_of, tensors_in, uncompiled
+from quantcfg.preparation.seeing import is_float, is_sparse, memory_of, tensors_in, twins_of, uncompiled
 from quantcfg.preparation.stubs import DeQuantStub, QuantStub
 
 Slot = tuple[int | str, ...]
@@ -170,7 +170,7 @@ class Recorder:
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Give the model's inputs their names."""
         for name, tensor in named_inputs(module, args, kwargs):
-            if _is_float(tensor) and not hasattr(tensor, _TAG):
+            if is_float(tensor) and not hasattr(tensor, _TAG):
                 value = self._new_value(tensor, "input", name)
                 value.live = True
                 self.recording.inputs.append(value.index)
@@ -188,7 +188,7 @@ class Recorder:
         operands = list(self._operands(args, kwargs))
         result = func(*args, **kwargs)
         made = args[0] if call.spelling == "__setitem__" else result
-        outputs = [leaf for leaf in pytree.tree_leaves(made) if _is_float(leaf)]
+        outputs = [leaf for leaf in pytree.tree_leaves(made) if is_float(leaf)]
         if not outputs:
             return result
         inplace = ops.is_inplace(call.spelling) and any(made is arg for arg in args[:1])
@@ -196,12 +196,13 @@ class Recorder:
         site.outputs = tuple(self._output(site, tensor, position) for position, tensor in enumerate(outputs))
         if inplace or kwargs.get("out") is made:
             self._written.setdefault(memory_of(outputs[0]), []).append(site.outputs[0])
-        if not operands and any(_is_sparse(leaf) for leaf in pytree.tree_leaves(args)):
+        if not operands and any(is_sparse(leaf) for leaf in pytree.tree_leaves(args)):
             for index in site.outputs:
                 self.recording.values[index].live = True
         self._mark_masks(site, operands, outputs, call)
-        site.macs = macs(site.op, [self._shape(o) for o in operands], [self._shape(o) for o in site.weights],
-                         outputs[0].numel()) if site.kind is OpKind.GEMM else 0  # fmt: skip
+        if site.kind is OpKind.GEMM or site.op in (*RECURRENT, *CELLS):
+            read, weights = ([self._shape(operand) for operand in part] for part in (operands, site.weights))
+            site.macs = macs(site.op, read, weights, outputs[0].numel())
         return (
             self._alias(site, result) if made is result and (inplace or kwargs.get("out") is made) else result
         )
@@ -216,7 +217,7 @@ class Recorder:
             self.enter(inner, call)
         noted = self._count(Scope(path, call, None), "script", "script", args, {})
         site = self._site(noted, list(self._operands(args, {})), inplace=False)
-        outputs = [leaf for leaf in pytree.tree_leaves(output) if _is_float(leaf)]
+        outputs = [leaf for leaf in pytree.tree_leaves(output) if is_float(leaf)]
         site.outputs = tuple(self._output(site, tensor, position) for position, tensor in enumerate(outputs))
 
     def _count(self, scope: Scope, op: str, spelling: str, args: Any, kwargs: Any) -> _Call:
@@ -307,7 +308,7 @@ class Recorder:
                         yield from self._operand((key, position), item)
 
     def _operand(self, slot: Slot, tensor: Tensor) -> Iterator[Operand]:
-        if not _is_float(tensor) or tensor.numel() == 0:
+        if not is_float(tensor) or tensor.numel() == 0:
             return
         tag = getattr(tensor, _TAG, None)
         if tag is not None and tag < 0:
@@ -339,6 +340,8 @@ class Recorder:
     def _owned_or_constant(self, tensor: Tensor) -> int:
         owned = self._owned.get(id(tensor))
         if owned is None:
+            for twin in twins_of(tensor, (tagged() for tagged in self._tagged)):
+                return int(getattr(twin, _TAG))
             value = self._new_value(tensor, "constant", "")
             value.live, value.fixed = self._hidden, not self._hidden
             value.mask = masks.looks_like_mask(tensor)
@@ -370,15 +373,6 @@ class Recorder:
             if tensor is not None and hasattr(tensor, _TAG):
                 delattr(tensor, _TAG)
         self._tagged.clear()
-
-
-def _is_float(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.layout is torch.strided
-
-
-def _is_sparse(leaf: Any) -> bool:
-    """Whether a tensor has no dense memory, nested ones among them: no quantizer takes it."""
-    return isinstance(leaf, Tensor) and leaf.layout is not torch.strided
 
 
 def run_recorder(recorder: Recorder, forward: Callable[[], Any]) -> Recording:

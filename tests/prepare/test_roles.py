@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
+from torch import nn
 
 from quantcfg.preparation.plan import Plan
 from quantcfg.preparation.prepare import prepare
@@ -169,6 +171,27 @@ def test_macs_and_parameters_are_counted() -> None:
     assert rows["classifier"].params == 24
     assert plan.coverage.macs_share == 1.0
     assert plan.coverage.quantized_params == sum(row.params for row in plan.rows)
+
+
+RECURRENT = {
+    "LSTM": lambda: nn.LSTM(7, 11, 2, bidirectional=True),
+    "projected LSTM": lambda: nn.LSTM(7, 11, proj_size=5),
+    "GRU": lambda: nn.GRU(7, 11, 2),
+    "RNN": lambda: nn.RNN(7, 11),
+    "LSTMCell": lambda: nn.LSTMCell(7, 11),
+    "GRUCell": lambda: nn.GRUCell(7, 11),
+    "RNNCell": lambda: nn.RNNCell(7, 11),
+}
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
+@pytest.mark.parametrize("name", RECURRENT)
+def test_a_recurrent_layer_that_stays_in_float_counts_in_the_coverage(name: str) -> None:
+    module = RECURRENT[name]()
+    inputs = torch.randn(3, 7) if name.endswith("Cell") else torch.randn(5, 3, 7)
+    coverage = plan_of(prepare(module, {"": get_default_qconfig()}, example_inputs=inputs)).coverage
+    weights = sum(weight.numel() for weight in module.parameters() if weight.dim() == 2)
+    assert (coverage.macs, coverage.quantized_macs) == (inputs[..., 0].numel() * weights, 0)
 
 
 def test_a_tensor_joined_with_itself_stays_on_its_grid() -> None:
