@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from quantcfg.errors import UsageError
 
@@ -122,9 +123,9 @@ def _is_current(handle: int, path: Path) -> bool:
 def _read_owner(handle: int) -> Owner | None:
     try:
         owner = Owner(**json.loads(os.pread(handle, 4096, 0)))
+        return owner if 0 < owner.pid < _PID_LIMIT else None
     except (OSError, ValueError, TypeError):
         return None
-    return owner if isinstance(owner.pid, int) and 0 < owner.pid < _PID_LIMIT else None
 
 
 def _this_process() -> Owner:
