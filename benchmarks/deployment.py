@@ -30,6 +30,7 @@ from quantcfg.export.ops import SINGLE
 from quantcfg.export.program import export_program
 from quantcfg.export.report import QuantizerDifference
 from quantcfg.export.session import FileModel, Runner, input_names, latencies_s, open_session, runner
+from quantcfg.render.text import percent
 from quantcfg.stages.progress import Silence
 from tests.models.operators import declare_operators
 
@@ -195,10 +196,10 @@ def _lines(rows: Iterator[Row]) -> Iterator[str]:
         first = ", ".join(f"{row.top1[title]:.3f}" for title in ("fake-quant", "ORT", "integer"))
         yield (
             f"| {row.name} | {row.ops} | {row.pairs} "
-            f"| {row.runtime['unoptimised']:.4%} | {row.runtime['optimised']:.4%} "
-            f"| {row.equal:.4%} ({row.equal_exact:.4%}) "
-            f"| {row.flowing:.2%} ({row.flowing_exact:.2%}) | {row.own_exact} | {row.in_float} "
-            f"| {first} | {row.size:.2f} | {row.latency:.2f} |"
+            f"| {percent(row.runtime['unoptimised'], 4)} | {percent(row.runtime['optimised'], 4)} "
+            f"| {percent(row.equal, 4)} ({percent(row.equal_exact, 4)}) "
+            f"| {percent(row.flowing, 2)} ({percent(row.flowing_exact, 2)}) "
+            f"| {row.own_exact} | {row.in_float} | {first} | {row.size:.2f} | {row.latency:.2f} |"
         )
 
 

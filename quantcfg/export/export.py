@@ -100,7 +100,7 @@ def export_run(job: Job, run: RunDirectory, request: Request) -> ExportReport:
         UsageError: the output cannot be used, or a package is missing.
         RunError: the run is damaged or of another model, the model cannot be exported, or the check failed.
     """
-    _refuse_output(request)
+    _refuse_output(request, run)
     wants_check = _wants_check(request)
     work = _work(job, run, request)
     with torch.no_grad():
@@ -136,11 +136,18 @@ def _written(made: _Made, path: Path, output: Path) -> list[str]:
         raise RunError(f"cannot write '{output}': {first_line(error)}") from error
 
 
-def _refuse_output(request: Request) -> None:
+def _refuse_output(request: Request, run: RunDirectory) -> None:
     missing = [name for name in _NEEDED[request.format] if find_spec(name) is None]
     if missing:
         raise UsageError(f"--format {request.format} needs {' and '.join(missing)}", hint=_INSTALL)
     _refuse_paths(request.files, force=request.force)
+    with naming(request.output):
+        folders = request.output.resolve().parents
+    if run.path.resolve() in folders:
+        raise UsageError(
+            f"'{request.output}' is inside of the run directory, which is left as it is",
+            hint="choose another place with -o",
+        )
 
 
 def _refuse_paths(paths: Iterable[Path], *, force: bool) -> None:

@@ -100,6 +100,18 @@ def test_a_link_a_directory_and_a_missing_directory_are_refused(calibrated_proje
     assert (path / "victim").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "model.onnx", "checkpoints/model.onnx"])
+def test_nothing_is_written_into_the_run(calibrated_project, name):
+    path = calibrated_project.path
+    (path / "elsewhere").symlink_to(path / "run")
+    before = {file: file.read_bytes() for file in (path / "run").rglob("*") if file.is_file()}
+    for place in ("run", "elsewhere", "run/../run"):
+        done = calibrated_project.run(*EXPORT, "--no-check", "--force", "-o", f"{place}/{name}")
+        said = f"error: '{place}/{name}' is inside of the run directory, which is left as it is"
+        assert (done.code, done.err.splitlines()[0]) == (2, said)
+    assert {file: file.read_bytes() for file in (path / "run").rglob("*") if file.is_file()} == before
+
+
 def test_a_name_that_the_system_refuses_is_an_error(calibrated_project):
     done = calibrated_project.run(*EXPORT, "--no-check", "-o", "a" * 300)
     assert (done.code, written(calibrated_project)) == (6, set())
