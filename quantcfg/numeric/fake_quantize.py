@@ -12,7 +12,7 @@ from quantcfg.numeric.lsq import LearnableFakeQuantize
 from quantcfg.numeric.observers.base import Observer
 from quantcfg.numeric.ops import fake_quantize
 from quantcfg.numeric.pact import PACTFakeQuantize
-from quantcfg.numeric.qparams import QParams, along, is_symmetric
+from quantcfg.numeric.qparams import QParams, along, in_memory, is_symmetric
 
 
 class FakeQuantize(FakeQuantizeBase):
@@ -38,8 +38,8 @@ class FakeQuantize(FakeQuantizeBase):
         inside, self._is_inside = self._is_inside, False
         return fake_quantize(
             x,
-            along(_in_memory(self.scale), x, observer.ch_axis),
-            None if zero_point is None else along(_in_memory(zero_point), x, observer.ch_axis),
+            along(in_memory(self.scale), x, observer.ch_axis),
+            None if zero_point is None else along(in_memory(zero_point), x, observer.ch_axis),
             quant_min=observer.quant_min,
             quant_max=observer.quant_max,
             inside=inside,
@@ -71,17 +71,6 @@ class FakeQuantize(FakeQuantizeBase):
         self.scale.copy_(qparams.scale)
         if not is_symmetric(self.qscheme):
             self.zero_point.copy_(qparams.zero_point)
-
-
-def _in_memory(qparam: Tensor) -> Tensor:
-    """``qparam``, which a compiler is made to compute once and write down, by asking for its stride.
-
-    It would repeat all of the observer's arithmetic, with divisions in float64, for every vector of the
-    tensor to be quantized: 5.4 copies of it for forward and backward, this 3.4.
-    """
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-        return qparam.as_strided(qparam.shape, qparam.stride())
-    return qparam
 
 
 __all__ = ["FAKE_QUANTIZES", "FakeQuantize", "FakeQuantizeBase"]

@@ -16,9 +16,18 @@ import torch
 from torch import Tensor
 
 from quantcfg.numeric import surrogates
-from quantcfg.numeric.backward import is_differentiated, keeps_sparse, where_inside, where_zero
+from quantcfg.numeric.backward import (
+    in_backward,
+    is_differentiated,
+    keeps_sparse,
+    learned_step,
+    remove,
+    straight_through,
+    sum_to,
+    where_zero,
+)
 from quantcfg.numeric.parts import parts
-from quantcfg.numeric.qparams import EPS, along
+from quantcfg.numeric.qparams import EPS, along, in_memory
 
 
 class _Options(NamedTuple):
@@ -181,15 +190,15 @@ class _StraightThroughLeaf(_StraightThrough):
             steps = _steps(x.detach(), scale, zero_point)
             return surrogates.passed(grad, surrogates.inside(steps, ctx.options[:2])), None, None, None
         grad_x = torch.empty_like(grad, dtype=torch.promote_types(grad.dtype, scale.dtype))
-        for part in parts(x, scale, zero_point, grad, grad_x, temporaries=False):
-            _straight_through_backward(part, ctx.options)
+        for part in parts(x, in_backward(scale, grad), zero_point, grad, grad_x, temporaries=False):
+            straight_through(part, ctx.options[:2])
         return grad_x.to(grad.dtype), None, None, None
 
 
 class _LearnedStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor | None, options: _Options) -> Tensor:
-        step = along(effective_scale(scale), x, options.ch_axis)
+        step = in_memory(along(effective_scale(scale), x, options.ch_axis))
         zero_point = None if zero_point is None else along(zero_point, x, options.ch_axis)
         # The signed step and not the parameter: that may be written again before backward.
         ctx.save_for_backward(x, step.copysign(along(scale, x, options.ch_axis)), zero_point)
@@ -205,8 +214,8 @@ class _LearnedStep(torch.autograd.Function):
         wide = torch.promote_types(grad.dtype, signed_step.dtype)
         grad_x = torch.empty_like(grad, dtype=wide) if ctx.needs_input_grad[0] else None
         grad_step = torch.zeros_like(signed_step) if ctx.needs_input_grad[1] else None
-        for part in parts(x, signed_step.abs(), zero_point, grad, grad_x, grad_step):
-            _learned_step_backward(part, ctx.options)
+        for part in parts(x, in_memory(signed_step.abs()), zero_point, grad, grad_x, grad_step):
+            learned_step(part, ctx.options[:2])
         if grad_step is not None:
             grad_step = grad_step * signed_step.sign() * _grad_scale(x, signed_step, ctx.options)
             grad_step = grad_step.reshape(ctx.shape)
@@ -252,7 +261,7 @@ class _LearnedClip(torch.autograd.Function):
         grad_alpha = torch.zeros_like(signed_bound) if ctx.needs_input_grad[1] else None
         for side_part, grad_part, grad_x_part, sum_part in parts(side, grad, grad_x, grad_alpha):
             if sum_part is not None:
-                sum_part.add_(_sum_to(sum_part, side_part.to(sum_part.dtype).mul_(grad_part)))
+                sum_part.add_(sum_to(sum_part, side_part.to(sum_part.dtype).mul_(grad_part)))
             if grad_x_part is not None:
                 where_zero(side_part, grad_part, grad_x_part)
         if grad_alpha is not None:
@@ -277,7 +286,8 @@ def _needs_backward(ctx: Any) -> bool:
 
 def _is_held(x: Tensor) -> bool:
     """Whether the graph keeps ``x`` until backward, for its gradient: its values can be used again there."""
-    return x.is_leaf and x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    held = x.is_leaf and x.requires_grad and torch.is_grad_enabled()
+    return held and not torch.compiler.is_exporting()
 
 
 def _on_grid(x: Tensor, scale: Tensor, zero_point: Tensor | None, options: _Options) -> Tensor:
@@ -292,10 +302,22 @@ def _on_grid(x: Tensor, scale: Tensor, zero_point: Tensor | None, options: _Opti
 def _quantize(part: tuple[Any, ...], options: _Options) -> None:
     x, scale, zero_point, result = part
     wide = torch.promote_types(x.dtype, scale.dtype)
-    steps = _steps(x, scale, zero_point, out=_reusable(result, wide))
+    steps = torch.div(x, scale, out=_reusable(result, wide)).round_()
+    if zero_point is not None:
+        steps.add_(zero_point)
     if not options.inside:
         _clamp_(steps, options)
-    _store(_remove(steps, zero_point).mul_(scale), result)
+    _store(_scale_(steps, scale, zero_point), result)
+
+
+def _scale_(steps: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
+    """The real values of ``steps``, in place; a -0.0 of the rounding, if there is one, becomes +0.0."""
+    if zero_point is not None:
+        return steps.sub_(zero_point).mul_(scale)
+    if scale.numel() == 1 or torch.compiler.is_compiling():
+        return steps.add_(0.0).mul_(scale)
+    # Both in one pass. A single 0.0 beside a scale per row would not be vectorised, a row of them is.
+    return torch.addcmul(torch.zeros_like(steps[:1]), steps, scale, out=steps)
 
 
 def _quantize_and_flag(part: tuple[Any, ...], options: _Options) -> None:
@@ -303,7 +325,7 @@ def _quantize_and_flag(part: tuple[Any, ...], options: _Options) -> None:
     steps = _steps(x, scale, zero_point)
     inside = torch.clamp(steps, options.quant_min, options.quant_max, out=_reusable(result, steps.dtype))
     clipped.copy_(steps.sub_(inside).clamp_(-1, 1))
-    _store(_remove(inside, zero_point).mul_(scale), result)
+    _store(remove(inside, zero_point).mul_(scale), result)
 
 
 def _quantize_and_tell_sides(part: tuple[Any, ...], options: _Options) -> None:
@@ -324,33 +346,12 @@ def _store(values: Tensor, result: Tensor) -> None:
         result.copy_(values)
 
 
-def _straight_through_backward(part: tuple[Any, ...], options: _Options) -> None:
-    x, scale, zero_point, grad, grad_x = part
-    steps = torch.div(x, scale, out=grad_x).round_()
-    if zero_point is not None:
-        steps.add_(zero_point)
-    where_inside(grad.to(steps.dtype), steps, *options[:2], out=grad_x)
-
-
-def _learned_step_backward(part: tuple[Any, ...], options: _Options) -> None:
-    x, step, zero_point, grad, grad_x, grad_step = part
-    position = x / step
-    steps = position.round() if zero_point is None else position.round().add_(zero_point)
-    wide = grad.to(steps.dtype)
-    if grad_x is not None:
-        where_inside(wide, steps, *options[:2], out=grad_x)
-    if grad_step is not None:
-        where_inside(position, steps, *options[:2], out=position)
-        slope = _remove(_clamp_(steps, options), zero_point).sub_(position)
-        grad_step.add_(_sum_to(grad_step, slope.mul_(wide)))
-
-
 def _learned_step_gradients(grad: Tensor, ctx: Any) -> tuple[Tensor, Tensor]:
     x, signed_step, zero_point = ctx.saved_tensors
     x, step = x.detach(), signed_step.abs()
     steps = _steps(x, step, zero_point)
     inside = surrogates.inside(steps, ctx.options[:2])
-    slope = _remove(_clamp_(steps, ctx.options), zero_point) - torch.where(inside, x / step, 0.0)
+    slope = remove(_clamp_(steps, ctx.options), zero_point) - torch.where(inside, x / step, 0.0)
     slope *= signed_step.sign() * _grad_scale(x, signed_step, ctx.options)
     return surrogates.passed(grad, inside), (grad * slope).sum_to_size(step.shape).reshape(ctx.shape)
 
@@ -371,9 +372,9 @@ def _is_transformed() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
-def _steps(x: Tensor, scale: Tensor, zero_point: Tensor | None, out: Tensor | None = None) -> Tensor:
-    """Where ``x`` falls on the endless grid, in a new buffer or ``out``; adding 0.0 turns -0.0 into +0.0."""
-    return torch.div(x, scale, out=out).round_().add_(0.0 if zero_point is None else zero_point)
+def _steps(x: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
+    """Where ``x`` falls on the endless grid, in a new buffer; adding 0.0 turns -0.0 into +0.0."""
+    return (x / scale).round_().add_(0.0 if zero_point is None else zero_point)
 
 
 def _clamp_(steps: Tensor, options: _Options) -> Tensor:
@@ -381,16 +382,7 @@ def _clamp_(steps: Tensor, options: _Options) -> Tensor:
 
 
 def _to_real(steps: Tensor, scale: Tensor, zero_point: Tensor | None, dtype: torch.dtype) -> Tensor:
-    return _remove(steps, zero_point).mul_(scale).to(dtype)
-
-
-def _remove(steps: Tensor, zero_point: Tensor | None) -> Tensor:
-    return steps if zero_point is None else steps.sub_(zero_point)
-
-
-def _sum_to(target: Tensor, values: Tensor) -> Tensor:
-    """The sum of ``values`` over what broadcasts over them in ``target``, in its shape and dtype."""
-    return values.sum_to_size(target.shape).to(target.dtype)
+    return remove(steps, zero_point).mul_(scale).to(dtype)
 
 
 def _grad_scale(x: Tensor, scale: Tensor, options: _Options) -> float:
