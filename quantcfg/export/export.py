@@ -140,6 +140,9 @@ def _refuse_output(request: Request, run: RunDirectory) -> None:
     missing = [name for name in _NEEDED[request.format] if find_spec(name) is None]
     if missing:
         raise UsageError(f"--format {request.format} needs {' and '.join(missing)}", hint=_INSTALL)
+    if request.format == "safetensors" and request.table == request.output:
+        raise UsageError(f"'{request.output}' is the name of the table that lies beside the file",
+                         hint="choose a name that does not end in .json")  # fmt: skip
     _refuse_paths(request.files, force=request.force)
     with naming(request.output):
         folders = request.output.resolve().parents
@@ -157,6 +160,8 @@ def _refuse_paths(paths: Iterable[Path], *, force: bool) -> None:
 
 
 def _refuse_path(path: Path, *, force: bool) -> None:
+    if any("\ud800" <= letter <= "\udfff" for letter in str(path.absolute())):
+        raise UsageError(f"'{path}' is no name in UTF-8", hint="choose another with -o")
     if path.is_symlink():
         raise UsageError(f"'{path}' is a link", hint="name the file itself with -o")
     if path.exists() and not path.is_file():

@@ -28,6 +28,8 @@ _OPERATOR = re.compile(r"OpOverload\(op='([\w.]+)'")
 def to_onnx(program: Program, metadata: Mapping[str, str]) -> ir.Model:
     """Translate an exported program; ``metadata`` goes into the file's properties.
 
+    The program is changed: it returns its tensors alone.
+
     The opset is 20, or 21 where a quantizer has 4 or 16 bits. Not always 21: there ONNX Runtime (1.32)
     refuses what its own optimiser makes of some files; see `onnx_graph.requantize_moves`.
 
@@ -35,6 +37,7 @@ def to_onnx(program: Program, metadata: Mapping[str, str]) -> ir.Model:
         RunError: an op has no translation.
     """
     opset = _opset(program.exported)
+    program.drop_constants()
     with quiet():
         try:
             made = torch.onnx.export(

@@ -253,8 +253,7 @@ def _name_constants(node: ir.Node, owner: str, taken: set[str]) -> None:
 
 def _name_outputs(graph: ir.Graph, program: Program) -> None:
     """Call the outputs by their keys in what the model returns; a single one ``output``."""
-    spec = program.exported.call_spec.out_spec
-    tree = pytree.tree_unflatten(program.results, spec)
+    tree = pytree.tree_unflatten(program.results, program.structure)
     paths = [
         path for path, leaf in pytree.tree_flatten_with_path(tree)[0] if isinstance(leaf, TensorArgument)
     ]

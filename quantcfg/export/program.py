@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
+from torch.utils import _pytree as pytree
 
 from quantcfg.errors import RunError
 from quantcfg.export.calls import Axes, Call, dynamic_shapes, widened
@@ -29,18 +30,32 @@ class OtherShapeError(RunError):
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """An exported program, the call it was made with, and its axes that vary."""
+    """An exported program, the call it was made with, and its axes that vary.
+
+    ``results`` is what it returns, flat: a tensor as its ``TensorArgument``, a constant as itself;
+    ``structure`` makes of them what the model returns.
+    """
 
     exported: ExportedProgram
     call: Call
     axes: Axes
+    results: list[Any]
+    structure: pytree.TreeSpec
 
-    @property
-    def results(self) -> list[Any]:
-        """What the program returns, flat: a tensor as its ``TensorArgument``, a constant as itself."""
+    def drop_constants(self) -> None:
+        """Let the exported program return its tensors alone: ONNX's exporter knows no other results."""
         specs = self.exported.graph_signature.output_specs
-        arguments = [spec.arg for spec in specs if spec.kind is OutputKind.USER_OUTPUT]
-        return [arg.value if isinstance(arg, ConstantArgument) else arg for arg in arguments]
+        output = self.exported.graph.output_node()
+        kept = [
+            (value, spec)
+            for value, spec in zip(output.args[0], specs, strict=True)
+            if not isinstance(spec.arg, ConstantArgument)
+        ]
+        output.args = (tuple(value for value, _ in kept),)
+        specs[:] = [spec for _, spec in kept]
+        signature = self.exported.module_call_graph[0].signature
+        assert signature is not None
+        signature.out_spec = pytree.tree_structure([0] * len(kept))
 
     def tensors_of(self, call: Call) -> list[Tensor]:
         """The tensors of a call, in the order of the program's inputs.
@@ -100,7 +115,13 @@ def _export(model: nn.Module, call: Call, axes: Axes) -> Program:
             )
     except Exception as error:  # it runs the user's forward, and its own errors have no base in common
         raise _refusal(error) from error
-    return Program(exported, wide, _varying(exported, axes))
+    return Program(exported, wide, _varying(exported, axes), _results(exported), exported.call_spec.out_spec)
+
+
+def _results(exported: ExportedProgram) -> list[Any]:
+    specs = exported.graph_signature.output_specs
+    arguments = [spec.arg for spec in specs if spec.kind is OutputKind.USER_OUTPUT]
+    return [arg.value if isinstance(arg, ConstantArgument) else arg for arg in arguments]
 
 
 def _varying(exported: ExportedProgram, axes: Axes) -> Axes:

@@ -53,7 +53,7 @@ class FileModel(nn.Module):
             torch.from_numpy(next(arrays)) if isinstance(result, TensorArgument) else result
             for result in self.program.results
         ]
-        return pytree.tree_unflatten(leaves, self.program.exported.call_spec.out_spec)
+        return pytree.tree_unflatten(leaves, self.program.structure)
 
     def feeds(self, call: Call) -> Feeds:
         """The inputs of the file for one call."""

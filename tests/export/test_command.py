@@ -112,6 +112,14 @@ def test_nothing_is_written_into_the_run(calibrated_project, name):
     assert {file: file.read_bytes() for file in (path / "run").rglob("*") if file.is_file()} == before
 
 
+def test_a_name_that_is_no_text_or_that_of_the_table_is_refused(calibrated_project):
+    done = calibrated_project.run(*EXPORT, "-o", os.fsdecode(b"\xff.onnx"))
+    assert (done.code, done.err.splitlines()[0]) == (2, r"error: '\udcff.onnx' is no name in UTF-8")
+    done = calibrated_project.run(*EXPORT, "--format", "safetensors", "-o", "q.json")
+    assert done.code == 2
+    assert done.err.startswith("error: 'q.json' is the name of the table that lies beside the file\n")
+
+
 def test_a_name_that_the_system_refuses_is_an_error(calibrated_project):
     done = calibrated_project.run(*EXPORT, "--no-check", "-o", "a" * 300)
     assert (done.code, written(calibrated_project)) == (6, set())

@@ -183,6 +183,29 @@ def test_an_axis_that_the_model_fixes_is_a_number_in_the_file(num_samples, capfd
     assert capfd.readouterr() == ("", "")
 
 
+class Various(nn.Module):
+    """Returns numbers, a string and nothing beside tensors, one of them a constant."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.register_buffer("anchors", torch.arange(6.0).reshape(2, 3))
+
+    def forward(self, x):
+        y = self.fc(x)
+        return {"y": y, "anchors": self.anchors, "n": 3, "none": None, "kind": "box", "pair": (0.5, y + 1)}
+
+
+def test_results_that_are_no_tensors_are_not_in_the_file():
+    x = torch.randn(3, 4)
+    made = exported(Various(), {"": qconfig()}, (x,))
+    assert [value.name for value in made.proto.graph.output] == ["y", "anchors", "pair_1"]
+    with torch.no_grad():
+        found, expected = made.file()(x), made.model(x)
+    assert (found["n"], found["none"], found["kind"], found["pair"][0]) == (3, None, "box", 0.5)
+    torch.testing.assert_close(leaves(found), leaves(expected), rtol=0, atol=0.01)
+
+
 def test_nothing_of_this_machine_is_in_the_file():
     made = exported(ResNet(), {"": qconfig()}, (torch.randn(4, 3, 8, 8),))
     text = made.proto.SerializeToString()
