@@ -11,13 +11,13 @@ from torch import Tensor
 from quantcfg.numeric.bins import choose_layout
 from quantcfg.numeric.distributions import Statistics, batch_statistics
 from quantcfg.numeric.divergence import kl_range
-from quantcfg.numeric.solve import Grid, Range, ascending, best_range, mse_range, percentile_range
+from quantcfg.numeric.solve import Grid, Range, best_range, mse_range, percentile_range, rank_of
 
 # Channels of one batch that are solved at a time, so that each has all the bins it can use.
 _CHANNELS = 256
 # Values per channel up to which a batch is solved from them all, without a histogram; and how many, of all
 # channels, are then solved at a time.
-_MOST_VALUES, _MOST_TOGETHER = 1 << 14, 1 << 21
+MOST_VALUES, _MOST_TOGETHER = 1 << 14, 1 << 21
 
 PERCENTILES = (99.9, 99.95, 99.99, 99.993, 99.995, 99.997, 99.999, 99.9995, 99.9999)
 """The candidates of mix."""
@@ -84,22 +84,21 @@ def _(x: Tensor, low: Tensor, high: Tensor, *_: object) -> tuple[Tensor, Tensor]
 def _batch_range(x: Tensor, ends: Range, ch_axis: int, question: Question) -> Range:
     num_channels = ends[0].numel()
     count = x.numel() // num_channels
-    at_a_time = max(1, _MOST_TOGETHER // count) if count <= _MOST_VALUES else _CHANNELS
+    at_a_time = max(1, _MOST_TOGETHER // count) if count <= MOST_VALUES else _CHANNELS
     ranges = []
     for first in range(0, num_channels, at_a_time):
         channels = slice(first, first + at_a_time)
         part = x if num_channels == 1 else x.movedim(ch_axis, 0)[channels].movedim(0, ch_axis)
         part_ends = ends[0][channels], ends[1][channels]
         layout = choose_layout(part_ends[0].numel(), question.top_bits)
-        statistics = batch_statistics(part, ch_axis, part_ends, layout, _MOST_VALUES)
+        statistics = batch_statistics(part, ch_axis, part_ends, layout, MOST_VALUES)
         ranges.append(question.solve(statistics, part_ends))
     lows, highs = zip(*ranges, strict=True)
     return torch.cat(lows), torch.cat(highs)
 
 
 def _percentile(statistics: Statistics, ends: Range, grid: Grid, percentile: float) -> Range:  # noqa: ARG001
-    magnitudes = ascending(statistics.magnitudes(_most(ends)))
-    return percentile_range(magnitudes, ends, percentile, statistics.count)
+    return percentile_range(statistics.magnitudes(_most(ends)), ends, percentile, statistics.count)
 
 
 def _mse(statistics: Statistics, ends: Range, grid: Grid) -> Range:
@@ -111,8 +110,10 @@ def _kl(statistics: Statistics, ends: Range, grid: Grid, levels: float, bins: fl
 
 
 def _mix(statistics: Statistics, ends: Range, grid: Grid) -> Range:
-    magnitudes, count = ascending(statistics.magnitudes(_most(ends))), statistics.count
-    ranges = [percentile_range(magnitudes, ends, percentile, count) for percentile in PERCENTILES]
+    magnitudes, count = statistics.magnitudes(_most(ends)), statistics.count
+    # Of few values many percentiles are the same one.
+    candidates = {rank_of(percentile, count): percentile for percentile in reversed(PERCENTILES)}
+    ranges = [percentile_range(magnitudes, ends, candidates[rank], count) for rank in sorted(candidates)]
     return best_range(statistics.distribution(*ends), ranges, grid)
 
 

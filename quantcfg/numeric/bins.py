@@ -6,26 +6,18 @@ Nothing here waits for the device or has a shape that depends on values.
 
 from __future__ import annotations
 
-import itertools
-import threading
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from quantcfg.numeric.host import is_on_host
-
 EXPONENT_BIAS = 127
 MANTISSA = 23
-# Elements counted at a time: their keys stay in the cache.
-_BLOCK = 1 << 18
-# Elements for which a thread gets a table of its own, and those whose counts surely fit in int32.
-_PER_THREAD, _MOST = 1 << 14, 1 << 30
 # Octaves whose bins matter to a grid: the finest of them has 16 steps to the octave of the largest value.
 _FINE_OCTAVES = 16
-# Counts kept for all channels together, unless that leaves less than the coarsest layout per channel.
-_MOST_COUNTS = 1 << 22
+# Channels up to which each has all bins.
+MOST_CHANNELS = 1 << 13
 
 
 class Layout(NamedTuple):
@@ -109,134 +101,38 @@ def _split(cells: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
 
 
 def choose_layout(num_channels: int, top_bits: int) -> Layout:
-    """The layout for that many channels: one tensor may have all bins it likes, channels share a budget.
+    """The layout for that many channels: one tensor may have all bins it likes, channels are to be frugal.
 
     Per tensor 32 octaves, of ``2**top_bits`` bins where a grid has steps as wide as bins, of 128 below. Per
-    channel 24 octaves, 2,048 bins in the highest for up to 498 channels, and half as many for every doubling
-    beyond.
+    channel 24 octaves: the highest three of ``2**top_bits`` bins, 1,024 at least, and each below of half as
+    many, down to 8.
+    Beyond 8,192 channels each has half as many bins for every doubling.
     """
     if num_channels == 1:
         least = min(7, top_bits)
         return Layout((top_bits,) * (top_bits - least + 1) + (least,) * (31 - top_bits + least))
     layouts = [
-        Layout(tuple(max(bits - octave, min(3, bits // 2)) for octave in range(24)))
-        for bits in range(max(11, top_bits), 0, -1)
+        Layout(tuple(max(bits - max(0, octave - 2), min(3, bits // 2)) for octave in range(24)))
+        for bits in range(max(10, top_bits), 0, -1)
     ]
-    fits = (layout for layout in layouts if 2 * layout.num_slots * num_channels <= _MOST_COUNTS)
-    return next(fits, layouts[-1])
+    most = MOST_CHANNELS * layouts[0].num_slots
+    return next((layout for layout in layouts if layout.num_slots * num_channels <= most), layouts[-1])
 
 
-def add_counts(slots: Tensor, x: Tensor, ch_axis: int, top: Tensor, layout: Layout) -> None:
-    """Count the values of ``x``: positive ones in bins from zero up, then negative ones.
-
-    What is too small for the bins is left out: of as many values as there are, the rest counts as 0.
-
-    Shapes:
-        slots: int64 ``(C, 2 * num_slots)``, added to. top: int64 ``(C,)``, see `Layout`.
-    """
-    if top.numel() > 1:
-        slots += without_zero(_count_channels(x, ch_axis, top, layout))
-        return
-    first = (top - layout.num_octaves + 1) << layout.top_bits
-    cells = first + torch.arange(layout.num_cells, device=x.device)
-    for part in torch.split(in_memory_order(x).reshape(-1), _MOST):
-        patterns = _patterns_on_host(part, layout) if is_on_host(part) else _patterns(part, layout)
-        _add_cells(slots, patterns.index_select(2, cells).sum(0, dtype=patterns.dtype), layout)
+@lru_cache(maxsize=8)
+def _cached_slots(layout: Layout, top: int, device: torch.device) -> Tensor:
+    return _make_slots(layout, top, device)
 
 
-def add_counts_on_host(slots: Tensor, values: Tensor, top: int, layout: Layout) -> None:
-    """The same for values in one row in the memory of the host, where ``top`` may be asked for."""
-    first = (top - layout.num_octaves + 1) << layout.top_bits
-    for part in torch.split(values, _MOST):
-        window = _tables_of_threads(part, layout).narrow(2, first, layout.num_cells).zero_()
-        _count_on_host(part, layout)  # more than the window, but nobody looks at that
-        _add_cells(slots, window.sum(0, dtype=window.dtype), layout)
+def slots_of_patterns(layout: Layout, top: int, like: Tensor) -> Tensor:
+    """The slot of each pattern, sign, exponent and ``top_bits`` of the mantissa, under a ``top``: int64."""
+    find = _cached_slots if type(like) is Tensor else _make_slots
+    return find(layout, top, like.device)
 
 
-def without_zero(slots: Tensor) -> Tensor:
-    """``slots`` without what they hold of values that count as 0, changed in place."""
-    slots.view(len(slots), 2, -1)[:, :, 0].zero_()
-    return slots
-
-
-def _add_cells(slots: Tensor, cells: Tensor, layout: Layout) -> None:
-    """Add the counts of cells, ``(2, num_cells)``, to those of the slots that they make up."""
-    cell, slot = 0, 1
-    for bits, octaves in itertools.groupby(reversed(layout.bits)):
-        num_slots = len(list(octaves)) << bits
-        per_slot = 1 << (layout.top_bits - bits)
-        part = cells.narrow(1, cell, num_slots * per_slot)
-        if per_slot > 1:
-            part = part.view(2, num_slots, per_slot).sum(2, dtype=cells.dtype)
-        slots.view(2, -1).narrow(1, slot, num_slots).add_(part)
-        cell, slot = cell + num_slots * per_slot, slot + num_slots
-
-
-def _patterns(values: Tensor, layout: Layout) -> Tensor:
-    """How often each pattern occurs, exponent and then mantissa, int64 ``(1, 2, patterns)``, by sign."""
-    counts = torch.zeros(1 << (9 + layout.top_bits), dtype=torch.int64, device=values.device)
-    bits = values.float().view(torch.int32) >> (MANTISSA - layout.top_bits)
-    # The shift keeps the sign: without it, the pattern of a negative float is its place after the others.
-    keys = bits.bitwise_and_(counts.numel() - 1).long()
-    return counts.scatter_add_(0, keys, counts.new_ones(1).expand_as(keys)).view(1, 2, -1)
-
-
-def _patterns_on_host(values: Tensor, layout: Layout) -> Tensor:
-    """The same by thread, int32, for what one batch of training may hold."""
-    counts = _tables_of_threads(values, layout).zero_()
-    _count_on_host(values, layout)
-    return counts
-
-
-def _count_on_host(values: Tensor, layout: Layout) -> None:
-    """Add how often each pattern occurs to `_tables_of_threads`."""
-    counts = _tables_of_threads(values, layout).flatten(1)
-    keys, ones = _workspace()
-    for part in _in_rows(values, len(counts)):
-        # Backwards: the end is what the search for the range has left in the caches.
-        for block in reversed(torch.split(part, _BLOCK // len(part), 1)):
-            # As unsigned numbers: the pattern of a negative float is its place after the others.
-            patterns = keys[: block.numel()].view(block.shape).copy_(block.float().view(torch.uint32))
-            patterns.bitwise_right_shift_(MANTISSA - layout.top_bits)
-            # A whole tensor of ones: one that is expanded takes twice as long.
-            counts[: len(block)].scatter_add_(1, patterns, ones[: block.numel()].view_as(patterns))
-
-
-_kept = threading.local()
-
-
-def _workspace() -> tuple[Tensor, Tensor]:
-    """Room for the int64 keys of a block, and int32 ones. Fresh memory would cost more than its use."""
-    if not hasattr(_kept, "workspace"):
-        with torch.inference_mode(False):  # or nothing but inference could write to it
-            keys = torch.empty(_BLOCK, dtype=torch.int64, device="cpu")
-            _kept.workspace = keys, torch.ones(_BLOCK, dtype=torch.int32, device="cpu")
-    workspace: tuple[Tensor, Tensor] = _kept.workspace
-    return workspace
-
-
-def _tables_of_threads(values: Tensor, layout: Layout) -> Tensor:
-    """int32 tables of all patterns, ``(rows, 2, patterns)``, of which nobody looks but at a window."""
-    rows = max(1, min(torch.get_num_threads(), values.numel() // max(_PER_THREAD, 2 * layout.num_cells)))
-    size = rows << (9 + layout.top_bits)
-    if not hasattr(_kept, "tables") or _kept.tables.numel() < size:
-        with torch.inference_mode(False):
-            _kept.tables = torch.empty(size, dtype=torch.int32, device="cpu")
-    found: Tensor = _kept.tables
-    return found[:size].view(rows, 2, -1)
-
-
-def _in_rows(values: Tensor, rows: int) -> list[Tensor]:
-    length = values.numel() // rows
-    whole, rest = values[: rows * length].view(rows, length), values[rows * length :].view(1, -1)
-    return [part for part in (whole, rest) if part.numel()]
-
-
-def _count_channels(x: Tensor, ch_axis: int, top: Tensor, layout: Layout) -> Tensor:
-    shape = [-1 if axis == ch_axis else 1 for axis in range(x.dim())]
-    index = channel_rows(slots_of(x.float(), top.view(shape), layout), ch_axis)
-    counts = torch.zeros(top.numel(), 2 * layout.num_slots, dtype=torch.int64, device=x.device)
-    return counts.scatter_add_(1, index, counts.new_ones(1, 1).expand_as(index))
+def _make_slots(layout: Layout, top: int, device: torch.device) -> Tensor:
+    patterns = torch.arange(1 << (9 + layout.top_bits), device=device) << (MANTISSA - layout.top_bits)
+    return slots_of(patterns.int().view(torch.float32), torch.full_like(patterns, top), layout).long()
 
 
 def slots_of(values: Tensor, top: Tensor, layout: Layout) -> Tensor:

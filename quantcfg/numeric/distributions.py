@@ -7,7 +7,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from quantcfg.numeric.bins import EXPONENT_BIAS, Layout, add_counts, channel_rows, exponents, tables
+from quantcfg.numeric.bins import EXPONENT_BIAS, Layout, channel_rows, exponents, tables
+from quantcfg.numeric.counting import add_counts
 
 # Width of a bin for one value, as a part of it: far below a step of 16 bits, far above float64's rounding.
 _HAIR = 2.0**-24
@@ -76,7 +77,7 @@ class BatchValues:
 
 def _each_once(values: Tensor) -> Points:
     values = values.double()
-    return Points(values, torch.ones_like(values))
+    return Points(values, values.new_ones(1, 1).expand_as(values))
 
 
 class BatchBins:

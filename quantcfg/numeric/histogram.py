@@ -9,41 +9,42 @@ from torch import Tensor
 
 from quantcfg.numeric.bins import (
     EXPONENT_BIAS,
-    add_counts,
-    add_counts_on_host,
     channel_rows,
     choose_layout,
     exponents,
     in_memory_order,
     slots_of,
     tables,
-    without_zero,
 )
+from quantcfg.numeric.counting import add_counts, add_counts_on_host, without_zero
 from quantcfg.numeric.distributions import Distribution, Points, magnitude_bins, signed_bins
 from quantcfg.numeric.exact import ExactModule
 from quantcfg.numeric.host import is_on_host
 
 _EMPTY = (1 << 63) - 1
 _COUNT_BITS = 32
+# Channels up to which counts are int64; beyond, 2**31 values of each are more than a stream can have.
+_LONG_COUNTS = 256
 
 
 class Histogram(ExactModule):
     """Counts the values of a stream, of the whole tensor or of each channel, signs apart.
 
-    A short stream is kept whole: while every batch has at most as many values per channel as there are slots,
-    and all of them together that many different ones, the slots hold those values and how often each came.
-    Beyond that they hold the counts of the bins of a `Layout`. Which of the two, the top and every count
+    A short stream is kept whole: while every batch has at most ``capacity`` values per channel, and all of
+    them together that many different ones, the slots hold those values and how often each came. Beyond that
+    they hold the counts of the bins of a `Layout`. Which of the two, the top and every count
     depend on the batches alone, not on their order, and never on which process saw them.
 
     Shapes:
-        slots: int64 ``(C, 2 * num_slots)``. Whole: ascending entries ``order(value) << 32 | count``, unused
-        ones the largest int64. Binned: the counts of the bins from zero up, first of positive values, then of
-        negative ones; the two of zero are left empty, for the rest of ``total`` counts as 0.
+        slots: int64 ``(C, 2 * num_slots)``, int32 for more than 256 channels. Whole, and then seen as int64:
+        ascending entries ``order(value) << 32 | count``, unused ones the largest int64. Binned: the counts of
+        the bins from zero up, first of positive values, then of negative ones; the two of zero are left
+        empty, for the rest of ``total`` counts as 0.
         top: int64 ``(C,)``, biased exponent of the largest magnitude, at least the number of octaves.
         is_whole: bool ``(1,)``. total: int64 ``(1,)``, values seen per channel.
 
-    Memory: 123 KB per tensor; per channel 66 KB for up to 498 channels, then at most 34 MB for all of them
-    together, but not less than 416 bytes each.
+    Memory, with 10 ``top_bits``: 123 KB per tensor; per channel 67 KB for up to 256 channels, 34 KB for up to
+    8,192, and beyond never more than the 275 MB of those. Each further bit is almost twice as much.
     """
 
     slots: Tensor
@@ -54,16 +55,20 @@ class Histogram(ExactModule):
     def __init__(self, num_channels: int = 1, *, top_bits: int = 11) -> None:
         super().__init__()
         self.layout = choose_layout(num_channels, top_bits)
+        self.shares_bins = self.layout != choose_layout(min(2, num_channels), top_bits)
+        """Whether there are so many channels that each has fewer bins than it could use."""
         self.num_channels = num_channels
-        self.capacity = 2 * self.layout.num_slots
-        self.register_buffer("slots", torch.full((num_channels, self.capacity), _EMPTY))
+        dtype = torch.int64 if num_channels <= _LONG_COUNTS else torch.int32
+        self.capacity = self.layout.num_slots * dtype.itemsize // 4
+        entries = torch.full((num_channels, self.capacity), _EMPTY)
+        self.register_buffer("slots", entries.view(dtype))
         self.register_buffer("top", torch.full((num_channels,), self.layout.num_octaves))
         self.register_buffer("is_whole", torch.ones(1, dtype=torch.bool))
         self.register_buffer("total", torch.zeros(1, dtype=torch.int64))
 
     def reset(self) -> None:
         """Forget everything."""
-        self.slots.fill_(_EMPTY)
+        self._entries.fill_(_EMPTY)
         self.top.fill_(self.layout.num_octaves)
         self.is_whole.fill_(True)
         self.total.zero_()
@@ -112,7 +117,7 @@ class Histogram(ExactModule):
         """Become the histogram that has seen both streams; ``other`` stays as it is."""
         if bool(self.is_whole) and bool(other.is_whole):
             self._raise_top(other.top)
-            self._take_entries(other.slots)
+            self._take_entries(other._entries)
         else:
             self._become_binned()
             self._raise_top(other.top)
@@ -120,19 +125,14 @@ class Histogram(ExactModule):
         self.total += other.total
 
     @property
+    def room(self) -> int:
+        """How many more values per channel can be counted."""
+        return torch.iinfo(self.slots.dtype).max - self.count
+
+    @property
     def count(self) -> int:
         """Values per channel."""
         return int(self.total)
-
-    @property
-    def shares_bins(self) -> bool:
-        """Whether there are so many channels that each has fewer bins than it could use."""
-        return self.layout.top_bits < choose_layout(min(2, self.num_channels), self.layout.top_bits).top_bits
-
-    @property
-    def is_coarse(self) -> bool:
-        """Whether values were put into fewer bins than a channel could use."""
-        return self.shares_bins and not bool(self.is_whole)
 
     def distribution(self, low: Tensor, high: Tensor) -> Distribution:
         """What is known of the stream, whose least and greatest values are ``low`` and ``high``, ``(C,)``."""
@@ -147,19 +147,23 @@ class Histogram(ExactModule):
         values, counts = self._points()
         return Points(values.abs(), counts)
 
+    @property
+    def _entries(self) -> Tensor:
+        return self.slots.view(torch.int64)
+
     def _points(self) -> Points:
-        entries = self.slots[:, : max(1, self._width())]
+        entries = self._entries[:, : max(1, self._width())]
         used = entries != _EMPTY
         values = torch.where(used, _value(entries >> _COUNT_BITS).double(), 0.0)
         return Points(values, torch.where(used, entries & ((1 << _COUNT_BITS) - 1), 0).double())
 
     def _width(self) -> int:
         """How many slots the channel with most values has in use."""
-        return int((self.slots != _EMPTY).sum(1).max())
+        return int((self._entries != _EMPTY).sum(1).max())
 
     def _take_entries(self, entries: Tensor) -> None:
         """Add values with their counts to the whole stream, or turn to bins if they are too many."""
-        entries = torch.cat((self.slots[:, : self._width()], entries), 1).sort(1).values
+        entries = torch.cat((self._entries[:, : self._width()], entries), 1).sort(1).values
         keys = entries >> _COUNT_BITS
         is_first = torch.ones_like(keys, dtype=torch.bool)
         is_first[:, 1:] = keys[:, 1:] != keys[:, :-1]
@@ -175,7 +179,7 @@ class Histogram(ExactModule):
             1, run, torch.where(used, keys << _COUNT_BITS, _EMPTY)
         )
         merged = (merged | totals)[:, : self.capacity]
-        self.slots[:, : merged.shape[1]] = merged
+        self._entries[:, : merged.shape[1]] = merged
 
     def _become_binned(self) -> None:
         if not bool(self.is_whole):
@@ -208,7 +212,7 @@ class Histogram(ExactModule):
 
     def _bin_entries(self, keys: Tensor, counts: Tensor) -> Tensor:
         slots = slots_of(_value(keys), self.top[:, None], self.layout)
-        empty = torch.zeros(self.num_channels, self.capacity, dtype=torch.int64, device=keys.device)
+        empty = torch.zeros(self.slots.shape, dtype=torch.int64, device=keys.device)
         return without_zero(empty.scatter_add_(1, slots, counts))
 
 

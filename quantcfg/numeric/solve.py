@@ -33,9 +33,9 @@ _CHUNK = 1 << 18
 # Of the first look at all values of a channel so many ratios get a closer one, in so many places around each;
 # with few values the error is ragged, and more do: `_RAGGED` divided by the number of values.
 _NEAR, _AROUND, _RAGGED = 24, 5, 1 << 14
-# The same for bins. With `_MANY` values or more, half of `_FINE` or more bins say as much as all of them, for
-# what is unknown of each value averages out.
-_NEAR_BINS, _AROUND_BINS, _MANY, _FINE = 5, 7, 1 << 16, 1 << 13
+# The same for bins, with fewer than `_MANY` values and with more. With more, half of `_FINE` or more bins say
+# as much as all of them, for what is unknown of each value averages out.
+_NEAR_FEW, _NEAR_MANY, _AROUND_BINS, _MANY, _FINE = 8, 5, 7, 1 << 16, 1 << 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,26 +63,24 @@ def rank_of(percentile: float, total: int) -> int:
     return max(1, -(-exact.numerator // exact.denominator))
 
 
-def ascending(magnitudes: Distribution) -> Distribution:
-    """The same distribution with its values in order."""
-    if isinstance(magnitudes, Bins):
-        return magnitudes
-    values, order = magnitudes.values.sort(1)
-    return Points(values, magnitudes.counts.gather(1, order))
-
-
-def magnitude_at(magnitudes: Distribution, rank: int) -> Tensor:
-    """The magnitude of that rank, float64 ``(C,)``: the value itself, or the middle of its bin.
-
-    The magnitudes are `ascending`.
-    """
+def magnitude_at(magnitudes: Distribution, rank: int, total: int) -> Tensor:
+    """The magnitude of that rank among ``total``, float64 ``(C,)``: the value itself, or its bin's middle."""
+    if isinstance(magnitudes, Points):
+        return _value_at(magnitudes, total - rank + 1)
     reached = magnitudes.counts.cumsum(1)
     wanted = torch.full_like(reached[:, :1], rank)
     at = torch.searchsorted(reached, wanted).clamp(max=reached.shape[1] - 1)
-    if isinstance(magnitudes, Points):
-        return magnitudes.values.gather(1, at)[:, 0]
     middle = (magnitudes.edges.gather(1, at) + magnitudes.edges.gather(1, at + 1)) / 2
     return torch.where(at > 0, middle, 0.0)[:, 0]
+
+
+def _value_at(points: Points, place: int) -> Tensor:
+    """The value at that place from the greatest down."""
+    # As many entries are enough: each stands for one value or more.
+    values, order = points.values.topk(min(place, points.values.shape[1]), dim=1)
+    reached = points.counts.gather(1, order).cumsum(1)
+    at = torch.searchsorted(reached, torch.full_like(reached[:, :1], place)).clamp(max=reached.shape[1] - 1)
+    return values.gather(1, at)[:, 0]
 
 
 def cut(ends: Range, threshold: Tensor) -> Range:
@@ -92,9 +90,9 @@ def cut(ends: Range, threshold: Tensor) -> Range:
 
 
 def percentile_range(magnitudes: Distribution, ends: Range, percentile: float, total: int) -> Range:
-    """``ends`` cut at that percentile of the magnitudes, `ascending` ones; 100 is ``ends`` itself."""
+    """``ends`` cut at that percentile of the magnitudes; 100 is ``ends`` itself."""
     rank = rank_of(percentile, total)
-    return ends if rank >= total else cut(ends, magnitude_at(magnitudes, rank))
+    return ends if rank >= total else cut(ends, magnitude_at(magnitudes, rank, total))
 
 
 def squared_error(distribution: Distribution, qparams: QParams, grid: Grid) -> Tensor:
@@ -110,9 +108,10 @@ def squared_error(distribution: Distribution, qparams: QParams, grid: Grid) -> T
     Shapes:
         qparams: ``(C, K)``.
     """
+    weights: Tensor | None
     if isinstance(distribution, Points):
         # float32, as the fake quantization itself.
-        places, weights = distribution.values.float(), distribution.counts.float()
+        places, weights = distribution.values.float(), _weights(distribution.counts)
         integrand, power = _square, 2
     else:
         places, weights = _edge_weights(distribution)
@@ -123,8 +122,14 @@ def squared_error(distribution: Distribution, qparams: QParams, grid: Grid) -> T
     for rows, columns in _chunks(scale.shape, places.shape[1]):
         steps = places[rows, None, :] / scale[rows, columns, None]
         level = _clamped(steps.round(), None if zero_point is None else zero_point[rows, columns, None], grid)
-        sums[rows, columns] = integrand(steps, level).mul_(weights[rows, None, :]).sum(2)
+        errors = integrand(steps, level)
+        sums[rows, columns] = (errors if weights is None else errors.mul_(weights[rows, None, :])).sum(2)
     return sums.double() * scale.double() ** power
+
+
+def _weights(counts: Tensor) -> Tensor | None:
+    """``counts`` as factors; None where every value counts once."""
+    return None if counts.stride() == (0, 0) else counts.float()
 
 
 def _clamped(level: Tensor, zero_point: Tensor | None, grid: Grid) -> Tensor:
@@ -180,8 +185,12 @@ def _mse_ratio(distribution: Distribution, ends: Range, grid: Grid, count: int) 
 
     if isinstance(distribution, Points):
         return _search_points(partial(errors, distribution), ends[0], count)
-    is_ample = count >= _MANY and distribution.counts.shape[1] >= _FINE
-    return _search_bins(_thinned(distribution, 2) if is_ample else distribution, errors, ends[0])
+    if count < _MANY:
+        return _search_bins(distribution, errors, ends[0], near=_NEAR_FEW, keep=3)
+    is_fine = distribution.counts.shape[1] >= _FINE
+    return _search_bins(
+        _thinned(distribution, 2) if is_fine else distribution, errors, ends[0], near=_NEAR_MANY, keep=2
+    )
 
 
 def best_range(distribution: Distribution, ranges: Sequence[Range], grid: Grid) -> Range:
@@ -201,12 +210,13 @@ def _coarse(like: Tensor) -> tuple[Tensor, Tensor]:
     return coarse, -torch.nn.functional.pad(coarse, (1, 0), mode="replicate").diff(dim=1).roll(-1, 1)
 
 
-def _search_bins(bins: Bins, errors: ErrorsOf, like: Tensor) -> Tensor:
+def _search_bins(bins: Bins, errors: ErrorsOf, like: Tensor, *, near: int, keep: int) -> Tensor:
     """The error is smooth but for what few values add: a first look at fewer bins, then ever closer ones."""
     ratios, gap = _coarse(like)
-    best = errors(_thinned(bins, 4), ratios).topk(_NEAR_BINS, largest=False).indices
+    best = errors(_thinned(bins, 4), ratios).topk(near, largest=False).indices
     closely = partial(errors, bins)
-    ratios, gap = _zoom(closely, ratios.gather(1, best), gap.gather(1, best) / 2, keep=2, around=_AROUND_BINS)
+    ratios, gap = ratios.gather(1, best), gap.gather(1, best) / 2
+    ratios, gap = _zoom(closely, ratios, gap, keep=keep, around=_AROUND_BINS)
     return _zoom(closely, ratios, gap / 2, keep=1, around=9)[0]
 
 

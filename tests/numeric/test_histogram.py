@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from quantcfg.numeric import counting
 from quantcfg.numeric.bins import choose_layout
 from quantcfg.numeric.distributions import Bins, Points
 from quantcfg.numeric.histogram import Histogram
@@ -151,11 +152,24 @@ def test_the_number_of_threads_makes_no_difference():
         torch.set_num_threads(threads)
 
 
-def test_memory_per_channel_is_bounded():
-    assert 2 * choose_layout(1, 9).num_slots * 8 < 100_000
-    for num_channels in (2, 64, 500, 512, 4096, 32_768):
-        assert 2 * choose_layout(num_channels, 9).num_slots * num_channels <= 2**22
-    assert 2 * choose_layout(10**5, 9).num_slots * 8 <= 1000
+@pytest.mark.parametrize(
+    "num_channels, bytes_each", [(1, 123_000), (256, 67_300), (257, 33_700), (8192, 33_700), (100_000, 2800)]
+)
+def test_memory_per_channel_is_bounded(num_channels, bytes_each):
+    with torch.device("meta"):
+        histogram = Histogram(num_channels, top_bits=10)
+    assert histogram.slots.nbytes <= bytes_each * num_channels
+    assert histogram.shares_bins == (num_channels > 8192)
+
+
+@pytest.mark.parametrize("num_channels", [1, 2, 8192])
+def test_each_step_of_8_bits_has_sixteen_bins(num_channels):
+    """Those of a symmetric grid over a range that fills the highest octave or just does not reach it."""
+    bits = choose_layout(num_channels, 10).bits
+    for octave in range(3):
+        steps_per_octave = 2.0**-octave * 64
+        assert 2 ** bits[octave] >= 16 * steps_per_octave
+        assert 2 ** bits[octave + 1] >= 16 * steps_per_octave
 
 
 def test_an_empty_distribution_of_zeros_is_points():
@@ -208,3 +222,40 @@ def test_a_round_trip_through_state_dict_goes_on_counting():
         for batch in batches[cut:]:
             second.add(batch)
         assert_same(second, histogram_of(batches))
+
+
+# Counting
+
+
+PATHS = {
+    "one value": (1, 700),
+    "few values": (5, 3, 700),
+    "many values": (2, 3, 40_000),
+    "channels last": (9000, 20),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", PATHS.values(), ids=PATHS)
+def test_channels_are_counted_on_a_device_as_on_the_host(monkeypatch, shape, dtype):
+    """The way of a device is a plain function of tensors, which any device can run."""
+    x = (torch.randn(shape) * torch.logspace(-30, 30, shape[1])[(..., *[None] * (len(shape) - 2))]).to(dtype)
+    histogram = histogram_of([x], shape[1], 1)
+    if histogram.is_whole:
+        histogram._become_binned()
+    monkeypatch.setattr(counting, "is_on_host", lambda x: False)
+    slots = torch.zeros_like(histogram.slots)
+    counting.add_counts(slots, x, 1, histogram.top, histogram.layout)
+    assert torch.equal(slots, histogram.slots)
+
+
+@pytest.mark.parametrize("size", [1, 5000, 200_000])
+def test_a_tensor_is_counted_on_a_device_as_on_the_host(monkeypatch, size):
+    x = torch.randn(size) * 10.0 ** torch.randint(-9, 9, (size,))
+    histogram = histogram_of([x])
+    if histogram.is_whole:
+        histogram._become_binned()
+    monkeypatch.setattr(counting, "is_on_host", lambda x: False)
+    slots = torch.zeros_like(histogram.slots)
+    counting.add_counts(slots, x, -1, histogram.top, histogram.layout)
+    assert torch.equal(slots, histogram.slots)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from quantcfg.numeric.batch_range import Question, batch_range
+from quantcfg.numeric.batch_range import MOST_VALUES, Question, batch_range
 from quantcfg.numeric.bins import in_memory_order
 from quantcfg.numeric.distributions import Statistics
 from quantcfg.numeric.histogram import Histogram
@@ -150,15 +150,23 @@ class HistogramObserver(Observer):
 
     def _count(self, x: Tensor, ends: Range) -> None:
         histogram = cast(Histogram, self.histogram)
+        self._check_room(x.numel() // self.num_channels)
         is_first = not self._num_counted()
         histogram.add(x, ch_axis=self.ch_axis, magnitude=torch.maximum(ends[0].abs(), ends[1].abs()))
         torch.minimum(self.low, ends[0], out=self.low)
         torch.maximum(self.high, ends[1], out=self.high)
         self._forget_solution()
-        if is_first and histogram.is_coarse:
-            # A weight comes once: its values tell more than bins that so many channels have to share.
+        is_short = x.numel() <= MOST_VALUES * self.num_channels
+        if is_first and not histogram.is_whole and (is_short or histogram.shares_bins):
+            # A weight comes once: its values tell more than bins do.
             self._set_range(batch_range(x, ends, self.ch_axis, self._question()))
             self._is_stale = False
+
+    def _check_room(self, count: int) -> None:
+        histogram = cast(Histogram, self.histogram)
+        if count > histogram.room:
+            seen = histogram.count + count
+            raise self._error(f"{seen} values of each of {self.num_channels} channels are too many to count")
 
     def _set_range(self, found: Range) -> None:
         self.min_val.copy_(found[0])
@@ -177,6 +185,7 @@ class HistogramObserver(Observer):
 
     def _merge_statistics(self, other: Observer) -> None:
         other = cast(HistogramObserver, other)
+        self._check_room(other._num_counted())
         if other._num_counted():
             if self._num_counted():
                 self._forget_solution()

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 from typing import Any, final
 
+import torch
+
 from quantcfg.numeric.observers.histogram_family import HistogramObserver
+from quantcfg.numeric.qparams import as_qscheme
 
 
 @final
 class MSEObserver(HistogramObserver):
     """Shrinks the range of the data by the ratio of least squared quantization error, per channel its own.
 
-    The error is within 0.5 % of that of the best of the ratios 0.001, 0.002, ..., 1 where the values are
-    known one by one: a stream of up to 15,362 different values (8,418 per channel; fewer from 499 channels
-    on, see `quantcfg.numeric.histogram.Histogram`), or a single batch of up to 16,384 values per channel, be
-    it a weight of 100,000 channels. A longer stream is known by the bins it fell into. What is measured
-    there is, over streams of 9,000 to 140,000 values per channel of six distributions:
-
-        channels        values per channel    4 bit     8 bit
-        up to 498       any                   0.5 %     0.5 %
-        499 to 966      30,000 or more        0.5 %     0.5 %
-                        fewer                 0.5 %     1.5 %
-        967 to 3,231    100,000 or more       0.5 %     1 %
-                        fewer                 0.5 %     5 %
-
-    Beyond, or with another dtype given afterwards, nothing is promised for a stream of several batches.
+    The error of up to 8 bits is within 0.5 % of that of the best of the ratios 0.001, 0.002, ..., 1. For a
+    stream of few values, kept one by one (see `quantcfg.numeric.histogram.Histogram`), that is so because
+    each of them is looked at; a longer one is known by its bins, of which each step of the grid has 16 or
+    more, and what is unknown of its values averages out. Beyond 8,192 channels there are fewer bins: a single
+    batch of up to 16,384 values per channel, such as a weight, is still solved from its values, but nothing
+    is promised for streams of several batches, nor for another dtype given afterwards.
 
     ``stride`` is accepted for the reference's configs, where it thins the search: here every look costs so
     little that none is left out.
@@ -37,7 +32,9 @@ class MSEObserver(HistogramObserver):
     own_parameters = ("stride",)
 
     def __init__(self, *, stride: int = 1, **shared: Any) -> None:
-        super().__init__(**shared)
+        # Where all values of a channel have one sign, an affine grid has twice as many steps for them.
+        is_affine = as_qscheme(shared.get("qscheme", "per_tensor_symmetric")) is torch.per_channel_affine
+        super().__init__(top_bits=11 if is_affine else 10, **shared)
         if not 1 <= stride <= 95:
             raise ValueError(f"stride must be in [1, 95] (got {stride})")
         self.stride = stride
