@@ -296,7 +296,5 @@ def _save(stage: _Stage, trainer: Trainer) -> None:
     trainer.require_agreement()
     best, step = stage.selection.best_step, trainer.position.step
     state: Mapping[str, Any] = trainer.state() | {"selection": stage.selection.state()}
-    with trainer.result():
-        records.save(
-            stage.run, stage.model, step, stage.identity, state, spare=() if best is None else (best,)
-        )
+    spare, inside = () if best is None else (best,), trainer.result()
+    records.save(stage.run, stage.model, step, stage.identity, state, spare=spare, inside=inside)

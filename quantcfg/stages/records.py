@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -163,15 +164,18 @@ def save(
     state: Mapping[str, Any],
     *,
     spare: Collection[int] = (),
+    inside: AbstractContextManager[None] = nullcontext(),  # noqa: B008  it holds nothing
 ) -> None:
     """Save the checkpoint of ``step``, and then drop those that are too old, but for the steps to ``spare``.
 
-    Copies are made at once; writing them goes on beside the work, until `finish` or the end of the run.
+    Copies are made at once, ``inside`` a block in which the model is what is to be saved; writing them goes
+    on beside the work, until `finish` or the end of the run.
     """
-    tensors = whole_state(model.state_dict())
-    if not run.writes:
-        return
-    taken = snapshot(Checkpoint(step, tensors, {"identity": asdict(identity)} | dict(state)))
+    with inside:
+        tensors = whole_state(model.state_dict())
+        if not run.writes:
+            return
+        taken = snapshot(Checkpoint(step, tensors, {"identity": asdict(identity)} | dict(state)))
 
     def write() -> None:
         run.metrics.synchronize()
