@@ -340,8 +340,11 @@ class Recorder:
     def _owned_or_constant(self, tensor: Tensor) -> int:
         owned = self._owned.get(id(tensor))
         if owned is None:
-            for twin in twins_of(tensor, (tagged() for tagged in self._tagged)):
-                return int(getattr(twin, _TAG))
+            tags: list[int] = [
+                getattr(twin, _TAG) for twin in twins_of(tensor, (ref() for ref in self._tagged))
+            ]
+            if tags:
+                return max(tag if tag >= 0 else -1 - tag for tag in tags)
             value = self._new_value(tensor, "constant", "")
             value.live, value.fixed = self._hidden, not self._hidden
             value.mask = masks.looks_like_mask(tensor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -22,6 +22,26 @@ def memory_of(tensor: Tensor) -> int:
         return int(tensor.untyped_storage()._cdata)
     except NotImplementedError:  # sparse, or wrapped by torch.func: it shares with nobody
         return id(tensor)
+
+
+def is_float(leaf: Any) -> bool:
+    """Whether something is a dense tensor of floats: what ops are recorded for."""
+    return isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.layout is torch.strided
+
+
+def is_sparse(leaf: Any) -> bool:
+    """Whether a tensor has no dense memory, nested ones among them: no quantizer takes it."""
+    return isinstance(leaf, Tensor) and leaf.layout is not torch.strided
+
+
+def twins_of(tensor: Tensor, others: Iterable[Tensor | None]) -> Iterator[Tensor]:
+    """Those of ``others`` that are the same elements of the same memory: ``as_subclass`` shows to nobody."""
+    wanted = _place(tensor)
+    return (other for other in others if other is not None and _place(other) == wanted)
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    return memory_of(tensor), tensor.shape, tensor.stride(), tensor.storage_offset()
 
 
 def uncompiled() -> AbstractContextManager[Any]:
