@@ -19,6 +19,7 @@ from quantcfg.errors import NumericError, QuantcfgError, UserCodeError
 _PACKAGE = str(Path(quantcfg.errors.__file__).parent)
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
 """Folders of installed packages; PYTHONPATH and .pth files add some that Python does not list."""
+_FETCHING = os.path.join("torch", "multiprocessing", "reductions.py")  # noqa: PTH118  an end of a path
 _LONGEST = 500  # characters of a message on one line
 _IN_WORKER = re.compile(r"^Caught \w+ in DataLoader worker process")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
@@ -149,7 +150,12 @@ def _line_in_worker(error: BaseException) -> str:
 
 
 def is_worker_death(error: BaseException) -> bool:
-    """Whether a DataLoader's worker died, which torch raises wherever the program just is."""
+    """Whether a DataLoader's worker died, which torch raises wherever the program just is.
+
+    Where that is in the middle of fetching a batch from it, the connection breaks before torch can say so.
+    """
+    if isinstance(error, ConnectionError | EOFError):
+        return any(frame.filename.endswith(_FETCHING) for frame in traceback.extract_tb(error.__traceback__))
     return isinstance(error, RuntimeError) and _said(error).startswith("DataLoader worker (pid")
 
 

@@ -130,7 +130,7 @@ def is_alive(pid):
         (interrupt_all, "stopped by SIGINT after step "),
         (terminate_torchrun, "stopped by SIGTERM after step "),
         (kill_a_rank, "error: rank 1 ended without a word in "),
-        (kill_a_worker, "a worker process of a DataLoader died: RuntimeError: DataLoader worker (pid"),
+        (kill_a_worker, "a worker process of a DataLoader died: "),
     ],
 )
 def test_loader_workers_end_with_their_run_which_goes_on_in_more_ranks(folder, stop, message):

@@ -7,8 +7,11 @@ import sys
 
 import pytest
 import torch
+from torch.multiprocessing import reductions
 from torch.utils.data import DataLoader, TensorDataset
 
+from quantcfg.errors import UserCodeError
+from quantcfg.stages.user_code import user_code
 from quantcfg.stages.workers import lasting_workers
 from tests.stages.test_data import source
 
@@ -48,6 +51,22 @@ def test_without_this_workers_die():
         # Reading on could meet a broken pipe of theirs before.
         for worker in iterator._workers:
             os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+
+
+class Gone:
+    """The handle of a batch in a worker that died after it had sent it."""
+
+    def detach(self):
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+
+def test_a_worker_that_died_while_its_batch_was_fetched_is_told_from_the_users_own_connections():
+    with pytest.raises(UserCodeError) as died, user_code("train_data(), in batch 3,"):
+        reductions.rebuild_storage_fd(torch.UntypedStorage, Gone(), 8)
+    assert died.value.message.startswith("a worker process of a DataLoader died: ConnectionResetError: ")
+    with pytest.raises(UserCodeError) as raised, user_code("train_data(), in batch 3,"):
+        Gone().detach()
+    assert raised.value.message.startswith("train_data(), in batch 3, raised ConnectionResetError: ")
 
 
 def test_the_parent_can_end_a_worker():
