@@ -264,6 +264,7 @@ def _between_rounds(
     wishes = Pulse(
         position.batches,
         is_end,
+        stage.source.digest,
         stop=stop.received or 0,
         save=ranks.is_first and timer.is_due(),
         merge=ranks.are_many and stage.shards.wants_merge,

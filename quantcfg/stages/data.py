@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeAlias
+from zlib import crc32
 
 import torch
 
@@ -20,6 +21,7 @@ from quantcfg.stages.seeding import SEEDS, batch_seeds, derive_seed, seed_all, s
 from quantcfg.stages.user_code import place_of, user_code
 from quantcfg.stages.workers import lasting_workers
 
+_SAMPLED = 64  # values of each tensor
 Numbered: TypeAlias = tuple[int, Any]  # a batch and its number in the pass
 
 
@@ -27,7 +29,8 @@ Numbered: TypeAlias = tuple[int, Any]  # a batch and its number in the pass
 class DataSource:
     """One data function of a model file, such as ``train_data``.
 
-    It is called once; for an iterator, which can be used only once, again for each further pass.
+    It is called once; for an iterator, which can be used only once, again for each further pass. ``digest``
+    tells, where ranks are many, what this rank has read in the newest pass.
     """
 
     model_file: ModelFile
@@ -35,6 +38,7 @@ class DataSource:
     seed: int
     device: torch.device
     ranks: Ranks = ALONE
+    digest: int = field(default=0, init=False)
     _data: Iterable[Any] | None = field(default=None, init=False)
     _used: Iterator[Any] | None = field(default=None, init=False)
     _first: str = field(default="", init=False)
@@ -71,12 +75,15 @@ class DataSource:
             UserCodeError: The data raised, gave no batch, or gave something that is none.
         """
         batches = self._guarded(self._iterate(epoch))
+        self.digest = 0
         read = sum(1 for _ in islice(batches, skip))
         if after_skip is not None:
             after_skip()
         for index, batch in enumerate(islice(batches, None if limit is None else limit - skip), start=skip):
             read += 1
             batch = self._usable(index, batch)  # noqa: PLW2901  the other one is not used
+            if self.ranks.are_many:
+                self.digest = crc32(_sample(batch), self.digest)
             if read == 1:
                 self._require_same(index, batch)
             if index == epoch == 0:
@@ -185,6 +192,12 @@ class DataSource:
 
 def _content(batch: Any) -> bytes:
     return hash_state({str(place): tensor for place, tensor in enumerate(tensors_in(batch))}).encode()
+
+
+def _sample(batch: Any) -> bytes:
+    """A few values of each tensor: they tell another batch, and take no time where a batch is large."""
+    flat = [tensor.flatten() for tensor in tensors_in(batch)]
+    return _content([values[:: max(1, values.numel() // _SAMPLED)] for values in flat])
 
 
 def length_of(source: DataSource, limit: int | None) -> int | None:

@@ -126,10 +126,14 @@ class ObserverShards:
 
 
 class Pulse(NamedTuple):
-    """What a rank says after each round of batches: how many were read, and what it wants."""
+    """What a rank says after each round of batches: how many it read, which, and what it wants.
+
+    ``data`` is `DataSource.digest`.
+    """
 
     batches: int
     is_end: bool = False
+    data: int = 0
     stop: int = 0
     save: bool = False
     merge: bool = False
@@ -138,12 +142,11 @@ class Pulse(NamedTuple):
         """What all ranks want together: the largest of each.
 
         Raises:
-            RunError: They are not at the same place: their data has different lengths.
+            RunError: They are not at the same place: their data differs, in length or in itself.
         """
         if not ranks.are_many:
             return self
-        own = [self.batches, int(self.is_end), self.stop, int(self.save), int(self.merge)]
-        everyone = [one.tolist() for one in ranks.gather(torch.tensor(own))]
+        everyone = [one.tolist() for one in ranks.gather(torch.tensor([int(value) for value in self]))]
         odd = next((rank for rank, one in enumerate(everyone) if one[:2] != everyone[0][:2]), None)
         if odd is not None:
             with ranks.alike():
@@ -152,8 +155,15 @@ class Pulse(NamedTuple):
                     f" where rank 0 has read {everyone[0][0]}",
                     hint="every rank has to be given the same batches; they are shared out here",
                 )
-        batches, is_end, stop, save, merge = map(max, zip(*everyone, strict=True))
-        return Pulse(batches, bool(is_end), stop, bool(save), bool(merge))
+        odd = next((rank for rank, one in enumerate(everyone) if one[2] != everyone[0][2]), None)
+        if odd is not None:
+            with ranks.alike():
+                raise RunError(
+                    f"rank {odd} was given other batches than rank 0, noticed at batch {self.batches}",
+                    hint="every rank has to be given the same batches; they are shared out here",
+                )
+        batches, is_end, data, stop, save, merge = map(max, zip(*everyone, strict=True))
+        return Pulse(batches, bool(is_end), data, stop, bool(save), bool(merge))
 
 
 def _observers(quantizer: FakeQuantizeBase) -> list[Observer]:

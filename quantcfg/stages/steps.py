@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from quantcfg.stages.data import Numbered
+from quantcfg.stages.data import DataSource, Numbered
 from quantcfg.stages.ranks import Ranks
 from quantcfg.stages.sharding import Pulse
 
@@ -31,21 +31,21 @@ class Turn:
     is_last: bool
 
 
-def steps(batches: Iterator[Numbered], size: int, ranks: Ranks) -> Iterator[Iterator[Turn]]:
-    """Divide an epoch into optimizer steps of ``size`` batches; the last one has what is left.
+def steps(source: DataSource, batches: Iterator[Numbered], size: int) -> Iterator[Iterator[Turn]]:
+    """Divide the ``batches`` of an epoch into optimizer steps of ``size``; the last one has what is left.
 
     Of a step's batches rank r takes number r, r + N, ... of N ranks. Each step is to be used up before the
     next. At most the batches of the next turn are read ahead, and none beyond a step.
 
     Raises:
-        RunError: The ranks are not at the same batch: their data has different lengths.
+        RunError: The ranks are not at the same batch: their data differs.
     """
-    end = 0
+    end, ranks = 0, source.ranks
     while chunk := list(islice(batches, min(ranks.size, size))):
-        Pulse(chunk[0][0]).beat(ranks)
+        Pulse(chunk[0][0], data=source.digest).beat(ranks)
         yield _turns(chunk, batches, size, ranks)
         end = chunk[-1][0]
-    Pulse(end, is_end=True).beat(ranks)
+    Pulse(end, is_end=True, data=source.digest).beat(ranks)
 
 
 def _turns(chunk: list[Numbered], batches: Iterator[Numbered], size: int, ranks: Ranks) -> Iterator[Turn]:

@@ -140,7 +140,7 @@ class Trainer:
         size, ranks = self.job.config.qat.accumulate, self.job.ranks
         statistics = StepStatistics(self.model, ranks) if ranks.are_many or size > 1 else OneBatch()
         batches = self.source.batches(self.position.epoch, skip=self.position.batch, after_skip=restore)
-        for turns in steps(batches, size, ranks):
+        for turns in steps(self.source, batches, size):
             num_batches = self._step(task, turns, statistics)
             is_over = self.is_over
             if num_batches == size and not is_over:

@@ -118,6 +118,19 @@ def test_a_loss_that_is_nan_on_one_rank_stops_all_of_them_once(folder):
     )
 
 
+def test_batches_that_differ_by_rank_behind_the_first_are_refused(folder):
+    turned = """
+def {0}():
+    batches = list(DataLoader(dataset(1), batch_size=BATCH))
+    return batches[:3] + batches[3 + RANK :] + batches[3 : 3 + RANK]
+"""
+    projects.write(folder.path, projects.small(), turned.format("train_data"))
+    (done,) = run_jobs(qat(folder, "run", 2))
+    assert done.codes == [6, 6]
+    assert done.message.startswith("error: rank 1 was given other batches than rank 0, noticed at batch 4\n")
+    assert done.message.count("error:") == 1
+
+
 def test_an_observer_that_is_not_synchronised_is_caught(folder):
     (done,) = run_jobs(qat(folder, "run", 2, bug="observers_of_one_rank"))
     assert done.codes == [6, 6]
