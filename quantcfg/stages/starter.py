@@ -29,8 +29,8 @@ _QUANTIZED = (OpKind.GEMM, OpKind.COMPUTE, OpKind.JOIN)
 _HEAD = """\
 # yaml-language-server: $schema={schema}
 # A first config for {model}: {ops}, {params:,} parameters.
-#   quantcfg plan {reference} CONFIG     shows what it does to each op
-#   quantcfg presets                     lists what to write instead of w8a8
+#   {plan}   shows what it does to each op
+#   {presets:<{width}}   lists what to write instead of w8a8
 version: 1
 
 qconfig:
@@ -72,12 +72,15 @@ def starter_config(surveyed: Survey, reference: str, *, trains: bool, schema: st
         trains: whether the model file has training data.
         schema: where an editor finds the JSON Schema, relative to the config.
     """
+    plan = f"quantcfg plan {_shown(shlex.quote(reference))} CONFIG"
     head = _HEAD.format(
         schema=schema,
         model=_shown(type(surveyed.model).__name__),
         ops=counted(len(surveyed.targets), "op"),
         params=sum(parameter.numel() for parameter in surveyed.model.parameters()),
-        reference=_shown(shlex.quote(reference)),
+        plan=plan,
+        presets="quantcfg presets",
+        width=len(plan),
     )
     qat = _QAT if trains else _commented(_QAT)
     return head + "\n".join(_rules(surveyed)) + "\n" + _CALIB + qat + _GUARDS
@@ -88,8 +91,8 @@ def _rules(surveyed: Survey) -> Iterator[str]:
     yield "  # module_type:                  # by class, for everything inside; beats global"
     yield from (_text("  #   ", line) for line in _classes(surveyed.model, surveyed))
     outputs, parts = list(_outputs(surveyed)), list(_parts(surveyed))
-    section = "  module_name:                    # by name or pattern; beats module_type"
-    yield section if outputs else f"  # {section.strip()}"
+    section = "  module_name:" if outputs else "  # module_name:"
+    yield f"{section:<{_COLUMN - 1}} # by name or pattern; beats module_type"
     yield from (_text("    ", line) for line in outputs)
     yield from (_text("    # " if outputs else "  #   ", line) for line in parts)
 
