@@ -48,7 +48,7 @@ def in_backward(scale: Tensor, grad: Tensor) -> Tensor:
     """``scale``, which a compiler can know in backward only: the sum of nothing, 0, is one of the gradient.
 
     Else it computes in forward what is clipped, and keeps a bool for each element, which it stores one by
-    one: 60 copies of the tensor.
+    one: more than 20 copies of the tensor.
     """
     return scale + grad[:0].sum() if torch.compiler.is_compiling() else scale
 
