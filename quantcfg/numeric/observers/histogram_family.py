@@ -41,10 +41,12 @@ class HistogramObserver(Observer):
 
     def __init__(self, *, top_bits: int = 10, averaging_constant: float | None = None, **shared: Any) -> None:
         super().__init__(averaging_constant=averaging_constant, **shared)
-        self._top_bits = top_bits
+        # Where all values of a channel have one sign, an affine grid has twice as many steps for them.
+        is_affine = self.per_channel and not self.symmetric
+        self._top_bits = max(top_bits, 11) if is_affine else top_bits
         self.histogram: Histogram | None = None
         if averaging_constant is None:
-            self.histogram = Histogram(self.num_channels, top_bits=top_bits)
+            self.histogram = Histogram(self.num_channels, top_bits=self._top_bits)
             self.register_buffer("low", self.min_val.clone())
             self.register_buffer("high", self.max_val.clone())
         self.register_load_state_dict_post_hook(_catch_up)  # type: ignore[no-untyped-call]

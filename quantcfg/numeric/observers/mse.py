@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any, final
 
-import torch
-
 from quantcfg.numeric.observers.histogram_family import HistogramObserver
-from quantcfg.numeric.qparams import as_qscheme
 
 
 @final
@@ -32,9 +29,7 @@ class MSEObserver(HistogramObserver):
     own_parameters = ("stride",)
 
     def __init__(self, *, stride: int = 1, **shared: Any) -> None:
-        # Where all values of a channel have one sign, an affine grid has twice as many steps for them.
-        is_affine = as_qscheme(shared.get("qscheme", "per_tensor_symmetric")) is torch.per_channel_affine
-        super().__init__(top_bits=11 if is_affine else 10, **shared)
+        super().__init__(**shared)
         if not 1 <= stride <= 95:
             raise ValueError(f"stride must be in [1, 95] (got {stride})")
         self.stride = stride
