@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -15,6 +16,8 @@ from quantcfg.stages import calib, job, meeting, qat, records, sharding, synchro
 from quantcfg.stages.ranks import Ranks
 
 SHORT_S = 5.0
+_CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink")
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 PLACES = {
     "rendezvous": (meeting.Meeting, "join"),
     "model": (job.Job, "build_model"),
@@ -66,6 +69,17 @@ def lose_while_others_start(rank: int) -> None:
         )
     if rank == 2:
         os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def tell_of_writes(rank: int) -> None:
+    """Let every rank print what it changes in its run directory."""
+
+    def tell(event: str, arguments: tuple[object, ...]) -> None:
+        is_change = event in _CHANGES or (event == "open" and bool(arguments[2] & _WRITING))
+        if is_change and "/run/" in str(arguments[0]):
+            os.write(2, f"changed {arguments[0]}\n".encode())
+
+    sys.addaudithook(tell)
 
 
 def late(rank: int) -> None:

@@ -69,12 +69,13 @@ def build_model():
 
 
 @pytest.mark.slow
-def test_only_the_first_rank_prints(folder):
-    (done,) = run_jobs(Job(str(folder.path), ["calib", "model.py", "config.yaml", "-o", "run"], 2))
-    assert done.codes == [0, 0]
-    assert "accuracy" in done.out[0]
-    assert "calibrating: 5 batches" in done.err[0]
-    assert (done.out[1], done.err[1]) == ("", "")
+@pytest.mark.parametrize(("stage", "said"), [("calib", "calibrating: 5 batches"), ("qat", "training: 6")])
+def test_only_the_first_rank_prints_and_writes(folder, stage, said):
+    job = Job(str(folder.path), [stage, "model.py", "config.yaml", "-o", "run"], 3, bug="tell_of_writes")
+    (done,) = run_jobs(job)
+    assert done.codes == [0, 0, 0]
+    assert "accuracy" in done.out[0] and said in done.err[0] and "/run/.manifest.json" in done.err[0]
+    assert done.out[1:] + done.err[1:] == [""] * 4
 
 
 @pytest.mark.slow
