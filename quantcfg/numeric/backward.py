@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _hardtanh_backward = torch.ops.aten.hardtanh_backward
 
@@ -20,23 +21,27 @@ _INTEGERS = {
 }
 
 Gradients = tuple[Tensor | None, ...]
+Backward = Callable[[Any, Tensor], Gradients]
 Grid = tuple[int, int]  # quant_min, quant_max
 
 
-def keeps_sparse(backward: Callable[[Any, Tensor], Gradients]) -> Callable[[Any, Tensor], Gradients]:
-    """A backward of dense gradients, made to take a sparse one and return one with the same elements.
+def hand_written(backward: Backward) -> Backward:
+    """A backward of dense gradients, made to refuse to be differentiated, and to keep sparse ones sparse.
 
-    ``nn.Embedding(sparse=True)`` gives such, and its optimizer takes no others.
+    What it returns raises when it is differentiated, unless ``double_backward`` is among its options.
+    ``nn.Embedding(sparse=True)`` gives sparse gradients, and its optimizer takes no others.
     """
+    once = once_differentiable(backward)
 
     @wraps(backward)
-    def either(ctx: Any, grad: Tensor) -> Gradients:
+    def run(ctx: Any, grad: Tensor) -> Gradients:
+        chosen = backward if ctx.options.double_backward else once
         if not grad.is_sparse:
-            return backward(ctx, grad)
-        grad_x, *others = backward(ctx, grad.to_dense())
+            return chosen(ctx, grad)
+        grad_x, *others = chosen(ctx, grad.to_dense())
         return None if grad_x is None else grad_x.sparse_mask(grad.coalesce()), *others
 
-    return either
+    return run
 
 
 def is_differentiated() -> bool:

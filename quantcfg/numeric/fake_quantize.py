@@ -43,6 +43,7 @@ class FakeQuantize(FakeQuantizeBase):
             quant_min=observer.quant_min,
             quant_max=observer.quant_max,
             inside=inside,
+            double_backward=self.double_backward,
         )
 
     @torch.no_grad()

@@ -33,6 +33,7 @@ class FakeQuantizeBase(ExactModule, ABC):
 
     Attributes:
         observing, quantizing: the switches, independent of ``train()`` and ``eval()``.
+        double_backward: whether a gradient through it may be differentiated in turn; off, that raises.
         observer: what watches the tensor; dtype, qscheme, ch_axis, quant_min and quant_max are its own.
 
     Shapes:
@@ -51,6 +52,7 @@ class FakeQuantizeBase(ExactModule, ABC):
         super().__init__()
         self.observing = False
         self.quantizing = False
+        self.double_backward = False
         self.observer = observer
         self.register_buffer("zero_point", torch.zeros_like(observer.min_val, dtype=torch.int32))
         self.register_buffer("has_qparams", torch.zeros_like(observer.min_val[:1], dtype=torch.bool))

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from quantcfg.numeric.fake_quantize_base import LearnedFakeQuantize
 from quantcfg.numeric.observers.base import Observer
 from quantcfg.numeric.observers.fixed_scale import FixedScaleObserver
-from quantcfg.numeric.ops import effective_scale, lsq_fake_quantize
-from quantcfg.numeric.qparams import QParams, is_symmetric, symmetric_range
+from quantcfg.numeric.ops import lsq_fake_quantize
+from quantcfg.numeric.qparams import QParams, effective_scale, is_symmetric, symmetric_range
 
 
 class LearnableFakeQuantize(LearnedFakeQuantize):
@@ -58,6 +58,7 @@ class LearnableFakeQuantize(LearnedFakeQuantize):
             quant_max=self.quant_max,
             grad_scaling=self.use_grad_scaling,
             ch_axis=self.ch_axis,
+            double_backward=self.double_backward,
         )
 
     def _start_at(self, qparams: QParams, *, where: Tensor) -> None:

@@ -1,8 +1,9 @@
 """Fake quantization with gradients: the formula of `quantcfg.numeric.qparams`, from buffers of its own.
 
 Each operation is one `torch.autograd.Function`: the forward allocates what it returns and works in place on
-it; the backward is written out, since differentiating the chain op by op would keep every link of it. It is
-linear in its gradient, and differentiated in turn it is that: rounding has the derivative 1 and no second.
+it; the backward is written out, since differentiating the chain op by op would keep every link of it. To
+differentiate it in turn is refused, since rounding has no second derivative to speak of, unless
+``double_backward`` asks for it: then the backward, linear in its gradient, is differentiated as it stands.
 
 NaN comes out as NaN, with a gradient that is dy or 0, and +-inf as the end of the grid with no gradient.
 """
@@ -17,9 +18,9 @@ from torch import Tensor
 
 from quantcfg.numeric import surrogates
 from quantcfg.numeric.backward import (
+    hand_written,
     in_backward,
     is_differentiated,
-    keeps_sparse,
     learned_step,
     remove,
     straight_through,
@@ -27,7 +28,7 @@ from quantcfg.numeric.backward import (
     where_zero,
 )
 from quantcfg.numeric.parts import parts
-from quantcfg.numeric.qparams import EPS, along, in_memory
+from quantcfg.numeric.qparams import along, effective_alpha, effective_scale, in_memory
 
 
 class _Options(NamedTuple):
@@ -36,6 +37,7 @@ class _Options(NamedTuple):
     ch_axis: int = -1
     grad_scaling: bool = False
     inside: bool = False
+    double_backward: bool = False
 
 
 def fake_quantize(
@@ -46,6 +48,7 @@ def fake_quantize(
     quant_min: int,
     quant_max: int,
     inside: bool = False,
+    double_backward: bool = False,
 ) -> Tensor:
     """Fake quantize with the straight-through gradient; ``scale`` gets none.
 
@@ -60,8 +63,9 @@ def fake_quantize(
     Reference:
         Bengio et al. 2013, arXiv 1308.3432, section 4.
     """
+    options = _Options(quant_min, quant_max, inside=inside, double_backward=double_backward)
     function = _StraightThroughLeaf if _is_held(x) else _Inside if inside else _StraightThrough
-    return _run(function, x, scale, zero_point, _Options(quant_min, quant_max, inside=inside))
+    return _run(function, x, scale, zero_point, options)
 
 
 def lsq_fake_quantize(
@@ -73,6 +77,7 @@ def lsq_fake_quantize(
     quant_max: int,
     grad_scaling: bool,
     ch_axis: int = -1,
+    double_backward: bool = False,
 ) -> Tensor:
     """Fake quantize with a learned step size, ``effective_scale(scale)``.
 
@@ -90,11 +95,18 @@ def lsq_fake_quantize(
     Reference:
         Esser et al. 2019, arXiv 1902.08153, sections 2.1 and 2.2.
     """
-    return _run(_LearnedStep, x, scale, zero_point, _Options(quant_min, quant_max, ch_axis, grad_scaling))
+    options = _Options(quant_min, quant_max, ch_axis, grad_scaling, double_backward=double_backward)
+    return _run(_LearnedStep, x, scale, zero_point, options)
 
 
 def pact_fake_quantize(
-    x: Tensor, alpha: Tensor, *, quant_min: int, quant_max: int, ch_axis: int = -1
+    x: Tensor,
+    alpha: Tensor,
+    *,
+    quant_min: int,
+    quant_max: int,
+    ch_axis: int = -1,
+    double_backward: bool = False,
 ) -> Tensor:
     """Fake quantize with a learned clipping point, on the symmetric grid whose ends are +-``alpha``.
 
@@ -110,21 +122,9 @@ def pact_fake_quantize(
     Reference:
         Choi et al. 2018, arXiv 1805.06085, section 3, equations 1 to 3; both signs are ours.
     """
-    return _run(_LearnedClip, x, alpha, _Options(quant_min, quant_max, ch_axis))
-
-
-def effective_scale(scale: Tensor) -> Tensor:
-    """The scale that a learned parameter stands for: its magnitude, at least `EPS`.
-
-    Positive whatever an optimizer does to the parameter, whose gradient follows the sign; below `EPS` it
-    passes straight through, or a scale that fell there could never grow again.
-    """
-    return scale.abs().clamp(min=EPS)
-
-
-def effective_alpha(alpha: Tensor, *, quant_min: int, quant_max: int) -> Tensor:
-    """The clipping point that a learned parameter stands for: its magnitude, at least that of `EPS`."""
-    return alpha.abs().clamp(min=EPS * (quant_max - quant_min) / 2)
+    return _run(
+        _LearnedClip, x, alpha, _Options(quant_min, quant_max, ch_axis, double_backward=double_backward)
+    )
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -136,10 +136,11 @@ class _StraightThrough(torch.autograd.Function):
         for part in parts(x, scale, zero_point, result, clipped):
             _quantize_and_flag(part, options)
         ctx.save_for_backward(clipped)
+        ctx.options = options
         return result
 
     @staticmethod
-    @keeps_sparse
+    @hand_written
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (clipped,) = ctx.saved_tensors
         if is_differentiated():
@@ -165,9 +166,11 @@ class _Inside(_StraightThrough):
         # One flag for all: activation checkpointing compares what is kept with what it finds, when it runs
         # this again for a backward, where nothing is observed and the flags are written.
         ctx.save_for_backward(torch.zeros((), dtype=torch.int8, device=x.device).expand_as(x))
+        ctx.options = options
         return _on_grid(x, scale, zero_point, options)
 
     @staticmethod
+    @hand_written
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ARG004
         return grad, None, None, None
 
@@ -183,7 +186,7 @@ class _StraightThroughLeaf(_StraightThrough):
         return _on_grid(x, scale, zero_point, options)
 
     @staticmethod
-    @keeps_sparse
+    @hand_written
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, zero_point = ctx.saved_tensors
         if is_differentiated():
@@ -206,7 +209,7 @@ class _LearnedStep(torch.autograd.Function):
         return _on_grid(x, step, zero_point, options)
 
     @staticmethod
-    @keeps_sparse
+    @hand_written
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, signed_step, zero_point = ctx.saved_tensors
         if is_differentiated():
@@ -247,11 +250,11 @@ class _LearnedClip(torch.autograd.Function):
         for part in parts(x, scale, bound, result, side):
             _quantize_and_tell_sides(part, options)
         ctx.save_for_backward(side, bound.copysign(along(alpha, x, ch_axis)))
-        ctx.shape = alpha.shape
+        ctx.options, ctx.shape = options, alpha.shape
         return result
 
     @staticmethod
-    @keeps_sparse
+    @hand_written
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         side, signed_bound = ctx.saved_tensors
         if is_differentiated():

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from quantcfg.numeric.fake_quantize_base import LearnedFakeQuantize
 from quantcfg.numeric.observers.base import Observer
 from quantcfg.numeric.observers.fixed_scale import FixedScaleObserver
-from quantcfg.numeric.ops import effective_alpha, pact_fake_quantize
-from quantcfg.numeric.qparams import QParams, is_symmetric, symmetric_range
+from quantcfg.numeric.ops import pact_fake_quantize
+from quantcfg.numeric.qparams import QParams, effective_alpha, is_symmetric, symmetric_range
 
 
 class PACTFakeQuantize(LearnedFakeQuantize):
@@ -59,7 +59,12 @@ class PACTFakeQuantize(LearnedFakeQuantize):
 
     def _fake_quantize(self, x: Tensor) -> Tensor:
         return pact_fake_quantize(
-            x, self.alpha, quant_min=self.quant_min, quant_max=self.quant_max, ch_axis=self.ch_axis
+            x,
+            self.alpha,
+            quant_min=self.quant_min,
+            quant_max=self.quant_max,
+            ch_axis=self.ch_axis,
+            double_backward=self.double_backward,
         )
 
     def _start_at(self, qparams: QParams, *, where: Tensor) -> None:

@@ -118,6 +118,20 @@ def symmetric_range(scale: Tensor, *, quant_min: int, quant_max: int) -> tuple[T
     return -bound, bound
 
 
+def effective_scale(scale: Tensor) -> Tensor:
+    """The scale that a learned parameter stands for: its magnitude, at least `EPS`.
+
+    Positive whatever an optimizer does to the parameter, whose gradient follows the sign; below `EPS` it
+    passes straight through, or a scale that fell there could never grow again.
+    """
+    return scale.abs().clamp(min=EPS)
+
+
+def effective_alpha(alpha: Tensor, *, quant_min: int, quant_max: int) -> Tensor:
+    """The clipping point that a learned parameter stands for: its magnitude, at least that of `EPS`."""
+    return alpha.abs().clamp(min=EPS * (quant_max - quant_min) / 2)
+
+
 def along(qparam: Tensor, x: Tensor, ch_axis: int) -> Tensor:
     """``qparam`` in a shape that broadcasts over ``x``: ``(C, 1, ..., 1)`` from ``ch_axis`` on."""
     if qparam.numel() == 1 or ch_axis < 0:

@@ -8,8 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.numeric.test_transforms import KINDS, PARAMETER, X
+from quantcfg.numeric.fake_quantize import FAKE_QUANTIZES
+from quantcfg.numeric.ops import fake_quantize, lsq_fake_quantize, pact_fake_quantize
+from tests.numeric.builders import calibrated
+from tests.numeric.test_transforms import GRID, PARAMETER, ZERO, X
 
+TWICE = {**GRID, "double_backward": True}
+KINDS: dict[str, Callable[..., Tensor]] = {
+    "fake_quant": lambda x, scale, **grid: fake_quantize(x, scale, None, **grid),
+    "fake_quant affine": lambda x, scale, **grid: fake_quantize(x, scale, ZERO, **grid),
+    "lsq": lambda x, scale, **grid: lsq_fake_quantize(x, scale, None, grad_scaling=False, **grid),
+    "lsq affine": lambda x, scale, **grid: lsq_fake_quantize(x, scale, ZERO, grad_scaling=True, **grid),
+    "lsq negative": lambda x, scale, **grid: lsq_fake_quantize(x, -scale, None, grad_scaling=False, **grid),
+    "pact": lambda x, scale, **grid: pact_fake_quantize(x, 4 * scale, **grid),
+}
 WIDE_X, WIDE_PARAMETER = X.double(), PARAMETER.double()
 PLACES: dict[str, Callable[[Tensor], Tensor]] = {"leaf": lambda x: x, "inner": lambda x: x * 1.0}
 
@@ -19,7 +31,7 @@ PLACES: dict[str, Callable[[Tensor], Tensor]] = {"leaf": lambda x: x, "inner": l
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_a_differentiable_gradient_is_the_gradient(kind: str, place: str, dtype: torch.dtype) -> None:
     x, parameter = X.clone().to(dtype).requires_grad_(), PARAMETER.clone().requires_grad_()
-    result = KINDS[kind](PLACES[place](x), parameter)
+    result = KINDS[kind](PLACES[place](x), parameter, **TWICE)
     grad = torch.linspace(-1, 2, X.numel()).reshape(X.shape).to(dtype)
     asked = {"inputs": (x, parameter), "grad_outputs": grad, "retain_graph": True, "allow_unused": True}
 
@@ -36,7 +48,7 @@ def test_a_differentiable_gradient_is_the_gradient(kind: str, place: str, dtype:
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_differentiated_as_central_differences_say(kind: str, place: str) -> None:
     x, parameter = WIDE_X.clone().requires_grad_(), WIDE_PARAMETER.clone().requires_grad_()
-    result = KINDS[kind](PLACES[place](x), parameter)
+    result = KINDS[kind](PLACES[place](x), parameter, **TWICE)
     inputs = (x,) if kind.startswith("fake_quant") else (x, parameter)
 
     def gradients(grad: Tensor) -> tuple[Tensor, ...]:
@@ -49,7 +61,7 @@ def test_it_is_differentiated_as_central_differences_say(kind: str, place: str) 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_penalty_on_gradients_has_the_gradients_that_the_transforms_give(kind: str) -> None:
     def value(x: Tensor, parameter: Tensor) -> Tensor:
-        return (KINDS[kind](x * x, parameter) * x.sin()).sum()
+        return (KINDS[kind](x * x, parameter, **TWICE) * x.sin()).sum()
 
     def penalty(x: Tensor, parameter: Tensor) -> Tensor:
         return torch.func.grad(value)(x, parameter).square().sum()
@@ -61,3 +73,23 @@ def test_a_penalty_on_gradients_has_the_gradients_that_the_transforms_give(kind:
     expected = torch.func.grad(penalty, argnums=(0, 1))(WIDE_X, WIDE_PARAMETER)
     for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(torch.zeros(1).double() if one is None else one, other)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("observing", [False, True])
+@pytest.mark.parametrize("kind", FAKE_QUANTIZES)
+def test_a_second_derivative_is_refused_unless_asked_for(kind: str, observing: bool, place: str) -> None:
+    module = calibrated(X, kind)
+    module.observing, module.quantizing = observing, True
+    x = X.clone().requires_grad_()
+
+    def penalty() -> Tensor:
+        (slope,) = torch.autograd.grad(module(PLACES[place](x)).square().sum(), x, create_graph=True)
+        return slope.square().sum()
+
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        torch.autograd.backward(penalty())
+    module.double_backward = True
+    torch.autograd.backward(penalty())
+    assert x.grad is not None
+    assert x.grad.count_nonzero() > 0
