@@ -2,7 +2,7 @@
 
 ``python trace.py PROJECT STAGE FAULT EVERY OFFSET [BUG]`` runs ``quantcfg STAGE`` in ``PROJECT`` once under
 strace, which numbers its write-side calls in the run directory; then once for each ``EVERY``-th of them from
-``OFFSET`` on, with the fault there:
+``OFFSET`` on, with the fault there (from the first that names a path, where ``OFFSET`` is the end of one):
 
     kill     SIGKILL on entering the call
     chain    the same, and again at the same place of each of the two runs that resume it
@@ -226,6 +226,13 @@ class _WithoutSync:
             os.fsync(handle)
 
 
+def first_of(calls, offset):
+    """The index of a call that is given by it, or by the end of a path that it is the first to name."""
+    if offset.isdecimal():
+        return int(offset)
+    return next(i for i, call in enumerate(calls) if any(path.endswith(offset) for path in call.paths))
+
+
 def report(project, stage, kind, every, offset):
     os.chdir(project)
     torch.set_num_threads(1)
@@ -239,7 +246,8 @@ def report(project, stage, kind, every, offset):
         renames = sum(call.name.startswith("rename") for call in calls)
         return {"points": renames, "calls": {}, "ended": {}, "violations": misordered(ran, folder)}
     points, ended, wrong = Counter(), Counter(), []
-    for call in [call for call in calls if fault_at(kind, call) is not None][offset::every]:
+    possible = [call for call in calls if fault_at(kind, call) is not None]
+    for call in possible[first_of(possible, offset) :: every]:
         found, code = one_point(command, kind, call, whole)
         wrong += found
         points[call.name] += 1
@@ -250,4 +258,4 @@ def report(project, stage, kind, every, offset):
 if __name__ == "__main__":
     given_project, given_stage, given_kind, given_every, given_offset, *bugs = sys.argv[1:]
     plant(*(bugs or [None]))
-    print(json.dumps(report(given_project, given_stage, given_kind, int(given_every), int(given_offset))))
+    print(json.dumps(report(given_project, given_stage, given_kind, int(given_every), given_offset)))
