@@ -9,7 +9,7 @@ undisturbed, then once for each ``EVERY``-th call from ``OFFSET`` on, with the f
     error   that call alone fails with an input/output error
 
 Each run is a fork of this process, which imported everything and ran nothing. What was found is JSON.
-``BUG`` puts a mistake into quantcfg that has to be noticed: ``in-place`` writes under the final name.
+``BUG`` is one of those of ``bugs.py``, which has to be noticed.
 """
 
 import errno
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 import torch._dynamo  # torch.optim would, at the first optimizer of every fork: more than a second each
+from bugs import plant
 
 import quantcfg.cli.app
 import quantcfg.cli.session
@@ -31,7 +32,6 @@ import quantcfg.stages.calib
 import quantcfg.stages.qat  # noqa: F401  before the forks
 from quantcfg.cli.main import main
 from quantcfg.errors import RunError
-from quantcfg.runs import checkpoint, writer
 from quantcfg.runs.checkpoint import checkpoint_paths, load_checkpoint
 from quantcfg.runs.manifest import verify
 from quantcfg.runs.saver import Saver
@@ -172,18 +172,6 @@ def one_point(stage, kind, at, whole):
     return struck, [f"{kind} at call {at}: {each}" for each in wrong]
 
 
-def plant(bug):
-    """The negative controls: what a careless change would do."""
-    if bug == "in-place":
-
-        def write_in_place(path, data):
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.write(handle, data)
-            os.close(handle)
-
-        writer.write_bytes = checkpoint.write_bytes = write_in_place
-
-
 def report(project, stage, kind, every, offset):
     os.chdir(project)
     torch.set_num_threads(1)
@@ -203,5 +191,6 @@ def report(project, stage, kind, every, offset):
 
 if __name__ == "__main__":
     given_project, given_stage, given_kind, given_every, given_offset, *bugs = sys.argv[1:]
-    plant(*(bugs or [None]))
+    for bug in bugs:
+        plant(bug)
     print(json.dumps(report(given_project, given_stage, given_kind, int(given_every), int(given_offset))))

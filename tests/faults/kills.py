@@ -1,9 +1,10 @@
 """Kill a run at random instants, resume it, and compare it with one that nobody disturbed.
 
-``python kills.py PROJECT STAGE KILLS SEED [SECONDS]`` kills runs of ``quantcfg STAGE`` in ``PROJECT`` by
-SIGKILL at instants spread over their time. Every third logical run is killed once, the others up to five
+``python kills.py PROJECT STAGE KILLS SEED [SECONDS [BUG]]`` kills runs of ``quantcfg STAGE`` in ``PROJECT``
+by SIGKILL at instants spread over their time. Every third logical run is killed once, the others up to five
 times, the runs that resume it among them; some resumed runs are stopped by SIGTERM instead. It goes on until
 both ``KILLS`` and ``SECONDS`` are reached, says how far it is every minute, and prints what it found as JSON.
+``BUG`` is one of those of ``bugs.py``, which has to be noticed: it ends once it was.
 """
 
 import json
@@ -17,6 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from bugs import plant
 from inject import TEMPORARY_MARK, begin_in_a_thread, contents, violations
 
 from quantcfg.cli.main import main
@@ -74,17 +76,24 @@ def one_run(command, whole, seconds, chance, counts):
     return wrong
 
 
-def report(project, stage, kills, seed, seconds):
+def undisturbed(command):
+    """What a run that nobody disturbs leaves, and its seconds."""
+    shutil.rmtree("run", ignore_errors=True)
+    began = time.monotonic()
+    code, said = finish(start(command))
+    assert code == 0, said
+    return contents(Path("run").absolute()), time.monotonic() - began
+
+
+def report(project, stage, kills, seed, seconds, *, until_wrong):
     os.chdir(project)
     torch.set_num_threads(1)
     command, chance = [stage, "model.py", "config.yaml", "-o", "run", "-q"], random.Random(seed)
-    shutil.rmtree("run", ignore_errors=True)
+    counts, wrong, whole = Counter(), [], undisturbed(command)[0]
     began = last = time.monotonic()
-    code, said = finish(start(command))
-    assert code == 0, said
-    usual = time.monotonic() - began
-    whole, counts, wrong = contents(Path("run").absolute()), Counter(), []
-    while counts["kills"] < kills or time.monotonic() - began < seconds:
+    while (counts["kills"] < kills or time.monotonic() - began < seconds) and not (until_wrong and wrong):
+        if counts["runs"] % 10 == 0:  # how long a run takes depends on what else the machine does
+            usual = undisturbed(command)[1]
         wrong += one_run(command, whole, usual, chance, counts)
         if time.monotonic() - last > 60:
             last = time.monotonic()
@@ -96,5 +105,8 @@ def report(project, stage, kills, seed, seconds):
 
 if __name__ == "__main__":
     given_project, given_stage, given_kills, given_seed, *rest = sys.argv[1:]
-    found = report(given_project, given_stage, int(given_kills), int(given_seed), float((rest or [0])[0]))
-    print(json.dumps(found))
+    given_seconds, *bugs = rest or ["0"]
+    for bug in bugs:
+        plant(bug)
+    numbers = int(given_kills), int(given_seed), float(given_seconds)
+    print(json.dumps(report(given_project, given_stage, *numbers, until_wrong=bool(bugs))))

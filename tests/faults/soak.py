@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.cli.conftest import CONFIG, MODEL
+from tests.faults.project import write_project
 
 HERE = Path(__file__).parent
 
@@ -17,20 +17,9 @@ def main(seconds):
     """Run ``kills.py`` on the small project of the tests; the exit code."""
     environment = {"OMP_NUM_THREADS": "1"} | os.environ
     with tempfile.TemporaryDirectory() as folder:
-        project = Path(folder)
-        (project / "model.py").write_text(MODEL)
-        (project / "config.yaml").write_text(
-            CONFIG.replace("  epochs: 3\n", "  epochs: 3\n  eval_every: 4\n")
-        )
-        command = [
-            sys.executable,
-            HERE / "kills.py",
-            project,
-            "qat",
-            "0",
-            str(time.time_ns() % 1000),
-            seconds,
-        ]
+        write_project(Path(folder))
+        seed = str(time.time_ns() % 1000)
+        command = [sys.executable, HERE / "kills.py", folder, "qat", "0", seed, seconds]
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         return done.returncode

@@ -2,15 +2,15 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.faults.project import write_project
+
 HERE = Path(__file__).parent
-CONFTEST = (HERE.parent / "cli" / "conftest.py").read_text()
 EVERY_CALL = [("kill", 1), ("ENOSPC", 1), ("EIO", 1), ("lie", 1), ("chain", 5), ("EDQUOT", 9), ("EROFS", 9),
               ("EACCES", 9)]  # fmt: skip
 
@@ -32,17 +32,7 @@ needs_strace = pytest.mark.skipif(bool(OBSTACLE), reason=OBSTACLE)
 
 @pytest.fixture
 def project(tmp_path):
-    """The small project of the command line's tests, for another process; it also saves within an epoch.
-
-    Its forward draws from Python's generator, whose state nothing but a checkpoint holds: torch's is seeded
-    anew for each batch.
-    """
-    for name, variable in (("model.py", "MODEL"), ("config.yaml", "CONFIG")):
-        text = re.search(rf'^{variable} = """\\?\n(.*?)^"""$', CONFTEST, re.DOTALL | re.MULTILINE)
-        written = text[1].replace("  epochs: 3\n", "  epochs: 3\n  eval_every: 4\n")
-        written = written.replace("import torch\n", "import random\n\nimport torch\n", 1)
-        noisy = "x.mean((2, 3)) + (0.5 + 0.1 * random.random() * self.training)"
-        (tmp_path / name).write_text(written.replace("x.mean((2, 3)) + 0.5", noisy))
+    write_project(tmp_path)
     return tmp_path
 
 
@@ -108,6 +98,11 @@ def test_random_generators_that_are_not_restored_are_noticed(project):
     published = "run/checkpoints/6"  # it is resumed from the one before, which was saved within an epoch
     found = found_by("trace.py", project, "qat", "kill", 10_000, published, "no-random")
     assert [violation.partition(": ")[2] for violation in found["violations"]] == ["resumed to other bits"]
+
+
+def test_random_generators_that_are_not_restored_are_noticed_by_kills_at_random_instants(project):
+    found = found_by("kills.py", project, "qat", 200, 1, 0, "no-random")
+    assert any(violation.endswith("resumed to other bits") for violation in found["violations"])
 
 
 def test_kills_at_random_instants_change_nothing(project, totals):

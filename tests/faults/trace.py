@@ -12,11 +12,7 @@ strace, which numbers its write-side calls in the run directory; then once for e
     order    no fault: file and directory are synchronised in the order that survives a power cut
 
 Each run is a fork of this process, which imported everything and ran nothing; strace takes hold of it before
-it begins. What was found is JSON. ``BUG`` puts a mistake into quantcfg that has to be noticed:
-
-    no-fsync   files are not synchronised      in-place   files are written under their final names
-    no-random  random generators are not restored
-    no-append-sync  what was appended to files is not synchronised
+it begins. What was found is JSON. ``BUG`` is one of those of ``bugs.py``, which has to be noticed.
 """
 
 import json
@@ -24,7 +20,6 @@ import os
 import re
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 from collections import Counter
@@ -32,11 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from bugs import plant
 from inject import TEMPORARY_MARK, contents, violations
 
 from quantcfg.cli.main import main
-from quantcfg.runs import checkpoint, manifest, metrics, writer
-from quantcfg.stages import seeding
 
 CALLS = ("openat", "write", "pwrite64", "ftruncate", "fsync", "fdatasync", "rename", "renameat", "renameat2",
          "mkdir", "mkdirat", "unlink", "unlinkat", "rmdir", "close")  # fmt: skip
@@ -195,37 +189,6 @@ def counts_with(log, final):
     return final.name == "manifest.json" and is_log and log.startswith(f"{final.parent}/")
 
 
-def plant(bug):
-    """The negative controls: what a careless change would do."""
-    if bug == "no-fsync":
-        writer.os = _WithoutSync()
-    elif bug == "no-append-sync":
-        metrics.MetricsLog.synchronize = lambda self: None
-        manifest.synchronize = lambda path: None
-    elif bug == "no-random":
-        seeding.restore_random_state = lambda state: None
-    elif bug == "in-place":
-
-        def write_in_place(path, data):
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.write(handle, data[: len(data) // 2])
-            os.write(handle, data[len(data) // 2 :])
-            os.close(handle)
-
-        writer.write_bytes = checkpoint.write_bytes = write_in_place
-
-
-class _WithoutSync:
-    """The module ``os`` for a writer that forgets to synchronise files."""
-
-    def __getattr__(self, name):
-        return getattr(os, name)
-
-    def fsync(self, handle):
-        if stat.S_ISDIR(os.fstat(handle).st_mode):
-            os.fsync(handle)
-
-
 def first_of(calls, offset):
     """The index of a call that is given by it, or by the end of a path that it is the first to name."""
     if offset.isdecimal():
@@ -257,5 +220,6 @@ def report(project, stage, kind, every, offset):
 
 if __name__ == "__main__":
     given_project, given_stage, given_kind, given_every, given_offset, *bugs = sys.argv[1:]
-    plant(*(bugs or [None]))
+    for bug in bugs:
+        plant(bug)
     print(json.dumps(report(given_project, given_stage, given_kind, int(given_every), given_offset)))
