@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from quantcfg.config.spec import FakeQuantSpec, QConfigSpec
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
 from quantcfg.preparation.assign import Assignment, Assignments
-from quantcfg.preparation.fold import fold_batch_norm, groups_of
+from quantcfg.preparation.fold import fold_batch_norm, groups_of, leave_out
 from quantcfg.preparation.hosts import container_of, host_of
 from quantcfg.preparation.intercept import interceptor_of
 from quantcfg.preparation.record import Operand, Recording, Site, Slot
@@ -91,7 +91,7 @@ class _Builder:
             host, module, axis = self.modules[gemm.path], self.modules[norm.path], _output_axis(gemm)
             if self.bn == "fold":
                 fold_batch_norm(host, module, axis=axis)
-                self._replace(norm.path)
+                leave_out(self.modules, norm.path)
                 self.applied.folded[norm.index] = f"folded into {gemm.name}"
                 continue
             if chain.end == norm.index:
@@ -99,10 +99,6 @@ class _Builder:
             live[gemm.index] = LiveBatchNorm(module, axis, groups_of(host, axis))
             self.applied.folded[norm.index] = f"kept behind {gemm.name}: bn is {self.bn}"
         return live
-
-    def _replace(self, path: str) -> None:
-        parent, _, name = path.rpartition(".")
-        self.modules[parent]._modules[name] = nn.Identity()
 
     def _action(self, row: Assignment, batch_norm: LiveBatchNorm | None) -> Action | None:
         site = row.site

@@ -2,53 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from quantcfg.preparation.intercept import ScopedForward
 from quantcfg.preparation.ops import OpKind
-from quantcfg.preparation.record import Recording, Site
+
+if TYPE_CHECKING:
+    from quantcfg.preparation.record import Recording, Site
 
 _GEMMS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
 )  # fmt: skip
 _AT_A_TIME = 1 << 18  # elements of a weight
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_SIGNATURE = inspect.signature(F.batch_norm)
 
 
-def foldable(host: nn.Module, norm: nn.Module) -> bool:
-    """Whether both are torch's own and hold plain parameters.
+def is_own_batch_norm(module: nn.Module, func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether a call is that of ``F.batch_norm`` which the batch norm ``module`` makes in evaluation.
 
-    A subclass may do more than its base (a batch norm with an activation inside), and a parametrized or tied
-    weight is not ours to change; those keep their batch norm.
+    Its statistics, affine and eps are the module's, whatever else the forward of a subclass does.
     """
+    if func is not F.batch_norm:
+        return False
+    given = _SIGNATURE.bind(*args, **kwargs)
+    given.apply_defaults()
+    names = ("running_mean", "running_var", "weight", "bias")
     return (
-        isinstance(host, _GEMMS)
-        and type(norm) in _NORMS
-        and isinstance(host._parameters.get("weight"), nn.Parameter)
-        and norm.running_mean is not None
+        isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and module.running_mean is not None
+        and all(given.arguments[name] is getattr(module, name) for name in names)
+        and (given.arguments["training"], given.arguments["eps"]) == (False, module.eps)
     )
 
 
 def fold_obstacles(recording: Recording, modules: Mapping[str, nn.Module]) -> dict[int, str]:
     """The batch norms that cannot be folded into the layer whose result they read, by site, and why not."""
-    pairs = [
-        (recording.producer(site.data[0].value), site)
-        for site in recording.sites
-        if site.op == "batch_norm" and site.data
-    ]
+    norms = [site for site in recording.sites if site.op == "batch_norm" and site.data]
     return {
         norm.index: f"not folded into {gemm.name}: {obstacle}"
-        for gemm, norm in pairs
-        if gemm is not None and gemm.kind is OpKind.GEMM and gemm.weights
-        if (obstacle := _obstacle(recording, modules, gemm, norm))
+        for norm in norms
+        for gemm, between in _gemm_before(recording, norm)
+        if (obstacle := between or _obstacle(recording, modules, gemm, norm))
     }
+
+
+def _gemm_before(recording: Recording, norm: Site) -> Iterator[tuple[Site, str]]:
+    """The layer whose result the module of a batch norm reads, and what that module does to it first."""
+    site, between = recording.producer(norm.data[0].value), ""
+    while site is not None and site.data and _is_within(site, norm.path):
+        between = f"{site.name} comes between"
+        site = recording.producer(site.data[0].value)
+    if site is not None and site.kind is OpKind.GEMM and site.weights:
+        yield site, between
+
+
+def _is_within(site: Site, path: str) -> bool:
+    return bool(path) and f"{site.path}.".startswith(f"{path}.")
 
 
 def _obstacle(recording: Recording, modules: Mapping[str, nn.Module], gemm: Site, norm: Site) -> str:
     """Only this pair may use the weight, which is the layer's own parameter."""
+    if norm.index not in recording.own_batch_norms:
+        return f"{norm.name} normalizes with more than the statistics and the affine of its module"
+    if recording.counts[norm.path, norm.call][norm.counted] > 1:
+        return f"{norm.path} calls batch_norm more than once"
     for site in (gemm, norm):
         if recording.calls[site.path] > 1:
             return f"{site.path} is called {recording.calls[site.path]} times"
@@ -57,9 +81,27 @@ def _obstacle(recording: Recording, modules: Mapping[str, nn.Module], gemm: Site
         return f"the weight of {gemm.name} is not a parameter of its own"
     if len(weight.consumers) > 1:
         return f"the weight of {gemm.name} is used {len(weight.consumers)} times"
-    if not foldable(modules[gemm.path], modules[norm.path]):
-        return f"{gemm.path or 'the model'} or {norm.path or 'the model'} is no plain layer of torch"
+    if not isinstance(modules[gemm.path], _GEMMS):
+        return f"{gemm.path or 'the model'} is no layer of torch"
     return ""
+
+
+def leave_out(modules: Mapping[str, nn.Module], path: str) -> None:
+    """Take a batch norm that was folded out of the model: torch's own, or what is one in a subclass.
+
+    A subclass keeps its place and its forward, which may do more, an activation say; without statistics and
+    affine, as torch has them too, and without the call of ``F.batch_norm``.
+    """
+    norm = modules[path]
+    if type(norm) in _NORMS:
+        parent, _, name = path.rpartition(".")
+        modules[parent]._modules[name] = nn.Identity()
+        return
+    norm._parameters.update(dict.fromkeys(("weight", "bias")))
+    norm._buffers.update(dict.fromkeys(("running_mean", "running_var")))
+    forward = norm.__dict__["forward"]
+    assert isinstance(forward, ScopedForward)
+    forward.folded = True
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -108,10 +109,24 @@ class _Mode(TorchFunctionMode):
         return self.handler.handle(scope, func, args, kwargs or {}, self.position.memo)
 
 
+class _WithoutBatchNorm(TorchFunctionMode):
+    """Hands on what a batch norm is given whose statistics went into the layer before it.
+
+    One inside the same module that has statistics runs as it is.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.batch_norm and (args[1] if len(args) > 1 else kwargs["running_mean"]) is None:
+            return args[0] if args else kwargs["input"]
+        return func(*args, **kwargs)
+
+
 class ScopedForward:
     """The ``forward`` of one instance: the original one, run inside its scope.
 
     It copies, pickles and moves with its module, and answers ``inspect.signature`` as the original does.
+    ``folded`` leaves out the batch norm that the forward calls, in every state.
     """
 
     def __init__(self, module: nn.Module, path: str, interceptor: Interceptor) -> None:
@@ -119,6 +134,7 @@ class ScopedForward:
         self.path = path
         self.interceptor = interceptor
         self.original: Callable[..., Any] | None = module.__dict__.get("forward")
+        self.folded = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the original forward; where quantization is on, inside its scope."""
@@ -152,6 +168,12 @@ class ScopedForward:
             position.reset()
 
     def _inner(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.folded:
+            return self._unchanged(*args, **kwargs)
+        with _WithoutBatchNorm():
+            return self._unchanged(*args, **kwargs)
+
+    def _unchanged(self, *args: Any, **kwargs: Any) -> Any:
         if self.original is not None:
             return self.original(*args, **kwargs)
         return type(self.module).forward(self.module, *args, **kwargs)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from quantcfg.preparation.fold import fold_into_bias
+from quantcfg.preparation.fold import fold_into_bias, leave_out
 from quantcfg.preparation.intercept import interceptor_of
 from quantcfg.preparation.record import Recording, Site
 from quantcfg.preparation.run import Action, LiveBatchNorm, Runner
@@ -42,7 +42,7 @@ def fold_live_batch_norms(model: nn.Module) -> list[str]:
             continue
         assert action is not None
         _fold(modules[gemm.path], action)
-        _take_away(norm, model, runner, action)
+        _take_away(norm, modules, runner, action)
         reasons[norm.name] = f"folded into {gemm.name}"
     rows = tuple(replace(row, reason=reasons.get(row.name, row.reason)) for row in known.plan.rows)
     known.plan = replace(known.plan, rows=rows)
@@ -63,10 +63,9 @@ def _fold(host: nn.Module, action: Action) -> None:
     action.batch_norm = None
 
 
-def _take_away(norm: Site, model: nn.Module, runner: Runner, action: Action) -> None:
-    """Put nothing in the place of the batch norm; what quantized behind it quantizes behind ``action``."""
+def _take_away(norm: Site, modules: dict[str, nn.Module], runner: Runner, action: Action) -> None:
+    """Leave nothing of the batch norm; what quantized behind it quantizes behind ``action``."""
     behind = runner.action_at(norm)
     if behind is not None and behind.output is not None:
         action.output, behind.output = behind.output, None
-    parent, _, name = norm.path.rpartition(".")
-    model.get_submodule(parent)._modules[name] = nn.Identity()
+    leave_out(modules, norm.path)

@@ -25,11 +25,11 @@ _HANDLER = 4  # frames from `called_from` over the handler and its mode to what 
 
 
 def _through() -> frozenset[str]:
-    """The files of torch whose functions only pass an op on: who called them is who calls it."""
+    """The files, torch's and our own, whose functions only pass an op on: who called them is who calls it."""
     from torch import _jit_internal, _ops, _tensor, functional, overrides
     from torch.utils import _device
 
-    modules = (_jit_internal, _ops, _tensor, functional, overrides, torch.nn.functional, _device)
+    modules = (_jit_internal, _ops, _tensor, functional, overrides, torch.nn.functional, _device, intercept)
     return frozenset(str(module.__file__) for module in modules)
 
 

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from quantcfg.preparation import masks, ops
 from quantcfg.preparation.cost import CELLS, RECURRENT, macs
+from quantcfg.preparation.fold import is_own_batch_norm
 from quantcfg.preparation.intercept import Memo, Scope
 from quantcfg.preparation.names import name_sites, named_inputs
 from quantcfg.preparation.ops import OpKind, OpSpec
@@ -93,8 +94,9 @@ class Recording:
     ``calls`` counts how often each module ran and ``types`` names the class of each. ``spellings`` has, for
     each call, the op of each ``__name__`` that ran in it, ``counts`` how often each op did and ``places``
     where from: each op is known again later by these. ``unfoldable`` has the batch norms that cannot be
-    folded into the layer before them, by site, with the reason. ``differentiates`` says that the forward
-    takes gradients of its own, forces from an energy say, and does not run where they are off.
+    folded into the layer before them, by site, with the reason; ``own_batch_norms`` the sites where a module
+    normalizes with what it holds. ``differentiates`` says that the forward takes gradients of its own, forces
+    from an energy say, and does not run where they are off.
     """
 
     sites: list[Site] = field(default_factory=list)
@@ -107,6 +109,7 @@ class Recording:
     places: dict[tuple[str, int], Places] = field(default_factory=dict)
     types: dict[str, str] = field(default_factory=dict)
     unfoldable: dict[int, str] = field(default_factory=dict)
+    own_batch_norms: set[int] = field(default_factory=set)
     differentiates: bool = False
 
     def sole_consumer(self, value: int) -> Site | None:
@@ -140,9 +143,8 @@ class Recorder:
     """The handler that writes a `Recording` while the model runs as it is."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.recording = Recording(
-            types={path: type(module).__name__ for path, module in model.named_modules()}
-        )
+        self._modules = dict(model.named_modules())
+        self.recording = Recording(types={path: type(m).__name__ for path, m in self._modules.items()})
         self._owned = {
             id(tensor): ("parameter" if isinstance(tensor, nn.Parameter) else "buffer", name, tensor)
             for named in (model.named_parameters, model.named_buffers)
@@ -194,6 +196,8 @@ class Recorder:
         inplace = ops.is_inplace(call.spelling) and any(made is arg for arg in args[:1])
         site = self._site(call, operands, inplace=inplace)
         site.outputs = tuple(self._output(site, tensor, position) for position, tensor in enumerate(outputs))
+        if is_own_batch_norm(self._modules[scope.path], func, args, kwargs):
+            self.recording.own_batch_norms.add(site.index)
         if inplace or kwargs.get("out") is made:
             self._written.setdefault(memory_of(outputs[0]), []).append(site.outputs[0])
         if not operands and any(is_sparse(leaf) for leaf in pytree.tree_leaves(args)):

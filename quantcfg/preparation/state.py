@@ -218,18 +218,19 @@ def freeze_batch_norm(model: nn.Module) -> None:
     """Put every batch norm in evaluation mode for good, whatever ``train()`` says later."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
+            module.training = False
             module.__dict__["train"] = _StaysInEval(module)
 
 
 class _StaysInEval:
-    """The ``train`` of a frozen module."""
+    """The ``train`` of a frozen module. What it holds, quantizers too, goes by what ``train`` says."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
     def __call__(self, mode: bool = True) -> nn.Module:
-        del mode
+        for child in self.module.children():
+            child.train(mode)
         return self.module
 
 

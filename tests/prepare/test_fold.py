@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from quantcfg.preparation.live import fold_live_batch_norms
 from quantcfg.preparation.prepare import prepare
-from quantcfg.preparation.state import FakeQuantState, calibrating, fake_quants, plan_of, set_fake_quantize
+from quantcfg.preparation.state import (
+    FakeQuantState,
+    calibrating,
+    fake_quants,
+    freeze_batch_norm,
+    plan_of,
+    set_fake_quantize,
+)
 from quantcfg.qconfig import get_default_qconfig
 from tests.prepare.models import ResNet
 
@@ -128,18 +140,149 @@ def test_a_weight_that_is_not_folded_into_is_quantized_as_it_is(bn: str) -> None
     assert (rows["conv:1"].role, rows["norm"].role) == ("quantized", "quantized")
 
 
-def test_a_subclass_that_does_more_is_not_folded() -> None:
-    class NormAct(nn.BatchNorm2d):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.relu(super().forward(x))
+class NormAct(nn.BatchNorm2d):
+    """Batch norm and activation in one module, as model zoos have them."""
 
-    model = nn.Sequential(nn.Conv2d(3, 3, 1), trained(NormAct(3))).eval()
+    def __init__(self, channels: int, act: nn.Module) -> None:
+        super().__init__(channels)
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x))
+
+
+class InlineNormAct(nn.BatchNorm2d):
+    """The same with its own call of batch norm, and functions in place of modules."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            bias=self.bias,
+            weight=self.weight,
+            training=self.training,
+            momentum=self.momentum,
+            eps=self.eps,
+        )
+        return torch.relu(x) * 1.5
+
+
+NORM_ACTS = {
+    "relu": lambda channels: NormAct(channels, nn.ReLU(inplace=True)),
+    "silu": lambda channels: NormAct(channels, nn.SiLU()),
+    "inline": InlineNormAct,
+}
+
+
+def norm_act_model(name: str) -> tuple[nn.Module, Tensor]:
+    norms = [trained(NORM_ACTS[name](channels)) for channels in (6, 4)]
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, bias=False), norms[0], nn.ConvTranspose2d(6, 4, 2), norms[1])
+    return model.eval(), torch.randn(4, 3, 8, 8)
+
+
+@pytest.mark.parametrize("name", NORM_ACTS)
+def test_the_batch_norm_of_a_module_that_does_more_is_folded(name: str) -> None:
+    model, x = norm_act_model(name)
+    prepared = prepare(model, GLOBAL, example_inputs=(x,), bn="fold")
+    set_fake_quantize(prepared, FakeQuantState.FLOAT)
+
+    for copied in (prepared, copy.deepcopy(prepared), pickle.loads(pickle.dumps(prepared))):
+        torch.testing.assert_close(copied(x), model(x), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(copied[1](copied[0](x)), model[1](model[0](x)), rtol=1e-5, atol=1e-5)
+    assert type(prepared[1]) is type(model[1])
+    assert not [key for key in prepared.state_dict() if "running" in key]
+    norms = [row for row in plan_of(prepared).rows if row.op == "batch_norm"]
+    assert [(row.role, row.reason) for row in norms] == [
+        ("fused", "folded into 0"),
+        ("fused", "folded into 2"),
+    ]
+
+
+@pytest.mark.parametrize("bn", ["keep", "freeze"])
+@pytest.mark.parametrize("name", NORM_ACTS)
+def test_the_kept_batch_norm_of_a_module_that_does_more_is_folded_later(name: str, bn: str) -> None:
+    model, x = norm_act_model(name)
+    prepared = prepare(model, GLOBAL, example_inputs=(x,), bn=bn, stage="qat")
+    folded = prepare(model, GLOBAL, example_inputs=(x,), bn="fold", stage="qat")
+    with calibrating(prepared):
+        prepared(x)
+    set_fake_quantize(prepared, FakeQuantState.FLOAT)
+    assert torch.equal(prepared(x), model(x))
+    assert set(fake_quants(prepared)) == set(fake_quants(folded))
+
+    set_fake_quantize(prepared, FakeQuantState.VALIDATION)
+    expected = prepared(x)
+    assert fold_live_batch_norms(prepared) == ["0", "2"]
+    step = float(max(q.qparams().scale.max() for q in fake_quants(prepared).values()))
+    assert (prepared(x) - expected).abs().max() <= 1.01 * step
+    set_fake_quantize(prepared, FakeQuantState.FLOAT)
+    torch.testing.assert_close(prepared(x), model(x), rtol=1e-2, atol=1e-1)  # with weights as they were seen
+
+
+@pytest.mark.parametrize("bn", ["fold", "keep", "freeze"])
+def test_a_module_that_does_more_than_its_batch_norm_is_trained(bn: str) -> None:
+    model, x = norm_act_model("relu")
+    prepared = prepare(model, GLOBAL, example_inputs=(x,), bn=bn, stage="qat").train()
+
+    prepared(x).square().mean().backward()
+
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in prepared.parameters())
+
+
+class ScaledFirst(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * 2)
+
+
+class OtherAffine(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight + 1
+        return F.batch_norm(x, self.running_mean, self.running_var, weight, self.bias, eps=self.eps)
+
+
+class OtherEps(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=0.1)
+
+
+class BatchStatistics(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+
+
+class OnceMore(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(super().forward(x))
+
+
+_OTHER = "normalizes with more than the statistics and the affine of its module"
+
+
+@pytest.mark.parametrize("bn", ["fold", "keep"])
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (ScaledFirst, "1.mul_0 comes between"),
+        (OtherAffine, f"1.batch_norm_0 {_OTHER}"),
+        (OtherEps, f"1 {_OTHER}"),
+        (BatchStatistics, f"1 {_OTHER}"),
+        (OnceMore, "1 calls batch_norm more than once"),
+    ],
+)
+def test_a_subclass_that_normalizes_in_a_way_of_its_own_is_not_folded(
+    kind: type[nn.BatchNorm2d], reason: str, bn: str
+) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), trained(kind(3))).eval()
     x = torch.randn(2, 3, 4, 4)
-    prepared = prepare(model, GLOBAL, example_inputs=(x,))
+    prepared = prepare(model, GLOBAL, example_inputs=(x,), bn=bn)
     set_fake_quantize(prepared, FakeQuantState.FLOAT)
 
     assert torch.equal(prepared(x), model(x))
-    assert [row.role for row in plan_of(prepared).rows] == ["quantized", "fused", "quantized"]
+    rows = plan_of(prepared).rows
+    norm = next(row for row in rows if row.op == "batch_norm")
+    assert (rows[0].role, norm.role) == ("quantized", "quantized")
+    assert norm.reason == f"not folded into 0: {reason}"
 
 
 def test_a_dead_channel_stays_finite() -> None:
@@ -150,3 +293,11 @@ def test_a_dead_channel_stays_finite() -> None:
     prepared(x).sum().backward()
 
     assert all(p.grad.isfinite().all() for p in prepared.parameters() if p.grad is not None)
+
+
+def test_what_a_frozen_batch_norm_holds_goes_on_training() -> None:
+    norm = NormAct(3, nn.Dropout(0.5))
+    freeze_batch_norm(norm)
+
+    assert [norm.train().training, norm.act.training] == [False, True]
+    assert [norm.eval().training, norm.act.training] == [False, False]
