@@ -44,7 +44,7 @@ def locked(directory: Path) -> Iterator[None]:
     finally:
         with suppress(OSError):  # the kernel frees the lock even if its name stays
             path.unlink()
-        os.close(handle)
+        _close(handle)
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def _alone_in(directory: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(handle)
+        _close(handle)
 
 
 def _acquire(path: Path) -> int:
@@ -67,7 +67,7 @@ def _acquire(path: Path) -> int:
             _sign(handle, path)
             return handle
         owner = _read_owner(handle)
-        os.close(handle)
+        _close(handle)
         if owner and not _is_alive(owner):
             with suppress(OSError):
                 path.unlink()
@@ -82,13 +82,19 @@ def _open(path: Path) -> int:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
 
 
+def _close(handle: int) -> None:
+    """Close a file that no result counts on: it is closed even when a network file system complains."""
+    with suppress(OSError):
+        os.close(handle)
+
+
 def _sign(handle: int, path: Path) -> None:
     try:
         with _refused(path.parent):
             os.ftruncate(handle, 0)
             os.write(handle, json.dumps(asdict(_this_process())).encode())
     except UsageError:
-        os.close(handle)
+        _close(handle)
         raise
 
 

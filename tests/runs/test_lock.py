@@ -147,3 +147,19 @@ def test_a_full_disk_at_the_lock_is_one_sentence(tmp_path, monkeypatch, refused)
     with pytest.raises(UsageError) as caught, locked(tmp_path):
         pass
     assert caught.value.message == message
+
+
+def test_a_network_that_fails_when_the_lock_is_closed_does_not_fail_the_run(tmp_path, monkeypatch):
+    close = os.close
+
+    def closes_and_complains(handle):
+        close(handle)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lock.os, "close", closes_and_complains)
+        with locked(tmp_path):
+            pass
+    assert not (tmp_path / NAME).exists()
+    with locked(tmp_path):
+        pass
