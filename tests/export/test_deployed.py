@@ -170,6 +170,27 @@ def test_a_batch_norm_behind_a_grouped_transposed_convolution_is_folded():
         assert float((made.file()(x) - model(x)).abs().max()) <= 1.01 * step
 
 
+class NormAct(nn.BatchNorm2d):
+    def forward(self, x):
+        return torch.relu(super().forward(x))
+
+
+@pytest.mark.parametrize("bn", ["fold", "keep", "freeze"])
+def test_the_batch_norm_of_a_module_with_an_activation_is_folded(bn):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), NormAct(6), nn.Conv2d(6, 4, 1), NormAct(4))
+    x = torch.randn(4, 3, 8, 8)
+    model = qc.prepare(net, {"": qc.get_default_qconfig()}, example_inputs=x, stage="qat", bn=bn)
+    model.train()(x)
+    qc.set_fake_quantize(model, qc.FakeQuantState.VALIDATION)
+    made = exported_as_prepared(model.eval(), (x,))
+    assert (len(made.nodes("Conv")), made.nodes("BatchNormalization")) == (2, [])
+    with torch.no_grad():
+        step = float(qc.fake_quants(model)["3.relu_0.output"].qparams().scale)
+        for deployed_model in (made.file(), qc.convert(model)):
+            assert float((deployed_model(x) - model(x)).abs().max()) <= 1.01 * step
+
+
 @pytest.mark.parametrize("bn", ["fold", "keep"])
 def test_a_model_in_bfloat16_computes_in_float32_with_the_same_weights_and_grids(bn):
     model = trained(bn, dtype=torch.bfloat16)

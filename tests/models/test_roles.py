@@ -165,6 +165,40 @@ def test_efficientnet_b0() -> None:
     assert roles(torchvision_model("efficientnet_b0"), IMAGE) == expected
 
 
+def test_timm_modules_of_batch_norm_and_activation_are_folded() -> None:
+    """Chains as in a deployment: none of timm's layers has a quantizer before its batch norm."""
+    timm = pytest.importorskip("timm", reason="needs timm: make models")
+    block = "blocks.1.0."
+
+    table = roles(timm.create_model("mobilenetv3_small_100"), IMAGE)
+
+    expected = FUSED("bn1.batch_norm_0") | QUANTIZED("conv_stem bn1.act conv_head act2")  # hardswish
+    expected |= FUSED("conv_pw bn1.batch_norm_0 conv_dw bn2.batch_norm_0 bn3.batch_norm_0", block)  # ReLU
+    expected |= QUANTIZED("bn1.act bn2.act conv_pwl", block)
+    assert {name: table.get(name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "left"), [("efficientnet_b0", 0), ("regnetx_002", 0), ("resnetv2_50", 17), ("densenet121", 62)]
+)
+def test_timm_batch_norms_stay_only_where_no_layer_is_before_them(name: str, left: int) -> None:
+    """ResNetV2 and DenseNet normalize sums and concatenations; all else is in the layer before it."""
+    timm = pytest.importorskip("timm", reason="needs timm: make models")
+    model = timm.create_model(name)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+
+    folded = prepared(model, IMAGE)
+
+    norms = [row for row in plan_of(folded).rows if row.op == "batch_norm"]
+    assert sum(not row.reason.startswith("folded into") for row in norms) == left
+    set_fake_quantize(folded, FakeQuantState.FLOAT)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(IMAGE), model(IMAGE), rtol=1e-5, atol=1e-5)
+
+
 def test_vision_transformer() -> None:
     torchvision = pytest.importorskip("torchvision", reason="needs torchvision: make models")
     model = torchvision.models.VisionTransformer(32, 16, 1, 2, 32, 64)  # ViT-B/16 with one small layer
