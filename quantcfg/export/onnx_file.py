@@ -51,6 +51,7 @@ def to_onnx(program: Program, metadata: Mapping[str, str]) -> ir.Model:
             raise _refusal(error, program.exported) from error
     assert made is not None
     onnx_graph.finish(made.model, program)
+    onnx_graph.requantize_products(made.model.graph)
     if opset == _OPSET_OF_OTHER_BITS:
         onnx_graph.requantize_moves(made.model.graph)
         onnx_graph.split_wide_biases(made.model.graph)

@@ -13,6 +13,7 @@ from quantcfg.export.program import Program
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _MOVES = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice")
+_PRODUCTS = ("MatMul", "Gemm")
 _WITH_BIAS = ("Conv", "ConvTranspose", "Gemm")
 _INT32_END = 2.0**31
 _AXIS_NAMES = {0: "batch", 1: "sequence"}
@@ -46,11 +47,60 @@ def requantize_moves(graph: ir.Graph) -> None:
             _requantize(graph, node, scale, zero_point)
 
 
+def requantize_products(graph: ir.Graph) -> None:
+    """Quantize what a matrix product reads again, on its own grid, where it was padded or joined in between.
+
+    This changes no value, and shows that the product is one of integers. ONNX Runtime looks for a
+    DequantizeLinear only behind moves; where it finds none it takes MatMulNBits, which puts the activation on
+    a grid of its own for every 32 values (seen in 1.32, behind the padding and rolling of Swin's windows).
+    """
+    for node in list(graph):
+        for value in node.inputs[:2] if node.op_type in _PRODUCTS else ():
+            source = _before_moves(value)
+            grid = _grid_of(source)
+            if source is None or grid is None or source.op_type == DEQUANTIZE:
+                continue
+            if not source.outputs[0].is_graph_output():
+                _requantize(graph, source, *grid)
+
+
+def _before_moves(value: ir.Value | None) -> ir.Node | None:
+    """The node that made the values which others only moved since."""
+    node = None if value is None else value.producer()
+    while node is not None and node.op_type in _MOVES and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node
+
+
+def _grid_of(node: ir.Node | None) -> tuple[ir.Value, ir.Value] | None:
+    """Scale and zero point of the one grid that all values which ``node`` makes lie on, if there is one."""
+    if node is None:
+        return None
+    if node.op_type == DEQUANTIZE:
+        scale, zero_point = node.inputs[1], node.inputs[2]
+        if scale is None or scale.shape is None or len(scale.shape) or zero_point is None:
+            return None
+        return scale, zero_point
+    if node.op_type == "Pad":
+        return _grid_of(_before_moves(node.inputs[0])) if _pads_with_zero(node) else None
+    if node.op_type != "Concat":
+        return None
+    grids = {_grid_of(source) for source in {_before_moves(part) for part in node.inputs}}
+    return grids.pop() if len(grids) == 1 else None
+
+
+def _pads_with_zero(node: ir.Node) -> bool:
+    """Whether what is added lies on every grid: zero, or copies of what is there."""
+    fill = node.inputs[2] if len(node.inputs) > 2 else None
+    return fill is None or (fill.const_value is not None and not fill.const_value.numpy().any())
+
+
 def _requantize(graph: ir.Graph, node: ir.Node, scale: ir.Value, zero_point: ir.Value) -> None:
     value = node.outputs[0]
+    assert zero_point.dtype is not None
     quantize = ir.node(QUANTIZE, [value, scale, zero_point], name=f"{node.name}.requantized")
     dequantize = ir.node(DEQUANTIZE, [quantize.outputs[0], scale, zero_point], name=f"{node.name}.moved")
-    for made, dtype in ((quantize, ir.DataType.INT8), (dequantize, ir.DataType.FLOAT)):
+    for made, dtype in ((quantize, zero_point.dtype), (dequantize, ir.DataType.FLOAT)):
         made.outputs[0].name = made.name
         made.outputs[0].shape, made.outputs[0].type = value.shape, ir.TensorType(dtype)
     value.replace_all_uses_with(dequantize.outputs[0])

@@ -2,12 +2,14 @@
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from quantcfg.errors import RunError
+from quantcfg.export.onnx_graph import requantize_products
 from quantcfg.preparation.state import fake_quants
 from quantcfg.qconfig import get_default_qconfig
 from tests.export.exported import exported, leaves
@@ -120,6 +122,46 @@ def test_a_bias_that_int32_cannot_hold_is_added_apart():
         step = float(fake_quants(made.model)["fc.output"].qparams().scale)
         for optimised in (False, True):
             assert float((made.file(optimised=optimised)(x) - made.model(x)).abs().max()) < 3 * step
+
+
+class Windows(nn.Module):
+    """What Swin does before its projections: pad, roll, and move the windows to the front."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.project = nn.LayerNorm(64), nn.Linear(64, 96)
+
+    def forward(self, x):
+        padded = nn.functional.pad(self.norm(x), (0, 0, 0, 1))
+        rolled = torch.roll(padded, 1, dims=1)
+        return self.project(rolled.unflatten(1, (2, -1)).flatten(0, 1)).relu()
+
+
+def test_a_product_behind_padding_is_one_of_integers():
+    torch.manual_seed(0)
+    x = torch.randn(8, 15, 64)
+    made = exported(Windows(), {"": qconfig("quint8", affine=True)}, (x,))
+    with torch.no_grad():
+        expected = made.model(x)
+        step = float(fake_quants(made.model)["relu_0.output"].qparams().scale)
+        for optimised in (False, True):
+            off = (made.file(optimised=optimised)(x) - expected).abs() > step / 2
+            assert float(off.float().mean()) < 0.001
+
+
+PADDED = """
+<ir_version: 9, opset_import: ["": 20]>
+padded (int8[2, 3] q, float[4, 5] w) => (float[2, 5] y)
+<float s = {0.1}, int8 z = {0}, int64[4] pads = {0, 0, 0, 1}, float fill = {FILL}>
+{ x = DequantizeLinear(q, s, z)  p = Pad(x, pads, fill)  y = MatMul(p, w) }
+"""
+
+
+@pytest.mark.parametrize(("fill", "ops"), [("0", ["QuantizeLinear", "DequantizeLinear"]), ("0.03", [])])
+def test_what_padding_puts_beside_the_grid_is_not_quantized(fill, ops):
+    model = ir.from_onnx_text(PADDED.replace("FILL", fill))
+    requantize_products(model.graph)
+    assert [node.op_type for node in model.graph] == ["DequantizeLinear", "Pad", *ops, "MatMul"]
 
 
 def test_no_weight_is_stored_in_float():
