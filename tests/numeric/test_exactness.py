@@ -10,7 +10,7 @@ import torch
 
 from quantcfg.numeric import ops
 from quantcfg.numeric.dtypes import DTYPES
-from quantcfg.numeric.qparams import QParams, fake_quantize, quantize
+from quantcfg.numeric.qparams import EPS, QParams, fake_quantize, quantize
 from tests.numeric import oracles
 
 PRECISIONS = {torch.float32: 0.6, torch.float16: 0.2, torch.bfloat16: 0.2}
@@ -23,7 +23,7 @@ def random_qparams(random, grid):
     if random.random() < 0.5:
         scale = 2.0 ** round(math.log2(scale))
     zero_point = int(random.integers(grid.quant_min, grid.quant_max + 1))
-    return max(float(np.float32(scale)), ops.EPS), zero_point
+    return max(float(np.float32(scale)), EPS), zero_point
 
 
 def random_values(random, grid, qparams, count, dtype):
