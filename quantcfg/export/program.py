@@ -20,6 +20,8 @@ from torch.utils import _pytree as pytree
 
 from quantcfg.errors import RunError
 from quantcfg.export.calls import Axes, Call, dynamic_shapes, widened
+from quantcfg.preparation.intercept import interceptor_of
+from quantcfg.preparation.state import prepared
 from quantcfg.stages.progress import Progress
 from quantcfg.stages.user_code import first_line, innermost_line
 
@@ -114,7 +116,7 @@ def _export(model: nn.Module, call: Call, axes: Axes) -> Program:
                 model, wide.args, dict(wide.kwargs), strict=False, dynamic_shapes=by_parameter
             )
     except Exception as error:  # it runs the user's forward, and its own errors have no base in common
-        raise _refusal(error) from error
+        raise _refusal(error, model) from error
     return Program(exported, wide, _varying(exported, axes), _results(exported), exported.call_spec.out_spec)
 
 
@@ -133,12 +135,22 @@ def _varying(exported: ExportedProgram, axes: Axes) -> Axes:
     return frozenset((index, axis) for index, axis in axes if not is_concrete_int(shapes[names[index]][axis]))
 
 
-def _refusal(error: Exception) -> RunError:
+def _refusal(error: Exception, model: nn.Module) -> RunError:
     line = innermost_line(error.__traceback__)
     where = f" at {line}" if line else ""
     return RunError(
         f"torch.export refuses the model{where}: {first_line(error)}",
-        hint="control flow that depends on values of tensors cannot be written to a file",
+        hint=f"{_reason(model)}; --format safetensors needs no program",
+    )
+
+
+def _reason(model: nn.Module) -> str:
+    sites = prepared(model).recording.sites if interceptor_of(model) is not None else ()
+    packs = ", ".join(f"'{site.name}'" for site in sites if site.op == "_pack_padded_sequence")
+    if not packs:
+        return "control flow that depends on values of tensors cannot be written to a file"
+    return (
+        f"what {packs} packs has lengths that are values of tensors: give the layers behind it padded tensors"
     )
 
 

@@ -264,6 +264,23 @@ def test_control_flow_on_values_is_refused_with_its_line(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+class Packed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(4, 4, batch_first=True)
+
+    def forward(self, x, lengths):
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        return self.lstm(packed)[1][0]
+
+
+def test_packed_sequences_are_refused_by_their_op():
+    with pytest.raises(RunError) as raised:
+        exported(Packed(), {"": qconfig()}, (torch.randn(3, 5, 4), torch.tensor([5, 3, 2])))
+    assert "_pack_padded_sequence_0" in raised.value.hint
+    assert "padded tensors" in raised.value.hint
+
+
 class Unknown(nn.Module):
     def __init__(self):
         super().__init__()
