@@ -121,7 +121,10 @@ class _Callable(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         self.program.tensors_of(Call(args, kwargs))
-        return self.function[0](*args, **kwargs)
+        try:
+            return self.function[0](*args, **kwargs)
+        except Exception as error:  # guards and torch's ops: each has errors of its own
+            raise RunError(f"the exported program failed: {first_line(error)}") from error
 
 
 def check_tensors(subject: Subject, arrays: Mapping[str, np.ndarray]) -> Check:
@@ -183,8 +186,7 @@ def _compare(subject: Subject, files: Mapping[str, nn.Module]) -> dict[str, Diff
     with torch.no_grad(), progress.task("comparing", None) as task:
         for index, batch in source.batches(limit=MAX_BATCHES):
             try:
-                with in_batch(source.name, index):
-                    found = _on_batch(subject, models, batch)
+                found = _on_batch(subject, models, index, batch)
             except OtherShapeError as error:
                 progress.note(f"batch {index} of {source.name}() was not compared: {error.message}")
                 continue
@@ -193,11 +195,16 @@ def _compare(subject: Subject, files: Mapping[str, nn.Module]) -> dict[str, Diff
     return totals
 
 
-def _on_batch(subject: Subject, models: Mapping[str, nn.Module], batch: Any) -> dict[str, Difference]:
-    forward = subject.job.model_file.forward
-    expected, same = forward(subject.model, batch), forward(subject.deployed, batch)
-    _refuse_different(difference(forward(subject.frozen.model, batch), same))
-    found = {name: difference(forward(model, batch), expected) for name, model in models.items()}
+def _on_batch(
+    subject: Subject, models: Mapping[str, nn.Module], index: int, batch: Any
+) -> dict[str, Difference]:
+    def forward(model: nn.Module) -> Any:
+        with in_batch(subject.data, index):
+            return subject.job.model_file.forward(model, batch)
+
+    expected, same = forward(subject.model), forward(subject.deployed)
+    _refuse_different(difference(forward(subject.frozen.model), same))
+    found = {name: difference(forward(model), expected) for name, model in models.items()}
     return {**found, DEPLOYED: difference(same, expected)}
 
 
