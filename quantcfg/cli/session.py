@@ -72,8 +72,14 @@ def session(*, quiet: bool, verbose: bool, timeout: float | None = None) -> Iter
 
 @contextmanager
 def _ranks_of(launch: Launch | None, timeout: float | None) -> Iterator[Ranks | None]:
-    if launch is None or (timeout is None and launch.size == 1):
+    if timeout is None and (launch is None or launch.size == 1):
         yield None
+        return
+    if launch is None:
+        from quantcfg.stages.signals import ending_by_signals, resume_command
+
+        with ending_by_signals(resume_command(_command()), can_insist=True):
+            yield None
         return
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else DDP warns once per rank
     from quantcfg.stages.meeting import meeting
@@ -127,14 +133,15 @@ def job_with(
         seed=seed,
         device=choose_device(device),
         progress=progress_on_stderr(quiet=quiet),
-        command=(*_program(), *options.COMMAND_LINE.get()),
+        command=_command(),
         ranks=ranks or ALONE,
     )
 
 
-def _program() -> tuple[str, ...]:
+def _command() -> tuple[str, ...]:
     launch = launch_of(os.environ)
-    return ("quantcfg",) if launch is None else launch.command("quantcfg")
+    program = ("quantcfg",) if launch is None else launch.command("quantcfg")
+    return (*program, *options.COMMAND_LINE.get())
 
 
 def config_of(path: Path) -> Config:

@@ -124,6 +124,7 @@ class RunDirectory:
         """Write the result and, last of all, the manifest."""
         if not self.writes:
             return
+        self.metrics.synchronize()
         write_json(self.path / _TIMING, timing)
         write_json(self.path / _RESULT, result)
         manifest.write_manifest(self.path, self._file_names(), **facts)

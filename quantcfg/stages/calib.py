@@ -155,10 +155,10 @@ def _run(stage: _Stage, start: _Start) -> None:
         position = _calibrate(stage, start)
     if stage.comparison is not None and not start.position.is_solved:
         _settle(stage, stage.comparison)
+    _save(stage, position, float_metrics)  # an evaluation may be stopped, and takes its time
     metrics = _evaluate_calibrated(stage)
     stage.run.metrics.rewind(-1)
     stage.run.metrics.append(step=position.batches, float=dict(float_metrics), calibrated=metrics)
-    _save(stage, position, float_metrics)
     _finish(stage, position, float_metrics, metrics)
 
 

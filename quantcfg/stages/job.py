@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +21,7 @@ from quantcfg.stages.model_file import FUNCTIONS, ModelFile
 from quantcfg.stages.progress import Progress, Silence
 from quantcfg.stages.ranks import ALONE, Ranks
 from quantcfg.stages.seeding import derive_seed, seed_all
+from quantcfg.stages.signals import resume_command
 from quantcfg.stages.user_code import in_batch, user_code
 
 _DEVICES = "auto, cpu, cuda or cuda:N"
@@ -148,12 +148,7 @@ class Job:
     @property
     def resume_command(self) -> str:
         """The command that goes on with this run."""
-        words = list(self.command)
-        if "--checkpoint" in words:  # that one may be gone by now, and is not the newest
-            place = words.index("--checkpoint")
-            del words[place : place + 2]
-        words = [word for word in words if not word.startswith("--checkpoint=")]
-        return shlex.join((*words, *(() if "--resume" in words else ("--resume",))))
+        return resume_command(self.command)
 
 
 def choose_device(name: str) -> torch.device:

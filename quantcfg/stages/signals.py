@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any, TypeAlias
 
 from quantcfg.errors import Interrupted
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+_Handlers: TypeAlias = Mapping[signal.Signals, Any]
 
 
 @dataclass(slots=True)
@@ -39,49 +43,87 @@ def stop_request(*, can_insist: bool = True) -> Iterator[StopRequest]:
     terminal or a scheduler has sent to all processes, and ends by itself those that do not stop in time.
     """
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
-        yield request
-        return
-    previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    previous, owner = _handlers(), os.getpid()
 
     def note(number: int, frame: FrameType | None) -> None:
         del frame
+        if os.getpid() != owner:  # a child, which the step may need: only its parent's SIGTERM ends it
+            if number == signal.SIGTERM:
+                _as_before(number, previous)
+            return
         request.received = request.received or signal.Signals(number)
-        for each, handler in previous.items() if can_insist else ():
-            signal.signal(each, handler)
+        if can_insist:
+            _install(previous)
 
-    for number in STOP_SIGNALS:
-        signal.signal(number, note)
+    _install(dict.fromkeys(previous, note))
     failed = True
     try:
         yield request
         failed = False
     finally:
         # A rank that fails with others is told to stop at once, and has yet to say what it saw.
-        for number, handler in previous.items() if can_insist or not failed else ():
-            signal.signal(number, handler)
+        if can_insist or not failed:
+            _install(previous)
 
 
 @contextmanager
-def ending_by_signals() -> Iterator[None]:
+def ending_by_signals(command: str = "", *, can_insist: bool = False) -> Iterator[None]:
     """Let a stop signal end the block by an error where nothing collects signals: before training, say.
 
-    After an error signals stay deaf: torchrun sends one to all ranks as soon as the first has failed.
+    ``command`` goes on with the run. After the first signal the next has the effect it had before us. With
+    ``can_insist`` off signals stay deaf after an error: torchrun sends one to all ranks as soon as the first
+    has failed.
 
     Raises:
         Interrupted: A signal came.
     """
+    previous, owner = _handlers(), os.getpid()
 
     def end(number: int, frame: FrameType | None) -> None:
         del frame
-        raise Interrupted(f"stopped by {signal.Signals(number).name}", exit_code=128 + number)
+        if os.getpid() != owner:
+            _as_before(number, previous)
+            return
+        if can_insist:
+            _install(previous)
+        message = f"stopped by {signal.Signals(number).name}"
+        raise Interrupted(message, command=command, exit_code=128 + number)
 
-    previous = {number: signal.signal(number, end) for number in STOP_SIGNALS}
+    _install(dict.fromkeys(previous, end))
     try:
         yield
     except BaseException:  # SystemExit, too: torchrun does not tell errors apart
-        for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+        _install(previous if can_insist else dict.fromkeys(previous, signal.SIG_IGN))
         raise
-    for number, handler in previous.items():
+    _install(previous)
+
+
+def resume_command(command: Sequence[str]) -> str:
+    """The command line that goes on with the run of ``command``."""
+    words = list(command)
+    if "--checkpoint" in words:  # that one may be gone by now, and is not the newest
+        place = words.index("--checkpoint")
+        del words[place : place + 2]
+    words = [word for word in words if not word.startswith("--checkpoint=")]
+    return shlex.join((*words, *(() if "--resume" in words else ("--resume",))))
+
+
+def _handlers() -> _Handlers:
+    """What stop signals do now. None outside of the main thread: only there can handlers be set."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    if handlers[signal.SIGHUP] is signal.SIG_IGN:  # by nohup: the run is to outlive its terminal
+        del handlers[signal.SIGHUP]
+    return handlers
+
+
+def _install(handlers: _Handlers) -> None:
+    for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+def _as_before(number: int, previous: _Handlers) -> None:
+    """Let a signal to a child, which has inherited our handlers, do what it does without them."""
+    _install(previous)
+    os.kill(os.getpid(), number)

@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from quantcfg.cli.main import main
+from quantcfg.stages.signals import STOP_SIGNALS
 
 VOLATILE = {"log.txt", "timing.json", "manifest.json"}
 STOPPABLE = """
@@ -276,6 +277,64 @@ def test_an_interrupt_outside_the_steps_says_so(stoppable):
     done = stoppable.run(*CALIB, "-o", "run", "-q")
     assert (done.code, done.err) == (130, "error: interrupted\n")
     assert stoppable.names("run") == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143), (10, 138)])
+@pytest.mark.parametrize("place", ["", "def build_model():\n    ", "def evaluate(model, batches):\n    "])
+def test_a_signal_outside_the_steps_says_how_to_go_on(stoppable, place, number, code):
+    stoppable.model(STOPPABLE + f"\n{place}os.kill(os.getpid(), {number})\n")
+    handlers = [signal.getsignal(each) for each in STOP_SIGNALS]
+    done = stoppable.run(*CALIB, "-o", "run", "-q")
+    assert (done.code, done.err) == (
+        code,
+        f"error: stopped by {signal.Signals(number).name}\n"
+        "hint: resume with: quantcfg calib model.py config.yaml -o run -q --resume\n",
+    )
+    assert [signal.getsignal(each) for each in STOP_SIGNALS] == handlers
+
+
+def test_a_second_signal_does_not_wait_for_the_step(stoppable, monkeypatch):
+    again = "os.kill(os.getpid(), int(number))"
+    stoppable.model(STOPPABLE.replace(again, f"{again}; {again}; raise AssertionError"))
+    done = stopped(stoppable, monkeypatch, "loss:3:15", *QAT, "-o", "run")
+    assert (done.code, done.err.splitlines()[0]) == (143, "error: stopped by SIGTERM")
+    assert stoppable.run(*QAT, "-o", "run", "-q", "--resume").code == 0
+
+
+def test_a_calibration_is_not_lost_when_its_evaluation_is_stopped(stoppable, monkeypatch):
+    assert stoppable.run(*CALIB, "-o", "whole", "-q").code == 0
+    odd = "\ncalls['evals'] = 0\ndef eval_data():\n    yield from DataLoader(dataset(3), batch_size=16)\n"
+    stoppable.model(STOPPABLE + odd + "    stop_at('evals')\n")
+    assert stopped(stoppable, monkeypatch, "evals:2:15", *CALIB, "-o", "run").code == 143
+    assert "checkpoints/4/manifest.json" in stoppable.names("run")
+    stoppable.model(STOPPABLE)
+    assert stoppable.run(*CALIB, "-o", "run", "-q", "--resume").code == 0
+    assert contents(stoppable.path / "run") == contents(stoppable.path / "whole")
+
+
+def test_children_that_a_step_starts_can_be_terminated(stoppable):
+    more = """
+import signal
+def loss(outputs, batch):
+    child = os.fork()
+    if not child:
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):  # in which Python comes to run a handler
+            pass
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+    return F.cross_entropy(outputs, batch[1])
+"""
+    stoppable.model(STOPPABLE + more)
+    assert stoppable.run(*QAT, "-o", "run", "-q", "--set", "qat.epochs=1").code == 0
+
+
+def test_a_run_under_nohup_outlives_its_terminal(stoppable, monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert stopped(stoppable, monkeypatch, "calib:2:1", *CALIB, "-o", "run").code == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_workers_and_their_augmentations_are_gone_on_with(stoppable, monkeypatch):
