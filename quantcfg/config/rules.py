@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from quantcfg.config.collect import source_line
@@ -74,12 +74,14 @@ class Target:
     """An op and the modules around it, the root first and the op itself last.
 
     ``chain`` pairs each path with every accepted spelling of the class there; a functional op has none.
-    ``bases`` goes along with it: the spellings of each class that the class there derives from.
+    ``bases`` goes along with it: the spellings of each class that the class there derives from. An op of a
+    later call stands there under two names: that of every call and, ``one_call``, its own.
     """
 
     name: str
     chain: tuple[tuple[str, Spellings], ...]
     bases: tuple[Classes, ...] = ()
+    one_call: bool = False
 
     def modules(self) -> Iterator[tuple[str, Classes]]:
         """Each path with the spellings of its class and of the classes above it."""
@@ -88,19 +90,38 @@ class Target:
             yield path, (names, *above)
 
 
+Rank = tuple[int, int, int, int]
+Ranked = tuple[Rank, Rule]
+"""A matching rule with its (tier, depth of the matched module, nearness of the class, order)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What one op gets and why. No winner means that no rule speaks of it: it stays in float."""
+    """What one op gets and why. No winner means that no rule speaks of it: it stays in float.
+
+    ``ranked`` has every rule that speaks of the op, the winner first; ``depth`` is that of the name that
+    the op has in every call.
+    """
 
     target: str
     spec: QConfigSpec | None
-    winner: Rule | None
-    losers: tuple[Rule, ...] = ()
+    ranked: tuple[Ranked, ...] = ()
+    depth: int = 0
+
+    @property
+    def winner(self) -> Rule | None:
+        """The rule that decides."""
+        return self.ranked[0][1] if self.ranked else None
+
+    @property
+    def losers(self) -> tuple[Rule, ...]:
+        """The rules that the winner beats, best first."""
+        return tuple(rule for _, rule in self.ranked[1:])
 
     @property
     def contributors(self) -> tuple[Rule, ...]:
         """The winner and, while they inherit, the rules beneath it."""
-        stack = (self.winner, *self.losers) if self.winner else ()
+        stack = tuple(rule for _, rule in self.ranked)
         for position, rule in enumerate(stack):
             if rule.inherit is None:
                 return stack[: position + 1]
@@ -108,13 +129,24 @@ class Decision:
 
     def without(self, rule: Rule) -> Decision:
         """What would be decided if ``rule`` were not in the file."""
-        stack = tuple(other for other in (self.winner, *self.losers) if other and other is not rule)
-        return Decision(self.target, resolve_stack(stack), stack[0] if stack else None, stack[1:])
+        ranked = tuple(item for item in self.ranked if item[1] is not rule)
+        return replace(self, spec=resolve_stack([other for _, other in ranked]), ranked=ranked)
 
 
-Rank = tuple[int, int, int, int]
-Ranked = tuple[Rank, Rule]
-"""A matching rule with its (tier, depth of the matched module, nearness of the class, order)."""
+def strongest(decisions: Sequence[Decision]) -> Decision:
+    """The decision for ops that have one output between them: that of the first whose winner is strongest.
+
+    Of two ops, what counts is the kind of rule and then how near to its op the rule matches. The rules that
+    lose are those of all the ops.
+    """
+    contest = [(_strength(item, op), item, op) for op in decisions for item in op.ranked]
+    contest.sort(key=lambda entry: entry[0], reverse=True)
+    return replace(contest[0][2], ranked=_each_once(item for _, item, _ in contest))
+
+
+def _strength(item: Ranked, op: Decision) -> tuple[int, int]:
+    tier, depth, *_ = item[0]
+    return (tier, depth - op.depth if tier else 0)  # the global rule is as near to one op as to another
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +154,6 @@ class _Matched:
     """Every rule that speaks of a module or of something around it, best first, and what comes of them."""
 
     ranked: tuple[Ranked, ...]
-    rules: tuple[Rule, ...]
     spec: QConfigSpec | None
 
 
@@ -193,8 +224,8 @@ class _Resolver:
         matched = self._root
         for depth, (path, classes) in enumerate(target.modules()):
             matched = self._step(matched, path, classes, depth)
-        winner = matched.rules[0] if matched.rules else None
-        return Decision(target.name, matched.spec, winner, matched.rules[1:])
+        own = len(target.chain) - 1 - target.one_call
+        return Decision(target.name, matched.spec, matched.ranked, own)
 
     def _step(self, above: _Matched, path: str, classes: Classes, depth: int) -> _Matched:
         key = (id(above), path, classes)
@@ -221,11 +252,16 @@ def _is_name(rule: Rule) -> bool:
 
 def _matched(ranked: list[Ranked]) -> _Matched:
     ranked.sort(key=_rank, reverse=True)
+    unique = _each_once(ranked)
+    return _Matched(unique, resolve_stack([rule for _, rule in unique]))
+
+
+def _each_once(ranked: Iterable[Ranked]) -> tuple[Ranked, ...]:
+    """Each rule where it is strongest, which is where it comes first."""
     unique: dict[int, Ranked] = {}
     for item in ranked:
         unique.setdefault(id(item[1]), item)
-    rules = tuple(rule for _, rule in unique.values())
-    return _Matched(tuple(unique.values()), rules, resolve_stack(rules))
+    return tuple(unique.values())
 
 
 def _rank(item: Ranked) -> Rank:

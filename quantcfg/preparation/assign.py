@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from quantcfg.config.rules import Decision, Rule
+from quantcfg.config.rules import Decision, Rule, strongest
 from quantcfg.config.spec import FakeQuantSpec
 from quantcfg.preparation.fuse import Chain, find_chains, is_dropout
 from quantcfg.preparation.ops import OpKind
@@ -208,17 +208,17 @@ class _Assigner:
             row.role = Role.FUSED
             row.reason = f"fused into {self.recording.sites[chain.carrier].name}"
             return
-        self._quantize_output(row, self._strongest(chain))
+        self._quantize_output(row, self._decision(chain))
         self.on_grid.update(self.recording.sites[chain.end].outputs if row.output is not None else ())
 
     def _from_chain(self, operand: Operand, chain: Chain) -> bool:
         producer = self.recording.producer(operand.value)
         return producer is not None and producer.index in chain.sites
 
-    def _strongest(self, chain: Chain) -> Decision:
-        """The decision for a chain's output: its most specific rule, the last one among equals."""
-        rows = [self.rows[index] for index in chain.sites]
-        return max((row.decision for row in rows if not is_dropout(row.site)), key=_strength)
+    def _decision(self, chain: Chain) -> Decision:
+        """The decision for a chain's output. Between equals it is what comes last, the carrier very last."""
+        rows = [self.rows[index] for index in (chain.carrier, *reversed(chain.sites))]
+        return strongest([row.decision for row in rows if not is_dropout(row.site)])
 
     def _alone(self, row: Assignment) -> None:
         site = row.site
@@ -325,13 +325,6 @@ def _writes(site: Site) -> bool:
 
 def _is_divisor(site: Site, operand: Operand) -> bool:
     return site.op == "div" and operand.slot[0] in (1, "other")
-
-
-def _strength(decision: Decision) -> tuple[int, int]:
-    # `losers` grow with the number of matching rules and say nothing of strength: tier, then the file's
-    # order.
-    winner = decision.winner
-    return (winner.tier, winner.order) if winner else (-1, -1)
 
 
 def rule_text(rule: Rule | None) -> str:

@@ -28,9 +28,12 @@ def _scope(path: str, classes: dict[str, Classes]) -> Target:
 
 
 def _target(site: Site, scope: Target) -> Target:
-    if site.name == site.path:
-        return scope
-    return Target(site.name, (*scope.chain, (site.name, ())), (*scope.bases, ()))
+    """The op beneath its module, by the name that it has in every call and, in a later one, by its own."""
+    every_call = site.name.replace(f"{site.path}:{site.call}", site.path) if site.call else site.name
+    names = [name for name in dict.fromkeys((every_call, site.name)) if name != site.path]
+    chain = (*scope.chain, *((name, ()) for name in names))
+    bases = (*scope.bases, *(() for _ in names))
+    return Target(site.name, chain, bases, one_call=every_call != site.name)
 
 
 def classes_of(model: nn.Module) -> dict[str, Classes]:

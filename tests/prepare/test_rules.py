@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -75,6 +76,87 @@ def test_a_functional_op_has_a_name_that_rules_can_use() -> None:
 
     assert activation(found["cat_0"]) == "qint16"
     assert activation(found["blocks.0.relu:1"]) == "qint4"  # the add was fused into it; the rule was not lost
+
+
+class Block(nn.Module):
+    """Calls of one child and ops of its own; the last three are one chain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.fc(torch.tanh(self.fc(x))) + x)
+
+
+class TwoCalls(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block()
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.block(self.block(x)))
+
+
+def outputs(model: nn.Module, names: Mapping[str, QConfig | None], **more: Any) -> dict[str, str]:
+    x = torch.randn(2, 4)
+    prepared = prepare(model, {"": INT8, "module_name": names}, example_inputs=x, **more)
+    return {row.name: row.activation.dtype for row in plan_of(prepared).rows if row.activation}
+
+
+def test_a_name_holds_for_every_call_and_a_numbered_one_for_its_call_alone() -> None:
+    found = outputs(
+        TwoCalls(), {"block.tanh_0": INT4, "block:1.tanh_0": INT16, "block.fc": INT4, "block.fc:2": INT16}
+    )
+
+    assert (found["block.tanh_0"], found["block:1.tanh_0"]) == ("qint4", "qint16")
+    assert [found.get(f"block.fc{call}") for call in ("", ":1", ":2", ":3")] == [
+        "qint4",
+        None,
+        "qint16",
+        None,
+    ]
+    assert (found["block.relu_0"], found["block:1.relu_0"]) == ("qint4", "qint4")  # the ends of fc:1 and fc:3
+
+
+@pytest.mark.parametrize(
+    ("names", "dtype"),
+    [
+        ({"block.fc": INT16, "block": INT4}, "qint16"),  # the nearer, whatever the order
+        ({"block": INT4, "block.fc": INT16}, "qint16"),
+        ({"block.fc": INT16, "block.relu_0": INT4}, "qint4"),  # equals: the last op, whatever the order
+        ({"block.relu_0": INT4, "block.fc": INT16}, "qint4"),
+        ({"block.fc:1": INT16, "block.relu_0": INT4}, "qint16"),  # one call is nearer than every call
+        ({"block.relu_0": INT4, "block.add_0": INT16, "block.fc": INT8}, "qint4"),
+        ({"block.f*": INT16, "block": INT4}, "qint4"),  # an exact name beats a pattern, nearer or not
+    ],
+)
+def test_the_output_of_a_chain_follows_the_strongest_of_its_rules(
+    names: dict[str, QConfig], dtype: str
+) -> None:
+    assert outputs(TwoCalls(), names)["block.relu_0"] == dtype
+
+
+def test_the_rules_that_lose_at_the_end_of_a_chain_are_those_of_all_its_ops() -> None:
+    wins = {"block.fc": INT16, "block.relu_0": INT4, "block.add_*": INT8}
+    prepared = prepare(TwoCalls(), {"": INT8, "module_name": wins}, example_inputs=torch.randn(2, 4))
+    row = next(row for row in plan_of(prepared).rows if row.name == "block.relu_0")
+
+    assert (row.rule, *row.beaten) == (
+        "module_name 'block.relu_0'",
+        "module_name 'block.fc'",
+        "module_name 'block.add_*'",
+        "global rule",
+    )
+
+
+def test_the_end_of_a_chain_is_refined_by_the_template_that_reaches_only_it() -> None:
+    class PostNorm(Block):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.layer_norm(self.fc(x) + x, (4,))
+
+    assert outputs(PostNorm(), {}, templates=["layer_norm_int16"])["add_0"] == "qint16"
 
 
 def test_without_any_rule_everything_stays_float() -> None:
@@ -216,6 +298,16 @@ def test_a_type_takes_its_subclasses_on_request(tmp_path: Any) -> None:
     assert (narrow["plain"].role, narrow["mine"].role) == ("quantized", "float")
     assert (wide["plain"].role, wide["mine"].role) == ("quantized", "quantized")
     assert activation(config_rows(tmp_path, nearest, Deep())["mine"]) == "qint16"
+
+
+class _Private(nn.Linear):
+    """Named as the layers of torchvision's DenseNet are."""
+
+
+def test_the_name_of_a_class_may_start_with_an_underscore(tmp_path: Any) -> None:
+    found = config_rows(tmp_path, "  module_type: {_Private: w8a16}\n", nn.Sequential(_Private(4, 4)))
+
+    assert activation(found["0"]) == "qint16"
 
 
 @pytest.mark.parametrize("stage", ["calib", "qat"])
