@@ -16,7 +16,7 @@ from quantcfg.config.rules import Rule, in_order
 from quantcfg.config.sensitivity import sensitive_rules
 from quantcfg.errors import Place
 
-_TYPE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z][A-Za-z0-9_]*)*")
+_TYPE_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 MAX_TYPE_NAME = 200
 MAX_REGEXES = 1000
 
