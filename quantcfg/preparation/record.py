@@ -145,10 +145,11 @@ class Recorder:
     def __init__(self, model: nn.Module) -> None:
         self._modules = dict(model.named_modules())
         self.recording = Recording(types={path: type(m).__name__ for path, m in self._modules.items()})
-        self._owned = {
-            id(tensor): ("parameter" if isinstance(tensor, nn.Parameter) else "buffer", name, tensor)
-            for named in (model.named_parameters, model.named_buffers)
-            for name, tensor in named(remove_duplicate=False)
+        self._owned = {  # by the name of the module that ran, where one is registered twice
+            id(tensor): (kind, name, tensor)
+            for path, module in self._modules.items()
+            for kind, named in (("parameter", module.named_parameters), ("buffer", module.named_buffers))
+            for name, tensor in named(path, recurse=False)
         }
         self._scripts = {
             module: path

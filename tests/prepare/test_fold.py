@@ -117,6 +117,14 @@ def test_a_weight_that_something_else_uses_is_not_folded() -> None:
     assert torch.equal(prepared(x), model(x))
 
 
+def test_a_layer_that_is_registered_twice_and_runs_once_is_folded_into() -> None:
+    model, x = pair("conv2d")
+    model[2].another_name_of_it = model[0]
+    prepared = prepare(model, GLOBAL, example_inputs=(x,))
+
+    assert isinstance(prepared[1], nn.Identity)
+
+
 @pytest.mark.parametrize("bn", ["fold", "keep", "freeze"])
 def test_a_weight_that_is_not_folded_into_is_quantized_as_it_is(bn: str) -> None:
     class Twice(nn.Module):
