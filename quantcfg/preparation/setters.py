@@ -74,7 +74,8 @@ def get_sensitive_op_qconfig_setter(
     """Give ``default_qconfig`` to the most sensitive ops of a table.
 
     Rows are ``[op name, "activation" | "weight", op type, metric, dtype, ...]``, the worst first. They are
-    filtered by type, and by dtype where they have one, and then cut, so that ``topk`` ops are changed.
+    filtered by type, and by dtype where they have one, and then cut, so that ``topk`` ops are changed: one
+    that has several rows counts once.
 
     Args:
         sensitive_type: ``activation`` or ``weight``.
@@ -82,7 +83,7 @@ def get_sensitive_op_qconfig_setter(
         default_qconfig: what the chosen ops get.
         table: the rows.
         topk: how many ops, above 0.
-        ratio: or which share of the filtered rows, in (0, 1], rounded up.
+        ratio: or which share of the filtered ops, in (0, 1], rounded up.
 
     Raises:
         ValueError: not exactly one of ``topk`` and ``ratio``, or one out of its range.
@@ -93,9 +94,10 @@ def get_sensitive_op_qconfig_setter(
         raise ValueError(f"'topk' must be above 0 (got {topk})")
     if ratio is not None and not 0 < ratio <= 1:
         raise ValueError(f"'ratio' must be in (0, 1] (got {ratio})")
-    rows = [row for row in table if row[1] == sensitive_type and _has_dtype(row, origin_dtype)]
-    count = topk if topk is not None else math.ceil(len(rows) * (ratio or 0))
-    return ModuleNameQconfigSetter({str(row[0]): default_qconfig for row in rows[:count]})
+    rows = (row for row in table if row[1] == sensitive_type and _has_dtype(row, origin_dtype))
+    ops = list(dict.fromkeys(str(row[0]) for row in rows))
+    count = topk if topk is not None else math.ceil(len(ops) * (ratio or 0))
+    return ModuleNameQconfigSetter(dict.fromkeys(ops[:count], default_qconfig))
 
 
 def _has_dtype(row: Sequence[Any], dtype: str | None) -> bool:

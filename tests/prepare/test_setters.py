@@ -58,6 +58,13 @@ def test_sensitive_ops_are_filtered_before_they_are_cut(cut: dict[str, Any], cho
     assert set(setter.qconfigs) == chosen
 
 
+def test_an_op_with_several_rows_counts_once() -> None:
+    table = [["stem.2", "activation"], ["stem.2", "activation"], ["cat_0", "activation"]]
+    for cut in ({"topk": 2}, {"ratio": 0.6}):
+        setter = qc.get_sensitive_op_qconfig_setter("activation", None, INT16, table, **cut)
+        assert list(setter.qconfigs) == ["stem.2", "cat_0"]
+
+
 @pytest.mark.parametrize(
     ("cut", "message"),
     [
