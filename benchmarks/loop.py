@@ -28,6 +28,7 @@ from quantcfg.stages import qat, records
 from quantcfg.stages.calib import run_calib
 from quantcfg.stages.job import Job
 from quantcfg.stages.model_file import load_model_file
+from quantcfg.stages.pauses import Pauses
 from quantcfg.stages.progress import Progress, Silence
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,18 +102,18 @@ def hand_written(job: Job, calibrated: RunDirectory) -> Iterator[float]:
 @contextmanager
 def timed_saves() -> Iterator[list[float]]:
     seconds: list[float] = []
-    save = qat._save
+    save = Pauses._save
 
     def timed(*arguments: object) -> None:
         began = time.perf_counter()
         save(*arguments)
         seconds.append(time.perf_counter() - began)
 
-    qat._save = timed
+    Pauses._save = timed
     try:
         yield seconds
     finally:
-        qat._save = save
+        Pauses._save = save
 
 
 def main() -> None:

@@ -36,11 +36,15 @@ class MetricsLog:
         """The whole lines; a last one that a killed run left torn is passed over."""
         return [row for line in self._lines() if (row := _parse(line)) is not None]
 
-    def rewind(self, step: int) -> None:
-        """Drop the lines after ``step``: a resumed run writes them again."""
+    def rewind(self, step: int, *, evaluated: int | None = None) -> None:
+        """Drop the lines after ``step``, and evaluations after the step ``evaluated`` where that is another.
+
+        A resumed run writes them again.
+        """
         if not self.writes:
             return
-        kept = [row for row in self.read() if row["step"] <= step]
+        last = {True: step if evaluated is None else evaluated, False: step}
+        kept = [row for row in self.read() if row["step"] <= last["evaluation" in row]]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         if self.events is not None:
             self.events.begin(step)

@@ -45,8 +45,7 @@ def share_buffers(model: nn.Module, ranks: Ranks) -> list[str]:
 
     Those of quantizers are left out. Gives the names of the buffers that differed.
     """
-    own = {id(buffer) for module in fake_quants(model).values() for buffer in module.buffers()}
-    buffers = {name: buffer for name, buffer in model.named_buffers() if id(buffer) not in own}
+    buffers = own_buffers(model)
     if not (ranks.are_many and buffers):
         return []
     everyone = ranks.gather(torch.stack([_digest([buffer]) for buffer in buffers.values()]))
@@ -55,6 +54,12 @@ def share_buffers(model: nn.Module, ranks: Ranks) -> list[str]:
     for name in names:
         buffers[name].copy_(ranks.spread_tensor(buffers[name], source=0))
     return names
+
+
+def own_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers of ``model`` by name, without those of its quantizers."""
+    ours = {id(buffer) for module in fake_quants(model).values() for buffer in module.buffers()}
+    return {name: buffer for name, buffer in model.named_buffers() if id(buffer) not in ours}
 
 
 def _parts(model: nn.Module) -> dict[str, list[Tensor]]:

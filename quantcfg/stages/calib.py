@@ -268,7 +268,7 @@ def _between_rounds(
         stop=stop.received or 0,
         save=ranks.is_first and timer.is_due(),
         merge=ranks.are_many and stage.shards.wants_merge,
-    ).beat(ranks)
+    ).beat(ranks, stage.source.name)
     stop.receive(wishes.stop)
     if wishes.merge or wishes.save or wishes.stop:
         stage.shards.merge()

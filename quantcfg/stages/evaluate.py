@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from quantcfg.errors import UserCodeError
+from quantcfg.stages.agreement import own_buffers
 from quantcfg.stages.batches import IGNORED, class_scores, loss_in, num_samples, targets_of
 from quantcfg.stages.data import DataSource
 from quantcfg.stages.model_file import FUNCTIONS, ModelFile
@@ -16,6 +19,8 @@ from quantcfg.stages.progress import Progress, Task
 from quantcfg.stages.ranks import ALONE, Ranks
 from quantcfg.stages.seeding import isolated_randomness
 from quantcfg.stages.sharded import is_sharded, reshard
+from quantcfg.stages.sharding import Pulse
+from quantcfg.stages.signals import Stopped, StopRequest
 from quantcfg.stages.user_code import in_batch, place_of, user_code
 
 
@@ -28,35 +33,92 @@ class _Counts(NamedTuple):
     samples: float = 0.0
 
 
-def evaluate(model: nn.Module, data: DataSource, progress: Progress, title: str) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, data: DataSource, progress: Progress, title: str, stop: StopRequest | None = None
+) -> dict[str, float]:
     """Metrics of ``model`` by name; empty when the model file has no data to evaluate on.
 
     The model is in eval mode meanwhile, gradients are off, and no random generator is advanced. With several
     ranks each runs the user's ``evaluate`` on all the data, and the first one's metrics count.
 
     Raises:
+        Stopped: There is a ``stop`` between two batches, on any rank. The model is as it was before.
         UserCodeError: Model, data or the user's ``evaluate`` raised or returned something else than metrics.
     """
     if not data.exists:
         return {}
     data.ranks.at("the evaluation")
+    rounds = _Rounds(data, stop or StopRequest())
+    with (
+        _evaluating(model),
+        isolated_randomness(),
+        torch.no_grad(),
+        progress.task(title, data.num_batches()) as task,
+    ):
+        if data.model_file.has("evaluate"):
+            metrics = _users_metrics(model, rounds, task)
+            return data.ranks.from_first(lambda: metrics)
+        return _default_metrics(model, rounds, task)
+
+
+@dataclass(slots=True)
+class _Rounds:
+    """An evaluation in rounds, between which all ranks compare what they have read, and may stop."""
+
+    data: DataSource
+    stop: StopRequest
+    num_batches: int = 0
+    is_broken_off: bool = False
+
+    def after(self, index: int) -> None:
+        """End a round with the batch of this number.
+
+        Raises:
+            Stopped: Some rank received a stop.
+        """
+        self.num_batches = index + 1
+        if self._meet().stop:
+            self.is_broken_off = True
+            raise Stopped
+
+    def finish(self) -> None:
+        """End the last round: from here on the evaluation is whole."""
+        self._meet(is_end=True)
+
+    def _meet(self, *, is_end: bool = False) -> Pulse:
+        pulse = Pulse(self.num_batches, is_end, self.data.digest, stop=self.stop.received or 0)
+        wishes = pulse.beat(self.data.ranks, self.data.name)
+        self.stop.receive(wishes.stop)
+        return wishes
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put ``model`` in eval mode for the block. What a broken off one has changed in it is taken back."""
     was_training = {module: module.training for module in model.modules()}
+    before = {name: buffer.clone() for name, buffer in own_buffers(model).items()}
     model.eval()
     try:
-        with isolated_randomness(), torch.no_grad(), progress.task(title, data.num_batches()) as task:
-            if data.model_file.has("evaluate"):
-                return _agreed(_users_metrics(model, data, task), data.ranks)
-            return _default_metrics(model, data, task)
+        yield
+    except Stopped:
+        for name, buffer in own_buffers(model).items():
+            buffer.copy_(before[name])
+        raise
     finally:
         reshard(model)
         for module, training in was_training.items():
             module.training = training
 
 
-def _users_metrics(model: nn.Module, data: DataSource, task: Task) -> dict[str, float]:
-    function = data.model_file.function("evaluate")
-    with user_code("evaluate()", function):
-        metrics = function(model, _watched(data, task))
+def _users_metrics(model: nn.Module, rounds: _Rounds, task: Task) -> dict[str, float]:
+    function = rounds.data.model_file.function("evaluate")
+    try:
+        with user_code("evaluate()", function):
+            metrics = function(model, _watched(rounds, task))
+    finally:
+        if rounds.is_broken_off:  # whatever the function made of it: it saw a part of the data
+            raise Stopped
+    rounds.finish()
     if not isinstance(metrics, Mapping) or not metrics:
         raise UserCodeError(
             f"evaluate() returned a value of type {type(metrics).__name__}, not a dict of metrics",
@@ -65,14 +127,11 @@ def _users_metrics(model: nn.Module, data: DataSource, task: Task) -> dict[str, 
     return {str(name): _number(name, value, place_of(function)) for name, value in metrics.items()}
 
 
-def _agreed(metrics: dict[str, float], ranks: Ranks) -> dict[str, float]:
-    return ranks.from_first(lambda: metrics)
-
-
-def _watched(data: DataSource, task: Task) -> Iterator[Any]:
-    for _, batch in data.batches():
+def _watched(rounds: _Rounds, task: Task) -> Iterator[Any]:
+    for index, batch in rounds.data.batches():
         yield batch
         task.advance()
+        rounds.after(index)
 
 
 def _number(name: object, value: Any, where: str) -> float:
@@ -83,11 +142,12 @@ def _number(name: object, value: Any, where: str) -> float:
         raise UserCodeError(f"evaluate() gave '{name}' as {kind}, not as a number", where=where) from None
 
 
-def _default_metrics(model: nn.Module, data: DataSource, task: Task) -> dict[str, float]:
+def _default_metrics(model: nn.Module, rounds: _Rounds, task: Task) -> dict[str, float]:
     """Accuracy or mean loss; each rank evaluates its share, and all add up what all found, in one order.
 
     Of a sharded model every rank evaluates everything: its parts need each other in every forward.
     """
+    data = rounds.data
     ranks = ALONE if any(is_sharded(parameter) for parameter in model.parameters()) else data.ranks
     found: dict[int, _Counts] = {}
     total = _Counts()
@@ -96,6 +156,9 @@ def _default_metrics(model: nn.Module, data: DataSource, task: Task) -> dict[str
             found[index] = _counts_of(model, data, index, batch)
             total = _sum([total, found[index]])
         task.advance(**({} if data.ranks.are_many else _metrics(total)))
+        if ranks.ends_round(index):
+            rounds.after(index)
+    rounds.finish()
     return _metrics(_sum(_of_all_ranks(found, ranks)))
 
 

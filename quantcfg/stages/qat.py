@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from math import ceil
@@ -12,12 +11,8 @@ from typing import Any
 from torch import nn
 
 from quantcfg.preparation.state import (
-    FakeQuantState,
-    check_observers,
-    fake_quants,
     load_observer_params,
     plan_of,
-    set_fake_quantize,
 )
 from quantcfg.runs.checkpoint import Checkpoint
 from quantcfg.runs.directory import RunDirectory, open_run
@@ -26,21 +21,19 @@ from quantcfg.runs.log import LOGGER, logging_to
 from quantcfg.stages import records
 from quantcfg.stages.averaging import WeightAverage
 from quantcfg.stages.calib import run_calib
-from quantcfg.stages.clock import Clock, SaveTimer
+from quantcfg.stages.clock import Clock
 from quantcfg.stages.data import DataSource
 from quantcfg.stages.distillation import Teacher
-from quantcfg.stages.evaluate import evaluate
 from quantcfg.stages.guards import check_metrics, check_plan, guard_results
 from quantcfg.stages.integers import integer_metrics
 from quantcfg.stages.job import Identity, Job
 from quantcfg.stages.optimizers import Schedule, build_optimizer, build_schedule
 from quantcfg.stages.parallel import make_worker, shard
+from quantcfg.stages.pauses import Pauses
 from quantcfg.stages.scaling import LossScaler
 from quantcfg.stages.selection import Selection
-from quantcfg.stages.sharded import whole
-from quantcfg.stages.sharding import Pulse
-from quantcfg.stages.signals import StopRequest, stop_request
-from quantcfg.stages.training import Length, Trainer, enter_phase
+from quantcfg.stages.signals import stop_request
+from quantcfg.stages.training import Length, Trainer
 
 
 @dataclass(slots=True)
@@ -143,13 +136,15 @@ def _train(stage: _Stage, data: DataSource, checkpoint: Checkpoint | None, teach
     if checkpoint is not None:
         records.load_weights(stage.model, checkpoint, str(stage.run.path))
     with stop_request(can_insist=not stage.job.ranks.is_launched) as stop:
-        trainer = _trainer(stage, data, stop, teacher)
+        pauses = Pauses(stage.job, stage.run, stage.identity, stage.clock, stage.selection, stop)
+        trainer = _trainer(stage, data, pauses, teacher)
         _restore(stage, trainer, checkpoint)
         total = _num_steps(stage.job, data)
         with (
             stage.clock.phase("training"),
             stage.job.progress.task("training", total, done=trainer.position.step) as task,
         ):
+            pauses.catch_up(trainer)
             trainer.run(task)
     _finish(stage, trainer)
 
@@ -190,60 +185,22 @@ def _restore(stage: _Stage, trainer: Trainer, checkpoint: Checkpoint | None) -> 
     trainer.load(checkpoint.state)
     stage.selection.load(checkpoint.state["selection"])
     trainer.is_stopped = stage.selection.is_exhausted
-    stage.run.metrics.rewind(checkpoint.step)
+    stage.run.metrics.rewind(checkpoint.step, evaluated=stage.selection.step or 0)
 
 
-def _trainer(stage: _Stage, data: DataSource, stop: StopRequest, teacher: Teacher | None) -> Trainer:
+def _trainer(stage: _Stage, data: DataSource, pauses: Pauses, teacher: Teacher | None) -> Trainer:
     shard(stage.job, stage.model)
     optimizer, schedule = _optimizer(stage, data)
-    trainer: Trainer
-
-    timer = SaveTimer()
-
-    def between_steps() -> None:
-        evaluates = section.eval_every is not None and trainer.position.step % section.eval_every == 0
-        if evaluates:
-            _evaluate(stage, trainer)
-            enter_phase(stage.job, stage.model, trainer.position.epoch)
-        if trainer.is_stopped:  # the end of the epoch saves
-            return
-        if _agreed(stage, trainer, stop, is_due=timer.is_due()) or evaluates or stop.received:
-            _save(stage, trainer)
-        if stop.received:
-            _interrupt(stage, trainer, stop)
-
-    def after_epoch() -> None:
-        _evaluate(stage, trainer)
-        _save(stage, trainer)
-        _agreed(stage, trainer, stop)
-        if stop.received and not trainer.is_over:
-            _interrupt(stage, trainer, stop)
-
     section = stage.job.config.qat
     length = Length(None, section.steps) if section.steps else Length(section.epochs, None)
     log = stage.run.metrics
     scaler = LossScaler.of(stage.job.device, section.autocast, stage.model)
     worker = make_worker(stage.job, stage.model, teacher)
     parts = (stage.model, worker, optimizer, schedule, scaler, data, length, log)
-    trainer = Trainer(stage.job, *parts, between_steps, after_epoch)
+    trainer = Trainer(stage.job, *parts, pauses)
     if section.ema is not None:
         trainer.average = WeightAverage(stage.model, section.ema)
     return trainer
-
-
-def _agreed(stage: _Stage, trainer: Trainer, stop: StopRequest, *, is_due: bool = False) -> bool:
-    """Let all ranks know of a stop, and whether the first one finds that a checkpoint is due."""
-    ranks, position = stage.job.ranks, trainer.position
-    if not ranks.are_many:
-        return is_due
-    wishes = Pulse(position.step, stop=stop.received or 0, save=ranks.is_first and is_due).beat(ranks)
-    stop.receive(wishes.stop)
-    return wishes.save
-
-
-def _interrupt(stage: _Stage, trainer: Trainer, stop: StopRequest) -> None:
-    with stage.job.ranks.alike():
-        raise records.interrupted(stage.job, stop, trainer.position.step)
 
 
 def _optimizer(stage: _Stage, data: DataSource) -> tuple[Any, Schedule]:
@@ -260,41 +217,3 @@ def _num_steps(job: Job, data: DataSource) -> int | None:
         return job.config.qat.steps
     length = data.num_batches()
     return None if length is None else ceil(length / job.config.qat.accumulate) * job.config.qat.epochs
-
-
-def _evaluate(stage: _Stage, trainer: Trainer) -> None:
-    """Evaluate what would be kept, once after each step, and say whether training is to go on."""
-    position, selection = trainer.position, stage.selection
-    if selection.step == position.step:
-        return
-    trainer.require_agreement()
-    set_fake_quantize(stage.model, FakeQuantState.VALIDATION)
-    title = f"evaluating after step {position.step}"
-    with stage.clock.phase("evaluation"), trainer.result():
-        metrics = evaluate(stage.model, stage.job.source("eval_data"), stage.job.progress, title)
-    selection.add(metrics, position.step)
-    trainer.shown = {f"eval_{name}": value for name, value in metrics.items()}
-    epoch = position.epoch + (position.batch > 0)
-    stage.run.metrics.append(step=position.step, epoch=epoch, evaluation=metrics)
-    if stage.run.events is not None:
-        stage.run.events.append(position.step, _learned(stage.model))
-    trainer.is_stopped = selection.is_exhausted
-
-
-def _learned(model: nn.Module) -> dict[str, float]:
-    """What the quantizers learn, each parameter by its mean over the channels."""
-    return {
-        f"quantizers/{name}.{parameter}": float(whole(value.detach()).mean())
-        for name, fake_quant in fake_quants(model).items()
-        for parameter, value in fake_quant.named_parameters(recurse=False)
-    }
-
-
-def _save(stage: _Stage, trainer: Trainer) -> None:
-    with stage.job.ranks.alike():
-        check_observers(stage.model)
-    trainer.require_agreement()
-    best, step = stage.selection.best_step, trainer.position.step
-    state: Mapping[str, Any] = trainer.state() | {"selection": stage.selection.state()}
-    spare, inside = () if best is None else (best,), trainer.result()
-    records.save(stage.run, stage.model, step, stage.identity, state, spare=spare, inside=inside)

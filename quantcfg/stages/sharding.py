@@ -138,8 +138,8 @@ class Pulse(NamedTuple):
     save: bool = False
     merge: bool = False
 
-    def beat(self, ranks: Ranks) -> Pulse:
-        """What all ranks want together: the largest of each.
+    def beat(self, ranks: Ranks, source: str) -> Pulse:
+        """What all ranks want together: the largest of each. ``source`` is the data function that they read.
 
         Raises:
             RunError: They are not at the same place: their data differs, in length or in itself.
@@ -147,23 +147,26 @@ class Pulse(NamedTuple):
         if not ranks.are_many:
             return self
         everyone = [one.tolist() for one in ranks.gather(torch.tensor([int(value) for value in self]))]
-        odd = next((rank for rank, one in enumerate(everyone) if one[:2] != everyone[0][:2]), None)
-        if odd is not None:
-            with ranks.alike():
-                raise RunError(
-                    f"rank {odd} has read {counted(everyone[odd][0], 'batch', 'batches')}"
-                    f" where rank 0 has read {everyone[0][0]}",
-                    hint="every rank has to be given the same batches; they are shared out here",
-                )
-        odd = next((rank for rank, one in enumerate(everyone) if one[2] != everyone[0][2]), None)
-        if odd is not None:
-            with ranks.alike():
-                raise RunError(
-                    f"rank {odd} was given other batches than rank 0, noticed at batch {self.batches}",
-                    hint="every rank has to be given the same batches; they are shared out here",
-                )
+        with ranks.alike():
+            _require_same_place(everyone, source)
         batches, is_end, data, stop, save, merge = map(max, zip(*everyone, strict=True))
         return Pulse(batches, bool(is_end), data, stop, bool(save), bool(merge))
+
+
+def _require_same_place(everyone: list[list[int]], source: str) -> None:
+    (read, is_end, data, *_), *others = everyone
+    for rank, (count, ends, other, *_) in enumerate(others, start=1):
+        had = counted(count, "batch", "batches")
+        if count != read:
+            fault = f"rank {rank} has read {had} of {source}() where rank 0 has read {read}"
+        elif ends != is_end:
+            short, long = (rank, 0) if ends else (0, rank)
+            fault = f"{source}() has ended after {had} on rank {short} and goes on on rank {long}"
+        elif other != data:
+            fault = f"rank {rank} was given other batches of {source}() than rank 0, noticed at batch {read}"
+        else:
+            continue
+        raise RunError(fault, hint="every rank has to be given the same batches; they are shared out here")
 
 
 def _observers(quantizer: FakeQuantizeBase) -> list[Observer]:

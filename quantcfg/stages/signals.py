@@ -18,6 +18,10 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _Handlers: TypeAlias = Mapping[signal.Signals, Any]
 
 
+class Stopped(KeyboardInterrupt):
+    """Breaks off what is made anew when the run goes on. Code that catches what went wrong lets it pass."""
+
+
 @dataclass(slots=True)
 class StopRequest:
     """Whether somebody asked the run to stop, and by which signal."""

@@ -42,10 +42,10 @@ def steps(source: DataSource, batches: Iterator[Numbered], size: int) -> Iterato
     """
     end, ranks = 0, source.ranks
     while chunk := list(islice(batches, min(ranks.size, size))):
-        Pulse(chunk[0][0], data=source.digest).beat(ranks)
+        Pulse(chunk[0][0], data=source.digest).beat(ranks, source.name)
         yield _turns(chunk, batches, size, ranks)
         end = chunk[-1][0]
-    Pulse(end, is_end=True, data=source.digest).beat(ranks)
+    Pulse(end, is_end=True, data=source.digest).beat(ranks, source.name)
 
 
 def _turns(chunk: list[Numbered], batches: Iterator[Numbered], size: int, ranks: Ranks) -> Iterator[Turn]:

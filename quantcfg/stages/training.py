@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from math import isfinite
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -66,13 +66,22 @@ class Length:
         return position.epoch >= self.epochs
 
 
+class Pauses(Protocol):
+    """What there is to do while the state of a training can be saved."""
+
+    def between_steps(self, trainer: Trainer) -> None:
+        """After each optimizer step but the last."""
+
+    def after_epoch(self, trainer: Trainer) -> None:
+        """After each epoch."""
+
+
 @dataclass(slots=True)
 class Trainer:
     """Model, optimizer and position, and how to move them on. ``worker`` computes the losses of ``model``.
 
-    ``between_steps`` is called after each optimizer step but the last and may raise; ``after_epoch`` after
-    each epoch. Either may set ``is_stopped``, which ends the training early, and what is ``shown`` beside the
-    loss while it goes on.
+    What the ``pauses`` do may raise. They may set ``is_stopped``, which ends the training early, and what is
+    ``shown`` beside the loss while it goes on.
     """
 
     job: Job
@@ -84,8 +93,7 @@ class Trainer:
     source: DataSource
     length: Length
     log: MetricsLog
-    between_steps: Callable[[], None]
-    after_epoch: Callable[[], None]
+    pauses: Pauses
     position: TrainPosition = TrainPosition()
     random: Mapping[str, Any] | None = None
     average: WeightAverage | None = None
@@ -144,13 +152,17 @@ class Trainer:
             num_batches = self._step(task, turns, statistics)
             is_over = self.is_over
             if num_batches == size and not is_over:
-                self.between_steps()
+                self.pauses.between_steps(self)
                 is_over = self.is_stopped
             if is_over:
                 break
+        self.end_epoch()
+
+    def end_epoch(self) -> None:
+        """Move on to the next epoch, whatever is left of this one."""
         self.position = TrainPosition(self.position.epoch + 1, 0, self.position.step)
         self.schedule.after_epoch()
-        self.after_epoch()
+        self.pauses.after_epoch(self)
 
     def _step(self, task: Task, turns: Iterator[Turn], statistics: OneBatch | StepStatistics) -> int:
         """Make one optimizer step; how many batches it had."""

@@ -12,7 +12,7 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from quantcfg.stages import calib, job, meeting, qat, records, sharding, synchronize, training
+from quantcfg.stages import calib, job, meeting, pauses, records, sharding, synchronize, training
 from quantcfg.stages.ranks import Ranks
 
 SHORT_S = 5.0
@@ -26,7 +26,7 @@ PLACES = {
     "merge": (sharding.ObserverShards, "_bring_together"),
     "step": (training.Trainer, "_backward"),
     "exchange": (synchronize, "_exchange"),
-    "validation": (qat, "_evaluate"),
+    "validation": (pauses.Pauses, "_evaluate"),
     "checkpoint": (records, "save"),
     "final write": (records, "finish"),
 }

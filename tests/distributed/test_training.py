@@ -127,7 +127,9 @@ def {0}():
     projects.write(folder.path, projects.small(), turned.format("train_data"))
     (done,) = run_jobs(qat(folder, "run", 2))
     assert done.codes == [6, 6]
-    assert done.message.startswith("error: rank 1 was given other batches than rank 0, noticed at batch 4\n")
+    assert done.message.startswith(
+        "error: rank 1 was given other batches of train_data() than rank 0, noticed at batch 4\n"
+    )
     assert done.message.count("error:") == 1
 
 
