@@ -46,7 +46,6 @@ class FakeQuantize(FakeQuantizeBase):
             double_backward=self.double_backward,
         )
 
-    @torch.no_grad()
     def _observe(self, x: Tensor) -> None:
         observer = self.observer
         observer(x)

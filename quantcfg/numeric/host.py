@@ -6,6 +6,7 @@ every batch of every quantizer. The values are float64, as the formulas are: the
 
 from __future__ import annotations
 
+import math
 from typing import TypeAlias
 
 import numpy as np
@@ -30,3 +31,19 @@ def is_on_host(x: Tensor) -> bool:
 def values(x: Tensor) -> Values:
     """What ``x``, which is on the host, holds: a float if that is one value, for which Python is fastest."""
     return x.item() if x.numel() == 1 else x.detach().numpy().astype(np.float64)
+
+
+def set_values(x: Tensor, found: Values) -> None:
+    """Write into ``x``, which is on the host, what `values` is to read there, rounded to float32."""
+    if isinstance(found, float):
+        x.fill_(found)  # where one value is written, numpy takes twice as long to begin
+    else:
+        x.numpy()[:] = found
+
+
+def is_finite(found: ValueRange) -> bool:
+    """Whether no end of the range is NaN or inf."""
+    low, high = found
+    if isinstance(low, float) and isinstance(high, float):
+        return math.isfinite(low) and math.isfinite(high)
+    return bool(np.isfinite(low).all() and np.isfinite(high).all())

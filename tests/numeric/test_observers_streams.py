@@ -149,6 +149,20 @@ def test_a_stream_longer_than_the_records_still_averages_and_stays_bounded():
     assert float(observer.max_val) == average
 
 
+def test_what_waits_for_its_place_is_saved_as_if_it_had_been_there_at_once():
+    waiting, watched = (build("min_max") for _ in range(2))
+    for place in range(capacity(1) * 5 // 4 + 2):  # the oldest quarter moves into the base twice
+        batch = torch.randn(4)
+        observe(waiting, batch)
+        observe(watched, batch)
+        watched.state_dict()
+        if place % 500 == 0:
+            assert_same_state(copy.deepcopy(waiting), watched)
+    assert_same_state(waiting, watched)
+    remembered = watched.records.index[watched.records.index >= 0]
+    assert remembered.tolist() == list(range(capacity(1) // 2, capacity(1) * 5 // 4 + 2))
+
+
 def test_merging_goes_on_after_a_merge():
     batches = batches_of(8)
     first = observe(build("min_max"), *batches[0:4:2], indices=[0, 2])

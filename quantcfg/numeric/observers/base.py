@@ -112,7 +112,6 @@ class Observer(ExactModule, ABC):
         """Whether there is a range: a batch was seen, or one was loaded."""
         return bool((self.min_val <= self.max_val).all())
 
-    @torch.no_grad()
     def forward(self, x: Tensor) -> None:
         """Take one batch into the statistics; ``x`` is not changed.
 
@@ -285,7 +284,7 @@ class Observer(ExactModule, ABC):
         if x.is_complex() or x.is_quantized or x.layout != torch.strided:
             raise self._error(f"cannot observe a tensor of {x.dtype} and layout {x.layout}")
         x = x.detach().resolve_neg()
-        return x if x.dtype in _NATIVE else x.float()
+        return x if x.dtype in NATIVE else x.float()
 
     def _is_deferred(self) -> bool:
         return self.fold_batches or torch.compiler.is_compiling()
@@ -300,7 +299,7 @@ class Observer(ExactModule, ABC):
         return self._error("never observed a batch", hint="run calibration batches through the model")
 
 
-_NATIVE = (torch.float32, torch.float16, torch.bfloat16)
+NATIVE = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def fold_range(state: Range, batch: Range, averaging_constant: float | None) -> Range:

@@ -51,7 +51,6 @@ class HistogramObserver(Observer):
             self.register_buffer("high", self.max_val.clone())
         self.register_load_state_dict_post_hook(_catch_up)  # type: ignore[no-untyped-call]
 
-    @torch.no_grad()
     def forward(self, x: Tensor) -> None:
         """See `Observer.forward`; one range in the host's memory is found with few tensor operations."""
         if self.fold_batches or self.histogram is None or not self._is_on_host(x):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from quantcfg.numeric.exact import ExactModule
-from quantcfg.numeric.host import ValueRange
+from quantcfg.numeric.host import ValueRange, values
 
 Range = tuple[Tensor, Tensor]
 Step = Callable[[Range, Range], Range]
@@ -46,13 +48,16 @@ class BatchRecords(ExactModule):
         base[1].neg_()
         self.register_buffer("base", base)
         self.register_buffer("base_end", torch.full((1,), -1))
+        self._waiting: list[tuple[int, ValueRange]] = []
+        self._room = size  # for batches that wait
 
     def push(self, index: Tensor | int, batch: Range, finite: Tensor, step: Step) -> None:
         """Remember one more batch if it is ``finite``; without room the oldest moves into the base."""
         if self.index.is_cpu and not torch.compiler.is_compiling():
             if finite:  # asking costs nothing here, and most of the work falls away
-                self.append(index, batch, step)
+                self.append(int(index), (values(batch[0]), values(batch[1])), step)
             return
+        self.settle()
         leaves = finite & (self.index[0] >= 0)
         folded = torch.stack(step(self._base_range(), self._oldest()))
         self.base.copy_(torch.where(leaves, folded, self.base))
@@ -62,21 +67,56 @@ class BatchRecords(ExactModule):
         ranges = torch.cat((self.ranges[1:], torch.stack(batch)[None]))
         self.ranges.copy_(torch.where(finite, ranges, self.ranges))
 
-    def append(self, index: Tensor | int, batch: Range | ValueRange, step: Step) -> None:
-        """Remember one more batch, which is finite, in records that lie in the host's memory."""
-        indices, ranges = self.index.numpy(), self.ranges.numpy()  # which moves overlapping rows, and faster
-        if indices[0] >= 0:
-            self.base.copy_(torch.stack(step(self._base_range(), self._oldest())))
-            self.base_end.copy_(self.index[:1])
-        indices[:-1], indices[-1] = indices[1:], int(index)
-        ranges[:-1] = ranges[1:]
-        ranges[-1, 0], ranges[-1, 1] = batch
+    def append(self, index: int, batch: ValueRange, step: Step) -> None:
+        """Remember one more batch, which is finite and in the host's memory; see `push`.
+
+        It waits for `settle`: to move the rows takes longer than all else that an observer does with a batch.
+        """
+        if len(self._waiting) >= self._room:
+            self._make_room(step)
+        self._waiting.append((index, batch))
+
+    def settle(self) -> None:
+        """Put the batches that wait into their places; there is room for them."""
+        if not self._waiting:
+            return
+        number, (index, ranges) = len(self._waiting), zip(*self._waiting, strict=True)
+        newest = torch.tensor(index, device=self.index.device)
+        self.index.copy_(torch.cat((self.index[number:], newest)))
+        batches = torch.from_numpy(np.array(ranges, dtype=np.float32)).to(self.ranges.device)
+        self.ranges.copy_(torch.cat((self.ranges[number:], batches.view(number, 2, -1))))
+        self._waiting.clear()
+        self._count_room()
+
+    def _make_room(self, step: Step) -> None:
+        """Fold the oldest quarter into the base, so that this happens once in a while."""
+        self.settle()
+        leaving = len(self.index) // 4
+        for batch in self.ranges[:leaving]:
+            self.base.copy_(torch.stack(step(self._base_range(), (batch[0], batch[1]))))
+        self.base_end.copy_(self.index[leaving - 1])
+        self.index[:leaving] = -1
+        self._count_room()
+
+    def _count_room(self) -> None:
+        self._room = 0 if self.index.is_meta else int((self.index < 0).sum())
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.settle()
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._waiting.clear()
+        self._count_room()
 
     def _oldest(self) -> Range:
         return self.ranges[0, 0], self.ranges[0, 1]
 
     def restart(self, low: Tensor, high: Tensor) -> None:
         """Forget the batches and start from a known range."""
+        self._waiting.clear()
+        self._room = len(self.index)
         self.index.fill_(-1)
         self.ranges.zero_()
         self.base.copy_(torch.stack((low, high)))
@@ -90,6 +130,8 @@ class BatchRecords(ExactModule):
                 would have to come after another's.
         """
         streams = (self, *others)
+        for stream in streams:
+            stream.settle()
         index = torch.cat([stream.index[stream.index >= 0] for stream in streams])
         ranges = torch.cat([stream.ranges[stream.index >= 0] for stream in streams])
         if not self._is_constant(streams, ranges):
