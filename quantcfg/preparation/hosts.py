@@ -20,13 +20,14 @@ class FakeQuants(nn.ModuleDict):
 
     ``qat`` says that the switches follow the mode of the model: observing in training, not in evaluation.
     A quantizer that has seen nothing yet stays in float in evaluation, since trainers evaluate a batch or two
-    before the first step.
+    before the first step; it quantizes once something is loaded.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.qat = False
         self.frozen = False
+        self.register_load_state_dict_post_hook(_follow_mode)  # type: ignore[no-untyped-call]
 
     @property
     def training(self) -> bool:
@@ -36,13 +37,20 @@ class FakeQuants(nn.ModuleDict):
     @training.setter
     def training(self, mode: bool) -> None:
         self.__dict__["_training"] = mode
-        if self.__dict__.get("qat", False):
-            self._follow(mode)
+        self.follow_mode()
 
-    def _follow(self, mode: bool) -> None:
+    def follow_mode(self) -> None:
+        """Switch as the mode says, in QAT; in any other state the switches are not the mode's."""
+        if not self.__dict__.get("qat", False):
+            return
+        mode = self.training
         for module in cast("Iterable[FakeQuantizeBase]", self.values()):
             module.observing = mode and not self.frozen
             module.quantizing = mode or module.has_default or module.has_qparams.is_meta or module.observed
+
+
+def _follow_mode(container: FakeQuants, incompatible: object) -> None:  # noqa: ARG001  torch's signature
+    container.follow_mode()
 
 
 def host_of(path: str, modules: Mapping[str, nn.Module]) -> tuple[str, str]:

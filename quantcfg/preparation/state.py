@@ -111,18 +111,14 @@ def set_fake_quantize(model: nn.Module, state: FakeQuantState) -> None:
         container.qat = state is FakeQuantState.QAT
         for module in container.values():
             assert isinstance(module, FakeQuantizeBase)
-            module.observing = _observes(state, container)
+            module.observing = state is FakeQuantState.CALIBRATION
             module.observer.fold_batches = state is FakeQuantState.QAT
-            module.quantizing = state in (FakeQuantState.QAT, FakeQuantState.VALIDATION)
-    modules = interceptor.prepared.modules.values()  # of the whole model, where `model` may be a part
-    interceptor.active = any(module.observing or module.quantizing for module in modules)
+            module.quantizing = state is FakeQuantState.VALIDATION
+        container.follow_mode()
+    known = interceptor.prepared.modules  # of the whole model, where `model` may be a part
+    others = len(fake_quants(model)) < len(known) and interceptor.active
+    interceptor.active = bool(known) and (state is not FakeQuantState.FLOAT or others)
     interceptor.prepared.state = state
-
-
-def _observes(state: FakeQuantState, container: FakeQuants) -> bool:
-    if state is FakeQuantState.QAT:
-        return container.training and not container.frozen
-    return state is FakeQuantState.CALIBRATION
 
 
 def state_of(model: nn.Module) -> FakeQuantState:
@@ -270,6 +266,8 @@ def load_observer_params(from_model: nn.Module, to_model: nn.Module, *, strict: 
         )
     for name in report.loaded:
         target[name].load_qparams_from(source[name])
+    for container in _containers(to_model):
+        container.follow_mode()
     return report
 
 

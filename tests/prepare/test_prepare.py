@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from quantcfg.errors import NumericError, PrepareError, QuantcfgWarning
-from quantcfg.preparation.prepare import prepare
+from quantcfg.preparation.prepare import prepare, prepare_qat_fx
 from quantcfg.preparation.seeing import tensors_in
 from quantcfg.preparation.state import (
     FakeQuantState,
@@ -355,6 +356,49 @@ def test_evaluation_before_the_first_step_of_training_is_in_float_and_says_so() 
 
     torch.testing.assert_close(before, model(*x), rtol=1e-4, atol=1e-5)  # but for the folded batch norms
     assert not torch.allclose(prepared(*x), before, rtol=1e-4, atol=1e-5)
+
+
+def in_evaluation_first(model: nn.Module) -> None:
+    model.train().eval()
+
+
+def then_set(model: nn.Module) -> None:
+    set_fake_quantize(model.eval(), FakeQuantState.QAT)
+
+
+@pytest.mark.filterwarnings("ignore:.*have seen nothing yet")
+@pytest.mark.parametrize("order", [nn.Module.eval, in_evaluation_first, then_set])
+@pytest.mark.parametrize("forwards", [0, 1])
+@pytest.mark.parametrize("load", ["load_observer_params", "load_state_dict"])
+def test_what_is_loaded_in_evaluation_is_quantized_with(
+    order: Callable[[nn.Module], Any], forwards: int, load: str
+) -> None:
+    make, inputs = CASES["resnet"]
+    model, x = make().eval(), inputs()
+    source = prepare(model, GLOBAL, example_inputs=x)
+    with calibrating(source):
+        source(*x)
+    set_fake_quantize(source, FakeQuantState.VALIDATION)
+    prepared = prepare(model, GLOBAL, example_inputs=x, stage="qat")
+    order(prepared)
+    for _ in range(forwards):
+        prepared(*x)
+
+    if load == "load_state_dict":
+        prepared.load_state_dict(source.state_dict())
+    else:
+        load_observer_params(source, prepared)
+
+    assert torch.equal(prepared(*x), source(*x))
+
+
+def test_without_example_inputs_the_first_forward_may_be_an_evaluation() -> None:
+    make, inputs = CASES["resnet"]
+    model, x = make().eval(), inputs()
+    prepared = prepare_qat_fx(model, GLOBAL).eval()
+
+    with pytest.warns(QuantcfgWarning, match="17 of 17 quantizers have seen nothing yet and stay in float"):
+        torch.testing.assert_close(prepared(*x), model(*x), rtol=1e-4, atol=1e-5)
 
 
 def test_a_mode_that_is_assigned_module_by_module_switches_the_observers() -> None:
