@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from quantcfg.errors import UserCodeError
 from quantcfg.stages.agreement import own_buffers
 from quantcfg.stages.batches import IGNORED, class_scores, loss_in, num_samples, targets_of
-from quantcfg.stages.data import DataSource
+from quantcfg.stages.data import DataSource, Numbered
 from quantcfg.stages.model_file import FUNCTIONS, ModelFile
 from quantcfg.stages.progress import Progress, Task
 from quantcfg.stages.ranks import ALONE, Ranks
@@ -70,13 +70,18 @@ class _Rounds:
     num_batches: int = 0
     is_broken_off: bool = False
 
-    def after(self, index: int) -> None:
-        """End a round with the batch of this number.
+    def batches(self) -> Iterator[Numbered]:
+        """All batches, counted as they are read."""
+        for index, batch in self.data.batches():
+            self.num_batches = index + 1
+            yield index, batch
+
+    def next(self) -> None:
+        """Begin another round.
 
         Raises:
             Stopped: Some rank received a stop.
         """
-        self.num_batches = index + 1
         if self._meet().stop:
             self.is_broken_off = True
             raise Stopped
@@ -128,10 +133,10 @@ def _users_metrics(model: nn.Module, rounds: _Rounds, task: Task) -> dict[str, f
 
 
 def _watched(rounds: _Rounds, task: Task) -> Iterator[Any]:
-    for index, batch in rounds.data.batches():
+    for _, batch in rounds.batches():
         yield batch
         task.advance()
-        rounds.after(index)
+        rounds.next()
 
 
 def _number(name: object, value: Any, where: str) -> float:
@@ -151,13 +156,13 @@ def _default_metrics(model: nn.Module, rounds: _Rounds, task: Task) -> dict[str,
     ranks = ALONE if any(is_sharded(parameter) for parameter in model.parameters()) else data.ranks
     found: dict[int, _Counts] = {}
     total = _Counts()
-    for index, batch in data.batches():
+    for index, batch in rounds.batches():
         if ranks.owns(index):
             found[index] = _counts_of(model, data, index, batch)
             total = _sum([total, found[index]])
         task.advance(**({} if data.ranks.are_many else _metrics(total)))
         if ranks.ends_round(index):
-            rounds.after(index)
+            rounds.next()
     rounds.finish()
     return _metrics(_sum(_of_all_ranks(found, ranks)))
 

@@ -41,10 +41,17 @@ def steps(source: DataSource, batches: Iterator[Numbered], size: int) -> Iterato
         RunError: The ranks are not at the same batch: their data differs.
     """
     end, ranks = 0, source.ranks
-    while chunk := list(islice(batches, min(ranks.size, size))):
+
+    def read() -> Iterator[Numbered]:
+        nonlocal end
+        for index, batch in batches:
+            end = index + 1
+            yield index, batch
+
+    rest = read()
+    while chunk := list(islice(rest, min(ranks.size, size))):
         Pulse(chunk[0][0], data=source.digest).beat(ranks, source.name)
-        yield _turns(chunk, batches, size, ranks)
-        end = chunk[-1][0]
+        yield _turns(chunk, rest, size, ranks)
     Pulse(end, is_end=True, data=source.digest).beat(ranks, source.name)
 
 

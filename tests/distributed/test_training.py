@@ -118,19 +118,40 @@ def test_a_loss_that_is_nan_on_one_rank_stops_all_of_them_once(folder):
     )
 
 
-def test_batches_that_differ_by_rank_behind_the_first_are_refused(folder):
-    turned = """
-def {0}():
-    batches = list(DataLoader(dataset(1), batch_size=BATCH))
-    return batches[:3] + batches[3 + RANK :] + batches[3 : 3 + RANK]
+DIFFERENT = """
+def train_data():
+    batches = list(DataLoader(dataset(1), batch_size=4))
+    return {0}
 """
-    projects.write(folder.path, projects.small(), turned.format("train_data"))
+
+
+@pytest.mark.parametrize(
+    ("batches", "said"),
+    [
+        (
+            "batches[:3] + batches[3 + RANK :] + batches[3 : 3 + RANK]",
+            "rank 1 was given other batches of train_data() than rank 0, noticed at batch 4",
+        ),
+        ("batches[: 8 - 4 * RANK]", "train_data() has ended after 4 batches on rank 1 and goes on on rank 0"),
+        pytest.param(
+            "batches[: 4 + 2 * RANK]",
+            "train_data() has ended after 4 batches on rank 0 and goes on on rank 1",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "batches[: 3 + RANK]",
+            "rank 1 has read 4 batches of train_data() where rank 0 has read 3",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_batches_that_differ_by_rank_behind_the_first_are_refused(folder, batches, said):
+    projects.write(folder.path, projects.small(), DIFFERENT.format(batches))
     (done,) = run_jobs(qat(folder, "run", 2))
-    assert done.codes == [6, 6]
-    assert done.message.startswith(
-        "error: rank 1 was given other batches of train_data() than rank 0, noticed at batch 4\n"
+    assert (done.codes, done.message) == (
+        [6, 6],
+        f"error: {said}\nhint: every rank has to be given the same batches; they are shared out here\n",
     )
-    assert done.message.count("error:") == 1
 
 
 def test_an_observer_that_is_not_synchronised_is_caught(folder):
