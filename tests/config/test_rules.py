@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from quantcfg.config.findings import check_rules
-from quantcfg.config.patterns import is_exact
 from quantcfg.config.presets import PRESETS
 from quantcfg.config.rules import Rule, RuleSet, Target, in_order
 from quantcfg.config.spec import Field
@@ -25,6 +24,10 @@ def matches(pattern, path):
     if pattern.startswith("re:"):
         return re.fullmatch(pattern[3:], path) is not None
     return any(segments_match(one.split("."), path.split(".") if path else []) for one in expanded(pattern))
+
+
+def is_exact(pattern):
+    return not pattern.startswith("re:") and not set(pattern) & set("*?{}")
 
 
 def expanded(pattern):
