@@ -25,7 +25,7 @@ from quantcfg.preparation.outcomes import check_outcomes
 from quantcfg.preparation.plan import Plan, make_plan
 from quantcfg.preparation.record import Recorder, Recording, run_recorder
 from quantcfg.preparation.rules import check, default_activation, rules_from_dict
-from quantcfg.preparation.setters import Setter, apply_setters
+from quantcfg.preparation.setters import Setter, apply_setters, warn_of_strangers
 from quantcfg.preparation.state import FakeQuantState, Prepared, freeze_batch_norm, set_fake_quantize
 from quantcfg.preparation.targets import targets_of, with_attributes
 from quantcfg.preparation.templates import with_templates
@@ -310,6 +310,7 @@ def _finish(model: nn.Module, interceptor: Interceptor, recording: Recording, re
     targets = targets_of(model, recording)
     decisions = rules.resolve(targets)
     findings = check(rules, model, targets, decisions)
+    warn_of_strangers(request.setters, recording, targets)
 
     def refined(decisions: Sequence[Decision]) -> list[Decision]:
         chosen = apply_setters(request.setters, recording, targets, list(decisions))

@@ -11,7 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from quantcfg.config.findings import nearest_name
+from quantcfg.config.matching import NameIndex
 from quantcfg.config.rules import Decision, Rule, RuleSet, Target, in_order
+from quantcfg.config.suggest import listing
+from quantcfg.errors import warn
 from quantcfg.preparation.record import Recording
 from quantcfg.preparation.templates import with_templates
 from quantcfg.qconfig import QConfig, preset_qconfig, spec_from_qconfig
@@ -19,7 +23,7 @@ from quantcfg.qconfig import QConfig, preset_qconfig, spec_from_qconfig
 
 @dataclass(frozen=True, slots=True)
 class ModuleNameQconfigSetter:
-    """Qconfigs by module name; a name holds for everything inside it."""
+    """Qconfigs by module name; a name holds for everything inside it, and one that matches nothing warns."""
 
     qconfigs: Mapping[str, QConfig | None]
 
@@ -31,6 +35,12 @@ class ModuleNameQconfigSetter:
             for name, qconfig in self.qconfigs.items()
         ]
         return RuleSet(in_order(rules)).resolve(targets)
+
+    def strangers(self, recording: Recording, targets: Sequence[Target]) -> dict[str, str | None]:
+        """The names that match no module and no op, each with the one that was most likely meant."""
+        known = {path for target in targets for path, _ in target.chain} | set(recording.types)
+        unmatched = (name for name in self.qconfigs if not any(map(NameIndex([(name, True)]).matches, known)))
+        return {name: nearest_name(name, targets)[0] for name in unmatched}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +70,17 @@ def apply_setters(
             mine if mine.winner is not None else other for mine, other in zip(result, offered, strict=True)
         ]
     return result
+
+
+def warn_of_strangers(setters: Sequence[Setter], recording: Recording, targets: Sequence[Target]) -> None:
+    """Warn of names in setters that match nothing; they are skipped."""
+    for setter in setters:
+        found = setter.strangers(recording, targets) if isinstance(setter, ModuleNameQconfigSetter) else {}
+        if found:
+            names = [
+                f"'{name}'" + (f" (did you mean '{near}'?)" if near else "") for name, near in found.items()
+            ]
+            warn(f"names of a ModuleNameQconfigSetter match nothing and are skipped: {listing(names, 8)}")
 
 
 def get_sensitive_op_qconfig_setter(

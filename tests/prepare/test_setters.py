@@ -58,6 +58,18 @@ def test_sensitive_ops_are_filtered_before_they_are_cut(cut: dict[str, Any], cho
     assert set(setter.qconfigs) == chosen
 
 
+def test_a_name_that_matches_nothing_is_skipped_with_a_warning() -> None:
+    setter = qc.ModuleNameQconfigSetter({"blocks.3": INT16, "clasifier": INT16, "stem": INT16})
+    with pytest.warns(qc.QuantcfgWarning) as caught:
+        found = rows(ResNet(), {"": INT8}, (IMAGE,), qconfig_setter=setter)
+
+    assert [str(warning.message) for warning in caught] == [
+        "names of a ModuleNameQconfigSetter match nothing and are skipped: "
+        "'blocks.3' (did you mean 'blocks.0'?), 'clasifier' (did you mean 'classifier'?)"
+    ]
+    assert dtype(found["classifier"]) == "qint8"
+
+
 def test_an_op_with_several_rows_counts_once() -> None:
     table = [["stem.2", "activation"], ["stem.2", "activation"], ["cat_0", "activation"]]
     for cut in ({"topk": 2}, {"ratio": 0.6}):
