@@ -103,8 +103,8 @@ def ending_by_signals(command: str = "", *, can_insist: bool = False) -> Iterato
 
 
 def resume_command(command: Sequence[str]) -> str:
-    """The command line that goes on with the run of ``command``."""
-    words = list(command)
+    """The command line that goes on with the run of ``command``, which is not to begin again by force."""
+    words = [word for word in command if word != "--force"]
     if "--checkpoint" in words:  # that one may be gone by now, and is not the newest
         place = words.index("--checkpoint")
         del words[place : place + 2]
