@@ -66,6 +66,12 @@ def counted(count: int, one: str, many: str = "") -> str:
     return f"{count} {one if count == 1 else many or f'{one}s'}"
 
 
+def change(what: str, was: object, now: object) -> str:
+    """``lr was 0.1 and is 0.2``; None is what is not there."""
+    before, after = ("not there" if value is None else value for value in (was, now))
+    return f"{what} was {before} and is {after}"
+
+
 def listing(names: Iterable[str], limit: int = 8) -> str:
     """Names for a message: all up to ``limit``, else the first ones and how many more."""
     names = list(names)

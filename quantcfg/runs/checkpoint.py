@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from quantcfg.runs.reader import read_bytes
 from quantcfg.runs.tree import detached_copy, join_tensors, split_tensors
 from quantcfg.runs.writer import new_directory, remove_directory, to_json, write_bytes
 
-_MODEL, _TRAINING, _STATE = "model.safetensors", "training.safetensors", "state.json"
+MODEL, _TRAINING, _STATE = "model.safetensors", "training.safetensors", "state.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +26,14 @@ class Checkpoint:
     """A stage stopped between two steps.
 
     ``model`` is the model's state_dict; ``state`` is everything else by name (position, optimizer, scheduler,
-    random generators), of plain values and tensors.
+    random generators), of plain values and tensors. ``facts`` are no part of it: they say what it was made
+    with, in plain values, and stand in its manifest.
     """
 
     step: int
     model: Mapping[str, Tensor]
     state: Mapping[str, Any]
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +44,12 @@ class Snapshot:
     model: Mapping[str, Tensor]
     training: Mapping[str, Tensor]
     document: Any
+    facts: Mapping[str, Any]
 
     def files(self) -> dict[str, bytes]:
         """The content of each file."""
         state = to_json({"step": self.step, "state": self.document}).encode()
-        return {_MODEL: save(dict(self.model)), _TRAINING: save(dict(self.training)), _STATE: state}
+        return {MODEL: save(dict(self.model)), _TRAINING: save(dict(self.training)), _STATE: state}
 
 
 def snapshot(checkpoint: Checkpoint) -> Snapshot:
@@ -57,7 +60,7 @@ def snapshot(checkpoint: Checkpoint) -> Snapshot:
     """
     document, tensors = split_tensors(checkpoint.state)
     model = {name: detached_copy(tensor) for name, tensor in checkpoint.model.items()}
-    return Snapshot(checkpoint.step, model, tensors, document)
+    return Snapshot(checkpoint.step, model, tensors, document, checkpoint.facts)
 
 
 def write_snapshot(folder: Path, taken: Snapshot) -> Path:
@@ -70,14 +73,10 @@ def write_snapshot(folder: Path, taken: Snapshot) -> Path:
     with new_directory(target) as temporary:
         for name, data in files.items():
             write_bytes(temporary / name, data)
-        write_records(temporary, {name: record_of(data) for name, data in files.items()}, step=taken.step)
+        records = {name: record_of(data) for name, data in files.items()}
+        write_records(temporary, records, step=taken.step, **taken.facts)
         verify(temporary)
     return target
-
-
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """`snapshot` and `write_snapshot` in one."""
-    return write_snapshot(folder, snapshot(checkpoint))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -86,14 +85,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         RunError: Damaged, unfinished, or not the step that its name says.
     """
-    manifest = verify(path)
+    facts = dict(verify(path).facts)
+    step = facts.pop("step", None)
     try:
         document = json.loads(read_bytes(path / _STATE))
-        model, tensors = load(read_bytes(path / _MODEL)), load(read_bytes(path / _TRAINING))
-        checkpoint = Checkpoint(document["step"], model, join_tensors(document["state"], tensors))
+        model, tensors = load(read_bytes(path / MODEL)), load(read_bytes(path / _TRAINING))
+        state = join_tensors(document["state"], tensors)
+        checkpoint = Checkpoint(document["step"], model, state, facts)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise RunError(f"'{path}' is damaged: {error}") from error
-    if not str(checkpoint.step) == path.name == str(manifest.facts.get("step")):
+    if not str(checkpoint.step) == path.name == str(step):
         raise RunError(f"'{path}' holds step {checkpoint.step}: it was moved or renamed")
     return checkpoint
 

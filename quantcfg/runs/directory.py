@@ -21,6 +21,7 @@ from typing import Any
 
 from quantcfg.errors import RunError, UsageError
 from quantcfg.runs import lock, manifest
+from quantcfg.runs.checkpoint import MODEL
 from quantcfg.runs.events import EventLog
 from quantcfg.runs.metrics import NAME as METRICS, MetricsLog
 from quantcfg.runs.reader import read_bytes
@@ -132,6 +133,11 @@ class RunDirectory:
     def read_result(self) -> dict[str, Any]:
         """``result.json`` of a finished run."""
         return self._read(_RESULT)
+
+    def model_hash(self) -> str:
+        """SHA-256 of the tensors that are the result of a finished run."""
+        record = manifest.read_manifest(self.path).files[f"{self.read_result()['checkpoint']}/{MODEL}"]
+        return record.sha256
 
     def read_timing(self) -> dict[str, Any]:
         """``timing.json`` of a finished run."""

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +34,24 @@ class MetricsLog:
             self.events.append(step, dict(_scalars(values)))
 
     def read(self) -> list[dict[str, Any]]:
-        """The whole lines; a last one that a killed run left torn is passed over."""
-        return [row for line in self._lines() if (row := _parse(line)) is not None]
+        """The whole lines; those that are torn or damaged are passed over."""
+        return [row for row in self._rows() if row is not None]
 
-    def rewind(self, step: int, *, evaluated: int | None = None) -> None:
+    def rewind(self, step: int, *, evaluated: int | None = None) -> list[int]:
         """Drop the lines after ``step``, and evaluations after the step ``evaluated`` where that is another.
 
-        A resumed run writes them again.
+        A resumed run writes them again. Not so those that are damaged: their numbers are given.
         """
         if not self.writes:
-            return
+            return []
         last = {True: step if evaluated is None else evaluated, False: step}
-        kept = [row for row in self.read() if row["step"] <= last["evaluation" in row]]
+        rows = self._rows()
+        before = list(takewhile(lambda row: row is None or row["step"] <= step, rows))
+        kept = [row for row in before if row is not None and row["step"] <= last["evaluation" in row]]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         if self.events is not None:
             self.events.begin(step)
+        return [number for number, row in enumerate(before, 1) if row is None]
 
     def synchronize(self) -> None:
         """Make the lines durable, as a checkpoint has to find them after a power cut.
@@ -58,11 +62,16 @@ class MetricsLog:
         with naming(self.path), suppress(FileNotFoundError):  # nothing was measured yet
             synchronize(self.path)
 
-    def _lines(self) -> list[str]:
+    def _rows(self) -> list[dict[str, Any] | None]:
+        """The lines, None for a damaged one. A last one without an end is what a killed run left: no line."""
+        *lines, _ = self._text().split("\n")
+        return [_parse(line) for line in lines]
+
+    def _text(self) -> str:
         try:
-            return read_bytes(self.path).decode(errors="replace").splitlines()
+            return read_bytes(self.path).decode(errors="replace")
         except FileNotFoundError:
-            return []
+            return ""
         except OSError as error:
             raise RunError(f"cannot read '{self.path}': {error.strerror or error}") from error
 

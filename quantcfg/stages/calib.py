@@ -21,8 +21,9 @@ from quantcfg.stages.comparison import Comparison, open_comparison, take_observe
 from quantcfg.stages.data import DataSource, Numbered, length_of
 from quantcfg.stages.evaluate import evaluate
 from quantcfg.stages.guards import check_metrics, check_plan, guard_results
+from quantcfg.stages.identity import Identity, identity_of
 from quantcfg.stages.integers import integer_metrics
-from quantcfg.stages.job import Identity, Job
+from quantcfg.stages.job import Job
 from quantcfg.stages.recalculation import recalculate
 from quantcfg.stages.seeding import random_state, restorer
 from quantcfg.stages.sharding import ObserverShards, Pulse
@@ -64,7 +65,7 @@ def run_calib(
     Raises:
         QuantcfgError: See the exit codes; nothing under a final name is half-written.
     """
-    if records.is_finished(job, run):
+    if records.is_finished(job, run, "calib"):
         return
     if statistics is not None:
         records.require_calibration(job, statistics)
@@ -74,14 +75,13 @@ def run_calib(
     float_model = job.build_model()
     model = job.prepare(float_model, "calib")
     check_plan(job.config, plan_of(model))
-    identity = records.identity_of(job, float_model, "calib")
+    identity = identity_of(job, float_model, "calib", statistics)
     comparison = open_comparison(job.config, float_model, model)
     shards = ObserverShards(model, job.ranks)
     stage = _Stage(job, run, float_model, model, source, identity, clock, shards, comparison)
     stage.integer = integer
     with logging_to(run.log):
-        start = _start(stage) if statistics is None else _recalculated(stage, statistics)
-        _run(stage, start)
+        _run(stage, _start(stage, statistics))
 
 
 @dataclass(slots=True)
@@ -130,8 +130,10 @@ def _recalculate(stage: _Stage, statistics: RunDirectory) -> tuple[int, int]:
     return rebuilt.result["num_batches"], rebuilt.result["num_samples"]
 
 
-def _start(stage: _Stage) -> _Start:
+def _start(stage: _Stage, statistics: RunDirectory | None) -> _Start:
     checkpoint = records.newest(stage.job, stage.run, stage.identity)
+    if checkpoint is None and statistics is not None:
+        return _recalculated(stage, statistics)
     if checkpoint is None:
         records.begin(stage.job, stage.run, plan_of(stage.model))
         return _Start()

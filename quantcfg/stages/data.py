@@ -3,26 +3,56 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 from zlib import crc32
 
 import torch
+from torch.utils.data import DataLoader
 
+from quantcfg.config.suggest import counted
 from quantcfg.errors import UserCodeError
 from quantcfg.stages.batches import fault_in, tensors_in, to_device
 from quantcfg.stages.fingerprint import hash_state
 from quantcfg.stages.model_file import ModelFile
 from quantcfg.stages.ranks import ALONE, Ranks
-from quantcfg.stages.seeding import SEEDS, batch_seeds, derive_seed, seed_all, seeded, seeded_everywhere
+from quantcfg.stages.seeding import (
+    SEEDS,
+    batch_seeds,
+    derive_seed,
+    isolated_randomness,
+    random_state,
+    restore_random_state,
+    seed_all,
+    seeded,
+    seeded_everywhere,
+)
 from quantcfg.stages.user_code import place_of, user_code
 from quantcfg.stages.workers import lasting_workers
 
 _SAMPLED = 64  # values of each tensor
+_SAME_DATA = "go on with the data that the run was begun with; --force starts again"
 Numbered: TypeAlias = tuple[int, Any]  # a batch and its number in the pass
+
+
+@dataclass(frozen=True, slots=True)
+class DataFacts:
+    """What a run knows of a data function without reading more of it than it uses.
+
+    Attributes:
+        num_batches: the length that the data claimed when it was made; None when it has none.
+        num_workers: the processes that load it; None when it is no DataLoader.
+        first_batch: SHA-256 of the first batch of the first pass; empty before that was read.
+        whole_pass: the newest pass that came to its end, counted from 0, and how many batches it had.
+    """
+
+    num_batches: int | None = None
+    num_workers: int | None = None
+    first_batch: str = ""
+    whole_pass: Sequence[int] | None = None
 
 
 @dataclass(slots=True)
@@ -30,7 +60,7 @@ class DataSource:
     """One data function of a model file, such as ``train_data``.
 
     It is called once; for an iterator, which can be used only once, again for each further pass. ``digest``
-    tells, where ranks are many, what this rank has read in the newest pass.
+    tells, where ranks are many, what this rank has read in the newest pass. ``is_open``: it was called.
     """
 
     model_file: ModelFile
@@ -39,9 +69,17 @@ class DataSource:
     device: torch.device
     ranks: Ranks = ALONE
     digest: int = field(default=0, init=False)
+    facts: DataFacts = field(default_factory=DataFacts, init=False)
+    is_open: bool = field(default=False, init=False)
     _data: Iterable[Any] | None = field(default=None, init=False)
     _used: Iterator[Any] | None = field(default=None, init=False)
-    _first: str = field(default="", init=False)
+    _kept: tuple[Any, Mapping[str, Any]] | None = field(default=None, init=False)
+    _before: Sequence[int] | None = field(default=None, init=False)
+
+    def look(self) -> DataFacts:
+        """What is known without a batch being read; the function is called if it was not yet."""
+        self._open()
+        return self.facts
 
     @property
     def exists(self) -> bool:
@@ -72,11 +110,13 @@ class DataSource:
         ``after_skip`` is called before the first batch that is not skipped is read.
 
         Raises:
-            UserCodeError: The data raised, gave no batch, or gave something that is none.
+            UserCodeError: The data raised, gave no batch, or gave something that is none; or it has other
+                batches than before the run was stopped.
         """
         batches = self._guarded(self._iterate(epoch))
         self.digest = 0
-        read = sum(1 for _ in islice(batches, skip))
+        if (read := sum(1 for _ in islice(batches, skip))) < skip:
+            self._refuse(f"ended after {_batches(read)}: {skip} were read before the run was stopped")
         if after_skip is not None:
             after_skip()
         for index, batch in enumerate(islice(batches, None if limit is None else limit - skip), start=skip):
@@ -87,10 +127,12 @@ class DataSource:
             if read == 1:
                 self._require_same(index, batch)
             if index == epoch == 0:
-                self._first = hashlib.sha256(_content(batch)).hexdigest()
+                self.facts = replace(self.facts, first_batch=hashlib.sha256(_content(batch)).hexdigest())
             yield index, batch
         if not read and limit != skip:
             raise UserCodeError(f"{self.name}() gave no batch", where=self._place())
+        if limit is None or read < limit:
+            self._end_pass(epoch, read)
 
     def fingerprint(self) -> str:
         """SHA-256 of the first batch of the first pass, which is read where it was not seen yet.
@@ -98,10 +140,19 @@ class DataSource:
         Raises:
             UserCodeError: It cannot be read.
         """
-        if not self._first:
-            for _ in self.batches(limit=1):
-                pass
-        return self._first
+        return self.facts.first_batch or self.read_fingerprint()
+
+    def read_fingerprint(self) -> str:
+        """The same, and read in any case: where it is another one, no seed decides what the data is."""
+        for _, batch in self.batches(limit=1):
+            if self._data is None:  # an iterator, which is maybe the only one
+                self._kept = batch, random_state()
+        return self.facts.first_batch
+
+    def go_on(self, before: DataFacts) -> None:
+        """Take over what the run knew before it was stopped, and hold the passes to come against it."""
+        self._before = before.whole_pass
+        self.facts = replace(self.facts, whole_pass=before.whole_pass)
 
     def drawing(self, index: int, epoch: int = 0) -> AbstractContextManager[None]:
         """For a block that works on one batch: what it draws depends on that batch and changes no other.
@@ -151,23 +202,51 @@ class DataSource:
             with lasting_workers(data):
                 iterator = iter(data)
         if iterator is data:
-            self._refuse_used(iterator)
+            iterator = self._unused(iterator, epoch)
             self._data = None
         return iterator
 
-    def _refuse_used(self, iterator: Iterator[Any]) -> None:
-        if iterator is self._used:
+    def _unused(self, iterator: Iterator[Any], epoch: int) -> Iterator[Any]:
+        """``iterator``, of which nothing was read, or the first batch alone, which is then given again."""
+        kept, self._kept = self._kept, None
+        if iterator is not self._used:
+            self._used = iterator
+            return iterator
+        if kept is None or epoch:
             raise UserCodeError(
                 f"{self.name}() returned an iterator that it had returned before, which is used up by now",
                 hint="return a new iterator at each call, or something that can be iterated again",
                 where=self._place(),
             )
-        self._used = iterator
+        return _from_first(*kept, iterator)
+
+    def _end_pass(self, epoch: int, count: int) -> None:
+        """Compare the first pass that ends in a resumed run with the last one that did before it was stopped.
+
+        A pass may be longer than another. So where they differ that one is counted once more.
+        """
+        before, self._before = self._before, None
+        self.facts = replace(self.facts, whole_pass=(epoch, count))
+        if before is None or self.facts.num_batches is not None or count == before[1]:
+            return
+        with isolated_randomness():
+            again = sum(1 for _ in self._guarded(self._iterate(before[0])))
+        if again != before[1]:
+            had = f"{_batches(before[1])} in pass {before[0] + 1}"
+            self._refuse(f"had {had} before the run was stopped, and has {again} now")
+
+    def _refuse(self, change: str) -> NoReturn:
+        raise UserCodeError(f"{self.name}() {change}", hint=_SAME_DATA, where=self._place())
 
     def _open(self) -> Iterable[Any]:
         if self._data is None:
             seed_all(derive_seed(self.seed, self.name))
-            self._data = self.model_file.data(self.name)
+            self._data = data = self.model_file.data(self.name)
+            self.is_open, length = True, None
+            with suppress(UserCodeError):  # it is raised again where the length is needed
+                length = self.num_batches()
+            workers = data.num_workers if isinstance(data, DataLoader) else None
+            self.facts = replace(self.facts, num_batches=length, num_workers=workers)
         return self._data
 
     def _guarded(self, iterator: Iterator[Any]) -> Iterator[Any]:
@@ -188,6 +267,17 @@ class DataSource:
 
     def _place(self) -> str:
         return place_of(self._function)
+
+
+def _from_first(first: Any, drawn: Mapping[str, Any], rest: Iterator[Any]) -> Iterator[Any]:
+    """The ``first`` batch and the ``rest``, with the generators as they were after the first."""
+    restore_random_state(drawn)
+    yield first
+    yield from rest
+
+
+def _batches(count: int) -> str:
+    return counted(count, "batch", "batches")
 
 
 def _content(batch: Any) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -23,11 +24,17 @@ def hash_state(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def kinds_of(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Dtype and shape of each tensor of a state_dict, as ``float32 (8, 3)``."""
+    return {name: f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}" for name, x in state.items()}
+
+
 def hash_text(text: str) -> str:
     """SHA-256 of a text in UTF-8."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+@cache
 def versions() -> dict[str, str]:
     """The versions that bits may depend on."""
     return {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}

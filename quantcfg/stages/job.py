@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,6 @@ from quantcfg.config.load import Config
 from quantcfg.errors import UsageError, UserCodeError
 from quantcfg.preparation.prepare import prepare
 from quantcfg.preparation.state import fake_quants, plan_of
-from quantcfg.runs.checkpoint import Checkpoint
 from quantcfg.stages.batches import to_device
 from quantcfg.stages.data import DataSource
 from quantcfg.stages.model_file import FUNCTIONS, ModelFile
@@ -176,18 +175,3 @@ def choose_device(name: str) -> torch.device:
             raise UsageError(f"torch computes on no '{name}'", hint=_DEVICES) from error
         raise UsageError(f"there is no device '{name}' here: {reason}", hint=_DEVICES) from error
     return device
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What must be equal for a checkpoint to be gone on with."""
-
-    stage: str
-    seed: int
-    config: str
-    weights: str
-
-    def differences(self, checkpoint: Checkpoint) -> list[str]:
-        """The names of what differs from what ``checkpoint`` was made with."""
-        saved: Mapping[str, Any] = checkpoint.state["identity"]
-        return [name for name in self.__slots__ if saved.get(name) != getattr(self, name)]

@@ -13,7 +13,8 @@ from quantcfg.runs.directory import RunDirectory
 from quantcfg.stages import records
 from quantcfg.stages.clock import Clock, SaveTimer
 from quantcfg.stages.evaluate import evaluate
-from quantcfg.stages.job import Identity, Job
+from quantcfg.stages.identity import Identity
+from quantcfg.stages.job import Job
 from quantcfg.stages.seeding import restorer
 from quantcfg.stages.selection import Selection
 from quantcfg.stages.sharded import whole

@@ -25,8 +25,9 @@ from quantcfg.stages.clock import Clock
 from quantcfg.stages.data import DataSource
 from quantcfg.stages.distillation import Teacher
 from quantcfg.stages.guards import check_metrics, check_plan, guard_results
+from quantcfg.stages.identity import Identity, identity_of
 from quantcfg.stages.integers import integer_metrics
-from quantcfg.stages.job import Identity, Job
+from quantcfg.stages.job import Job
 from quantcfg.stages.optimizers import Schedule, build_optimizer, build_schedule
 from quantcfg.stages.parallel import make_worker, shard
 from quantcfg.stages.pauses import Pauses
@@ -69,21 +70,22 @@ def run_qat(
         with job.ranks.alike():
             require_tensorboard()
         run = run.with_events(job.progress.note)
-    if records.is_finished(job, run):
+    if records.is_finished(job, run, "qat"):
         return
-    if source is not None:
-        records.require_calibration(job, RunDirectory(source))
+    start = RunDirectory(source) if source is not None else None
+    if start is not None:
+        records.require_calibration(job, start)
     clock, data = Clock(), job.required_source("train_data")
     _note_idle_ranks(job)
     float_model = job.build_model()
     model = job.prepare(float_model, "qat")
     check_plan(job.config, plan_of(model))
-    identity = records.identity_of(job, float_model, "qat")
+    identity = identity_of(job, float_model, "qat", start)
     with logging_to(run.log):
         checkpoint = records.newest(job, run, identity)
         if checkpoint is None and not (run.resume and job.ranks.from_first(run.calib.is_dir)):
             records.begin(job, run, plan_of(model))
-        calibrated = RunDirectory(source) if source else _calibrate_first(job, run, clock)
+        calibrated = start if start is not None else _calibrate_first(job, run, clock)
         selection = Selection(job.config.qat.best)
         metrics = _metrics_of(job, calibrated)
         stage = _Stage(job, run, model, identity, clock, metrics, selection, float_model, integer)
@@ -185,7 +187,7 @@ def _restore(stage: _Stage, trainer: Trainer, checkpoint: Checkpoint | None) -> 
     trainer.load(checkpoint.state)
     stage.selection.load(checkpoint.state["selection"])
     trainer.is_stopped = stage.selection.is_exhausted
-    stage.run.metrics.rewind(checkpoint.step, evaluated=stage.selection.step or 0)
+    records.rewind(stage.job, stage.run, checkpoint.step, evaluated=stage.selection.step or 0)
 
 
 def _trainer(stage: _Stage, data: DataSource, pauses: Pauses, teacher: Teacher | None) -> Trainer:

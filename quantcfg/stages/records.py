@@ -5,11 +5,10 @@ from __future__ import annotations
 import platform
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from quantcfg.config.load import load_config
@@ -27,11 +26,20 @@ from quantcfg.runs.checkpoint import (
 )
 from quantcfg.runs.directory import RunDirectory
 from quantcfg.runs.log import LOGGER
-from quantcfg.runs.manifest import hash_file
+from quantcfg.runs.manifest import hash_file, read_manifest
 from quantcfg.runs.tree import join_tensors, split_tensors
-from quantcfg.stages.config_files import config_files, config_identity, is_resolved, resolved_yaml
-from quantcfg.stages.fingerprint import hash_state, hash_text, versions
-from quantcfg.stages.job import Identity, Job
+from quantcfg.stages.config_files import config_files, resolved_yaml
+from quantcfg.stages.fingerprint import hash_state
+from quantcfg.stages.identity import (
+    Identity,
+    changed_surroundings,
+    command_differences,
+    data_differences,
+    differences,
+    refuse,
+    surroundings,
+)
+from quantcfg.stages.job import Job
 from quantcfg.stages.provenance import data_fingerprints, git_state
 from quantcfg.stages.ranks import Ranks
 from quantcfg.stages.sharded import whole_state
@@ -50,12 +58,6 @@ class Rebuilt:
     result: Mapping[str, Any]
 
 
-def identity_of(job: Job, float_model: nn.Module, stage: str) -> Identity:
-    """What a checkpoint of this stage is made with."""
-    config = hash_text(config_identity(job.config))
-    return Identity(stage, job.seed, config, hash_state(float_model.state_dict()))
-
-
 def begin(job: Job, run: RunDirectory, plan: Plan) -> None:
     """Write config and plan of a run that starts from its beginning."""
     run.begin(config_files=config_files(job.config), plan=plan.to_dict())
@@ -67,16 +69,17 @@ def rewrite(job: Job, run: RunDirectory, plan: Plan) -> None:
     run.rewrite(resolved_config=resolved_yaml(job.config), plan=plan.to_dict())
 
 
-def is_finished(job: Job, run: RunDirectory) -> bool:
+def is_finished(job: Job, run: RunDirectory, stage: str) -> bool:
     """Whether there is nothing left to do for a resumed run, which is said aloud.
 
     Raises:
+        UsageError: It was finished with another config, seed or stage.
         RunError: It was finished, and something in it was changed or lost since.
     """
     if not (run.resume and job.ranks.from_first(lambda: run.is_finished)):
         return False
     if run.writes:
-        run.verify()
+        refuse(run, command_differences(job, stage, run.verify().facts, run))
     job.progress.note(f"the run in '{run.path.name}' is already finished")
     return True
 
@@ -100,13 +103,24 @@ def newest(job: Job, run: RunDirectory, identity: Identity) -> Checkpoint | None
     """The checkpoint to go on from, or None when there is none. Damaged ones are passed over aloud.
 
     Raises:
-        UsageError: The run was begun with another config, model, seed or stage, or has no checkpoint of the
-            name that was asked for.
+        UsageError: The run was begun with another config, model, seed, stage, calibration or other data, or
+            has no checkpoint of the name that was asked for. Nothing in it was changed.
         RunError: The checkpoint that was asked for is damaged.
     """
     if not run.resume:
         return None
-    return share_checkpoint(job.ranks, _newest(job, run, identity) if run.writes else None)
+    checkpoint = share_checkpoint(job.ranks, _newest(job, run, identity) if run.writes else None)
+    if checkpoint is None:
+        job.progress.note(f"nothing to resume in '{run.path.name}': starting from the beginning")
+        return None
+    refuse(run, data_differences(job, checkpoint.facts))
+    if run.writes:
+        drop_newer_checkpoints(run.checkpoints, checkpoint.step)
+    job.progress.note(f"going on from step {checkpoint.step} of '{run.path.name}'")
+    LOGGER.info("resumed from step %d", checkpoint.step)
+    if changed := changed_surroundings(job, checkpoint.facts):
+        job.progress.note(f"since that step {changed}: the last bits may come out otherwise")
+    return checkpoint
 
 
 def _newest(job: Job, run: RunDirectory, identity: Identity) -> Checkpoint | None:
@@ -114,17 +128,7 @@ def _newest(job: Job, run: RunDirectory, identity: Identity) -> Checkpoint | Non
     for fault in skipped:
         job.progress.note(f"skipped a checkpoint: {fault}")
         LOGGER.warning("skipped a checkpoint: %s", fault)
-    if differences := _differences(job, run, identity, checkpoint):
-        raise UsageError(
-            f"'{run.path}' was begun with another {' and '.join(differences)}",
-            hint="--force starts again; -o names another directory",
-        )
-    if checkpoint is None:
-        job.progress.note(f"nothing to resume in '{run.path.name}': starting from the beginning")
-        return None
-    drop_newer_checkpoints(run.checkpoints, checkpoint.step)
-    job.progress.note(f"going on from step {checkpoint.step} of '{run.path.name}'")
-    LOGGER.info("resumed from step %d", checkpoint.step)
+    refuse(run, differences(identity, checkpoint.facts if checkpoint else _begun_with(run), run))
     return checkpoint
 
 
@@ -137,23 +141,34 @@ def _read(run: RunDirectory) -> tuple[Checkpoint | None, tuple[str, ...]]:
     return load_checkpoint(run.checkpoint), ()
 
 
+def _begun_with(run: RunDirectory) -> dict[str, Any]:
+    """What is known of a run without a checkpoint: it may have calibrated."""
+    calib = RunDirectory(run.calib)
+    if not calib.is_finished:
+        return {"stage": "qat"} if calib.path.is_dir() else {}
+    facts = read_manifest(calib.path / calib.read_result()["checkpoint"]).facts
+    shared = ("seed", "config", "weights", "kinds")
+    return {"stage": "qat"} | {name: facts[name] for name in shared if name in facts}
+
+
 def share_checkpoint(ranks: Ranks, checkpoint: Checkpoint | None) -> Checkpoint | None:
     """Give every rank the ``checkpoint`` that the first one has read, or None."""
     if not ranks.are_many:
         return checkpoint
     document, tensors = split_tensors(checkpoint.state if checkpoint else None)
-    shared = ranks.from_first(lambda: {"step": checkpoint.step if checkpoint else None, "state": document})
+    step, facts = (checkpoint.step, checkpoint.facts) if checkpoint else (None, {})
+    shared = ranks.from_first(lambda: {"step": step, "state": document, "facts": facts})
     if shared["step"] is None:
         return None
     model = ranks.spread_tensors(dict(checkpoint.model) if checkpoint else {})
-    return Checkpoint(shared["step"], model, join_tensors(shared["state"], ranks.spread_tensors(tensors)))
+    state = join_tensors(shared["state"], ranks.spread_tensors(tensors))
+    return Checkpoint(shared["step"], model, state, shared["facts"])
 
 
-def _differences(job: Job, run: RunDirectory, identity: Identity, checkpoint: Checkpoint | None) -> list[str]:
-    if checkpoint is not None:
-        return identity.differences(checkpoint)
-    begun = run.resolved_config
-    return ["config"] if begun.is_file() and not is_resolved(begun.read_text(), job.config) else []
+def rewind(job: Job, run: RunDirectory, step: int, *, evaluated: int) -> None:
+    """Take back what was measured after ``step`` and, of evaluations, after the step ``evaluated``."""
+    for number in run.metrics.rewind(step, evaluated=evaluated):
+        job.progress.note(f"left out line {number} of '{run.metrics.path}', which is damaged")
 
 
 def save(
@@ -175,7 +190,7 @@ def save(
         tensors = whole_state(model.state_dict())
         if not run.writes:
             return
-        taken = snapshot(Checkpoint(step, tensors, {"identity": asdict(identity)} | dict(state)))
+        taken = snapshot(Checkpoint(step, tensors, state, identity.facts()))
 
     def write() -> None:
         run.metrics.synchronize()
@@ -235,14 +250,13 @@ def rebuild(job: Job, run: RunDirectory) -> Rebuilt:
         UsageError: There is no finished run.
         RunError: The run is damaged, or does not fit the model.
     """
-    run.verify()
-    result = run.read_result()
+    facts, result = run.verify().facts, run.read_result()
     own = replace(job, config=load_config(run.resolved_config), seed=result["seed"])
     float_model = own.build_model()
     model = own.quietly().prepare(float_model, result["stage"])  # what there is to say was said by the run
     checkpoint = load_checkpoint(run.path / result["checkpoint"])
     load_weights(model, checkpoint, str(run.path))
-    if hash_state(float_model.state_dict()) != checkpoint.state["identity"]["weights"]:
+    if hash_state(float_model.state_dict()) != facts["weights"]:
         job.progress.note(f"the float weights of the model are not those of the run '{run.path.name}'")
     return Rebuilt(float_model, model, result)
 
@@ -270,15 +284,13 @@ def _facts(job: Job, identity: Identity) -> dict[str, Any]:
     source = job.model_file.module.__file__
     return {
         "command": list(job.command),
-        **asdict(identity),
+        **identity.terms(),
         "model_file": hash_file(Path(source)) if source and Path(source).is_file() else None,
         "git": {
             "model": git_state(Path(source)) if source else None,
             "config": git_state(job.config.path.absolute()),
         },
         "data": data_fingerprints(job.used_sources),
-        "device": str(job.device),
-        "threads": torch.get_num_threads(),
         "system": platform.platform(),
-        "versions": versions(),
+        **surroundings(job),
     }

@@ -9,7 +9,8 @@ from typing import Any
 from quantcfg.config.compare import ABSENT, Change
 from quantcfg.runs.directory import RunDirectory
 
-_FACTS = ("stage", "seed", "weights", "model_file", "data", "git", "device", "threads", "system", "versions")
+_MADE_OF = ("stage", "seed", "weights", "calibration", "model_file", "data", "git")
+_MADE_IN = ("device", "threads", "system", "versions")
 _RESULTS = ("metrics", "num_batches", "num_samples", "num_steps", "num_epochs", "best_step", "skipped")
 _HASH = 64  # hexadecimal digits of SHA-256
 _RUN = "run"
@@ -33,11 +34,10 @@ def compare_runs(before: Path, after: Path) -> list[Change]:
 
 
 def _facts(run: RunDirectory) -> Iterator[tuple[str, Any]]:
-    manifest, result = run.verify(), run.read_result()
-    for name in _FACTS:
-        yield from _flat(name, manifest.facts.get(name))
-    model = manifest.files.get(f"{result['checkpoint']}/model.safetensors")
-    yield "trained model" if result["stage"] == "qat" else "calibrated model", model and model.sha256
+    facts, result = run.verify().facts, run.read_result()
+    for name in (*_MADE_OF, *_MADE_IN):
+        yield from _flat(name, facts.get(name))
+    yield "trained model" if result["stage"] == "qat" else "calibrated model", run.model_hash()
     for name in _RESULTS:
         yield from _flat(name, result.get(name))
 

@@ -1,6 +1,7 @@
 """Training in several ranks gives what one process gives with the same batches, up to the order of sums."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -94,6 +95,24 @@ def test_it_goes_on_in_another_number_of_ranks(folder):
     assert stopped.message.count("error: stopped by SIGTERM after step 4, which is saved") == 1
     folder.assert_equal("run", "whole")
     assert other.codes == [0, 0, 0]
+
+
+def test_other_data_is_refused_once_in_any_number_of_ranks(folder):
+    stopped, other, same = run_jobs(
+        qat(folder, "run", 2, environment={"FAULT": "loss:0:5:15"}),
+        qat(folder, "run", 3, "--resume", environment={"SIZE": "30"}),
+        qat(folder, "run", 1, "--resume"),
+    )
+    assert (stopped.codes, other.codes) == ([143, 143], [2, 2, 2]), other.message
+    digest = "[0-9a-f]{12}"
+    assert re.fullmatch(
+        rf"error: 'run' was begun with another train_data\(\) and eval_data\(\): "
+        rf"the SHA-256 of the first batch of train_data\(\) was {digest} and is {digest}; "
+        r"the number of batches of eval_data\(\) was 3 and is 2\n"
+        "hint: give it the data that it was begun with; --force starts again; -o names another directory\n",
+        other.message,
+    )
+    assert (same.codes, same.message) == ([0], "")
 
 
 @pytest.mark.slow

@@ -16,10 +16,15 @@ from quantcfg.runs.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
     prune_checkpoints,
-    save_checkpoint,
+    snapshot,
+    write_snapshot,
 )
 from quantcfg.runs.manifest import FORMAT_VERSION
 from quantcfg.runs.writer import to_json
+
+
+def save_checkpoint(folder, checkpoint):
+    return write_snapshot(folder, snapshot(checkpoint))
 
 
 def a_checkpoint(step):
@@ -33,7 +38,7 @@ def a_checkpoint(step):
         "best": float("inf"),
         "at": {3: [1, None]},
     }
-    return Checkpoint(step, model.state_dict(), state)
+    return Checkpoint(step, model.state_dict(), state, {"seed": 3})
 
 
 def files(folder):
@@ -44,7 +49,7 @@ def test_what_is_read_equals_what_was_written(tmp_path):
     saved = a_checkpoint(7)
     loaded = load_checkpoint(save_checkpoint(tmp_path, saved))
 
-    assert loaded.step == 7
+    assert (loaded.step, loaded.facts) == (7, {"seed": 3})
     torch.testing.assert_close(loaded.model, dict(saved.model), rtol=0, atol=0)
     assert {k: loaded.state[k] for k in ("betas", "best", "at")} == {
         k: saved.state[k] for k in ("betas", "best", "at")
