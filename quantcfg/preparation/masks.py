@@ -1,4 +1,4 @@
-"""Recognising additive attention masks, whose -inf must never meet a quantizer."""
+"""Recognising attention masks, whose -inf must never meet a quantizer, nor its inf where it is subtracted."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 CARRIERS = frozenset({
-    "add", "sub", "mul", "div", "masked_fill", "where", "cat", "stack", "maximum", "pad", "setitem",
-    "max", "min", "amax", "clamp", "index_fill", "index_copy", "index_put", "index_add", "scatter",
-    "scatter_add", "masked_scatter",
+    "add", "sub", "rsub", "mul", "div", "neg", "masked_fill", "where", "cat", "stack", "maximum", "minimum",
+    "pad", "setitem", "max", "min", "amax", "clamp", "index_fill", "index_copy", "index_put", "index_add",
+    "scatter", "scatter_add", "masked_scatter", "addcmul", "lerp", "nan_to_num", "log_softmax", "threshold",
+    "addmm", "addbmm", "baddbmm",
 })  # fmt: skip
 """Ops whose result still holds the mask of an operand; a softmax, for one, does not."""
 
@@ -23,37 +24,38 @@ ORDINARY = frozenset({
 """Ops that make no mask of what is none: looking through their results would take as long as some of them."""
 
 # Masks are written as -inf, as the dtype's minimum, as -10000 (older code), or as -100 (Swin).
+# What is subtracted is written the other way round: as inf, 1e9 or 10000.
 _SURELY_MASK = -9999.0
 _MAYBE_MASK = -20.0
-_NO_ACTIVATION = -1e30
-_WRITERS = (
-    "masked_fill",
-    "where",
-    "full",
-    "full_like",
-    "new_full",
-    "fill",
-    "setitem",
-    "index_fill",
-    "scatter",
-)
+_NO_ACTIVATION = 1e30
+_WRITERS = frozenset({
+    "masked_fill", "where", "full", "full_like", "new_full", "fill", "setitem", "index_fill", "scatter",
+    "pad", "threshold",
+})  # fmt: skip
 
 
 def has_sentinel(tensor: Tensor) -> bool:
-    """Whether an activation holds -inf, or a value that only a mask can have put there."""
-    return _lowest(tensor) <= _NO_ACTIVATION
+    """Whether an activation holds an infinity, or a value that only a mask can have put there."""
+    lowest, highest = _range(tensor)
+    return lowest <= -_NO_ACTIVATION or highest >= _NO_ACTIVATION
 
 
 def looks_like_mask(tensor: Tensor) -> bool:
-    """Whether a constant is an additive mask: hugely negative somewhere, or only 0 and one value < -20."""
-    lowest = _lowest(tensor)
-    if lowest <= _SURELY_MASK:
-        return True
-    return lowest <= _MAYBE_MASK and bool(((tensor == 0) | (tensor == lowest)).all())
+    """Whether a constant is a mask: hugely negative somewhere, or nothing but one."""
+    lowest, highest = _range(tensor)
+    return lowest <= _SURELY_MASK or highest >= _NO_ACTIVATION or is_nothing_but_mask(tensor)
+
+
+def is_nothing_but_mask(tensor: Tensor) -> bool:
+    """Whether a tensor holds only 0 and one value, below -20 or above 9999."""
+    lowest, highest = _range(tensor)
+    if lowest > _MAYBE_MASK and highest < -_SURELY_MASK:
+        return False
+    return bool(((tensor == 0) | (tensor == (lowest if lowest < 0 else highest))).all())
 
 
 def writes_mask(op: str, args: Any, kwargs: Any, *, live: bool, fixed: bool) -> bool:
-    """Whether a hugely negative scalar ends up in the result, even if nothing is masked this time.
+    """Whether a scalar of the size of a mask ends up in the result, even if nothing is masked this time.
 
     What is neither ``live`` nor ``fixed`` was made from integers and booleans: its logarithm, and its product
     with a number of the size of a mask (which may be subtracted later), are masks.
@@ -62,7 +64,12 @@ def writes_mask(op: str, args: Any, kwargs: Any, *, live: bool, fixed: bool) -> 
     if op == "log":
         return made
     if op in _WRITERS:
-        return any(number <= _SURELY_MASK for number in _numbers(args, kwargs))
+        # An activation is filled with -100 before a softmax only. Whole numbers may be sizes and indices.
+        lowest = _MAYBE_MASK if op == "masked_fill" else _SURELY_MASK
+        return any(
+            number <= lowest or (number >= -_SURELY_MASK and isinstance(number, float))
+            for number in _numbers(args, kwargs)
+        )
     if op not in ("mul", "add") or live:
         return False
     lowest = _MAYBE_MASK if made else _SURELY_MASK
@@ -87,7 +94,8 @@ def is_transformed(args: Any, kwargs: Any) -> bool:
     )
 
 
-def _lowest(tensor: Tensor) -> float:
+def _range(tensor: Tensor) -> tuple[float, float]:
     if tensor.numel() == 0 or tensor.is_meta or tensor.layout is not torch.strided or is_wrapped(tensor):
-        return 0.0
-    return float(tensor.detach().amin())
+        return 0.0, 0.0
+    lowest, highest = torch.aminmax(tensor.detach())
+    return float(lowest), float(highest)

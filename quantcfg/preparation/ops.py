@@ -96,7 +96,8 @@ OPS: dict[str, OpSpec] = {
     **dict.fromkeys(("softmax", "log_softmax", "softmin", "gumbel_softmax"), _NORM),
     **dict.fromkeys(("layer_norm", "group_norm", "batch_norm", "instance_norm", "rms_norm"), _NORM),
     **dict.fromkeys(("local_response_norm", "normalize", "cosine_similarity"), _NORM),
-    **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d", "lp_pool1d", "lp_pool2d"), _NORM),
+    **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), _NORM),
+    **dict.fromkeys(("lp_pool1d", "lp_pool2d", "lp_pool3d"), _NORM),
     **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"), _NORM),
     **dict.fromkeys(("interpolate", "upsample", "roi_align", "roi_pool"), _NORM),
     "grid_sample": OpSpec(OpKind.COMPUTE, frozenset({0, 1, "input", "grid"})),
@@ -105,6 +106,7 @@ OPS: dict[str, OpSpec] = {
     **dict.fromkeys(("relu", "relu6", "hardtanh", "clamp", "clip", "clamp_min", "clamp_max"), _CLIP),
     **dict.fromkeys(("threshold", "pad", "masked_fill"), _CLIP),
     **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d", "amax", "amin", "max", "min"), _CLIP),
+    **dict.fromkeys(("fractional_max_pool2d", "fractional_max_pool3d"), _CLIP),
     **dict.fromkeys(("max_pool1d_with_indices", "max_pool2d_with_indices"), _CLIP),
     **dict.fromkeys(("max_pool3d_with_indices", "adaptive_max_pool1d", "adaptive_max_pool2d"), _CLIP),
     **dict.fromkeys(("adaptive_max_pool3d", "topk", "sort", "median", "mode", "kthvalue"), _CLIP),
@@ -158,7 +160,7 @@ _ALIASES = {
     "concat": "cat", "concatenate": "cat", "clip": "clamp", "scaled_dot_product_attention":
     "scaled_dot_product_attention", "_max_pool1d": "max_pool1d", "_max_pool2d": "max_pool2d", "_max_pool3d":
     "max_pool3d", "boolean_dispatch": "max_pool2d", "linalg_matmul": "matmul", "constant_pad_nd": "pad",
-    "_pad": "pad",
+    "_pad": "pad", "_threshold": "threshold", "log_sigmoid": "logsigmoid",
 }  # fmt: skip
 
 # Questions about a tensor rather than computations on it.
@@ -239,7 +241,7 @@ def kind_of(op: str, spec: OpSpec, args: Any, kwargs: Any) -> OpKind:
     if op in ("interpolate", "upsample"):
         mode = kwargs.get("mode", args[3] if len(args) > 3 else "nearest")
         return OpKind.CLIP if str(mode).startswith("nearest") else spec.kind
-    if op == "masked_fill":
+    if op in ("masked_fill", "threshold"):
         filled = kwargs.get("value", args[2] if len(args) > 2 else 0.0)
         return OpKind.CLIP if not isinstance(filled, Tensor) and filled == 0 else OpKind.COMPUTE
     if op in ("pad", "scatter", "index_fill"):

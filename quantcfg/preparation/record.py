@@ -176,6 +176,7 @@ class Recorder:
             if is_float(tensor) and not hasattr(tensor, _TAG):
                 value = self._new_value(tensor, "input", name)
                 value.live = True
+                value.mask = masks.has_sentinel(tensor) or masks.is_nothing_but_mask(tensor)
                 self.recording.inputs.append(value.index)
 
     def handle(self, scope: Scope, func: Callable[..., Any], args: Any, kwargs: Any, memo: Memo) -> Any:

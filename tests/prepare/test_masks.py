@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quantcfg.preparation.prepare import prepare
@@ -80,7 +81,39 @@ MORE_WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "bounded": lambda scores, keep: torch.max(scores + (~keep) * LOWEST, torch.tensor(LOWEST)),
     "clamped": lambda scores, keep: (scores + (~keep) * LOWEST).clamp(min=LOWEST),
     "with a bias": lambda scores, keep: scores + (scores[:1] + torch.where(keep, 0.0, LOWEST)),
+    "filled with a small number": lambda scores, keep: scores.masked_fill(~keep, -100.0),
+    "the lesser": lambda scores, keep: torch.minimum(scores, torch.where(keep, torch.inf, LOWEST)),
+    "a large number subtracted": lambda scores, keep: scores - torch.where(keep, 0.0, 1e9),
+    "infinity subtracted": lambda scores, keep: scores - torch.where(keep, 0.0, torch.inf),
+    "subtracted from": lambda scores, keep: -(torch.where(keep, 0.0, 1e9) - scores),
+    "a fused product": lambda scores, keep: torch.addcmul(scores, (~keep).float(), torch.tensor(-1e9)),
+    "interpolated": lambda scores, keep: torch.lerp(scores, torch.tensor(-1e9), (~keep).float()),
+    "below a matrix product": lambda scores, keep: torch.baddbmm(
+        torch.where(keep, 0.0, -1e9).expand_as(scores), scores, torch.eye(6).expand(3, 6, 6)
+    ),
+    "made finite": lambda scores, keep: scores.masked_fill(~keep, -torch.inf).nan_to_num(neginf=-1e9),
+    "through a threshold": lambda scores, keep: F.threshold(scores * keep - 40.0 * (~keep), -30.0, -1e9),
+    "in the logarithm": lambda scores, keep: scores.masked_fill(~keep, -1e9).log_softmax(-1),
+    "padded": lambda scores, keep: F.pad(scores, (0, 1), value=-1e9)[..., :6].masked_fill(~keep, -1e9),
+    "linear biases": lambda scores, keep: _with_linear_bias(scores).masked_fill(~keep, -torch.inf),
+    "blocks": lambda scores, keep: scores.masked_fill(~(keep & _in_block(scores)), LOWEST / 2),
+    "made from lengths": lambda scores, keep: scores.masked_fill(_behind(keep), -65504.0),
+    "in another dtype": lambda scores, keep: (scores.double() + torch.where(keep, 0.0, LOWEST)).float(),
 }
+
+
+def _with_linear_bias(scores: Tensor) -> Tensor:
+    position = torch.arange(scores.shape[-1])
+    return scores - 0.25 * (position[:, None] - position).abs()
+
+
+def _in_block(scores: Tensor) -> Tensor:
+    block = torch.arange(scores.shape[-1]) // 2
+    return ((block[:, None] - block).abs() <= 1) | (block == 0)
+
+
+def _behind(keep: Tensor) -> Tensor:
+    return torch.arange(keep.shape[-1]) >= keep.sum(-1, keepdim=True)
 
 
 def _assigned(scores: Tensor, hidden: Tensor) -> Tensor:
