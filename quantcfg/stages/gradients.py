@@ -28,6 +28,11 @@ class Gradients:
         """The gradients of what ``optimizer`` trains."""
         return cls(parameter for group in optimizer.param_groups for parameter in group["params"])
 
+    def clear(self) -> None:
+        """Forget all of them, as ``zero_grad`` of an optimizer does."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
     def divide(self, divisor: float) -> None:
         """Divide all of them, in place."""
         if divisor != 1:
@@ -45,7 +50,7 @@ class Gradients:
         """Whether no value is infinite or NaN."""
         if self._are_sharded:
             return bool(self.norm().isfinite())
-        return all(check.passes() for check in self._checks)
+        return all(map(_Check.passes, self._checks))
 
 
 class _Check:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,11 +59,12 @@ class Worker:
     ddp: DistributedDataParallel | None = None
     fsdp: Any = None
 
-    def turn(self, *, is_last: bool) -> AbstractContextManager[None]:
-        """Around forward and backward of a batch: only after the last one gradients are brought together."""
+    def share_gradients(self, is_last: bool) -> None:
+        """Before a batch: only after the last one of a step gradients are brought together."""
         if self.fsdp is not None:
             self.fsdp.set_requires_gradient_sync(is_last)
-        return nullcontext() if is_last or self.ddp is None else self.ddp.no_sync()
+        if self.ddp is not None:
+            self.ddp.require_backward_grad_sync = is_last
 
 
 def make_worker(job: Job, model: nn.Module, teacher: Teacher | None) -> Worker:

@@ -20,14 +20,12 @@ class Turn:
         index, batch: the batch and its number in the epoch.
         counts: False where there is none left for this rank: it takes another one's along and adds nothing,
             so that the ranks make the same calls.
-        end: the number after the last batch of this turn on any rank.
         is_last: of its step: gradients are brought together.
     """
 
     index: int
     batch: Any
     counts: bool
-    end: int
     is_last: bool
 
 
@@ -62,5 +60,5 @@ def _turns(chunk: list[Numbered], batches: Iterator[Numbered], size: int, ranks:
         left -= len(following)
         counts = ranks.rank < len(chunk)
         index, batch = chunk[ranks.rank if counts else -1]
-        yield Turn(index, batch, counts, chunk[-1][0] + 1, is_last=not following)
+        yield Turn(index, batch, counts, is_last=not following)
         chunk = following

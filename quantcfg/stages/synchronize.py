@@ -7,8 +7,8 @@ the statistics depend on the batches of a step and not on the number of ranks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
 from quantcfg.preparation.state import fake_quants
 from quantcfg.stages.ranks import Ranks
+from quantcfg.stages.steps import Turn
 
 _CALIBRATION_ONLY = ("records.", "histogram.")
 
@@ -39,28 +40,12 @@ class Added:
     values: Tensor
 
 
-@dataclass(slots=True)
 class OneBatch:
     """What a step of one batch in one process has instead of `StepStatistics`: its loss, and no exchange."""
 
-    _losses: list[float] = field(default_factory=list, init=False)
-
-    def begin(self) -> None:
-        """Forget the step before."""
-        self._losses = []
-
-    def batch(self) -> AbstractContextManager[None]:
-        """Around the batch."""
-        return nullcontext()
-
-    def add(self, index: int, loss: float) -> None:
-        """Keep the loss."""
-        del index
-        self._losses.append(loss)
-
-    def finish(self) -> list[float]:
-        """The loss."""
-        return self._losses
+    def losses(self, turns: Iterator[Turn], backward: Callable[[Turn], float]) -> list[float]:
+        """The loss of the batch, from which ``backward`` goes backward."""
+        return [backward(turn) for turn in turns]
 
 
 @dataclass(slots=True)
@@ -75,7 +60,17 @@ class StepStatistics:
     _before: list[Tensor] = field(default_factory=list, init=False)
     _added: list[Added] = field(default_factory=list, init=False)
 
-    def begin(self) -> None:
+    def losses(self, turns: Iterator[Turn], backward: Callable[[Turn], float]) -> list[float]:
+        """Go ``backward`` from the batches of a step, and take in those of all ranks; the loss of each."""
+        self._begin()
+        for turn in turns:
+            with self._batch():
+                loss = backward(turn)
+                if turn.counts:
+                    self._added.append(Added(turn.index, loss, *self._taken()))
+        return self._finish()
+
+    def _begin(self) -> None:
         """Note the statistics before a step."""
         self._added = []
         self._quantizers = [module for module in fake_quants(self.model).values() if module.observing]
@@ -85,7 +80,7 @@ class StepStatistics:
         self._before = [tensor.clone() for tensor in self._state]
 
     @contextmanager
-    def batch(self) -> Iterator[None]:
+    def _batch(self) -> Iterator[None]:
         """Around one batch: it starts from the statistics before the step, and leaves them as they were."""
         for quantizer in self._quantizers:
             quantizer.observer.taken = []
@@ -96,11 +91,7 @@ class StepStatistics:
                 quantizer.observer.taken = None
             self._restore()
 
-    def add(self, index: int, loss: float) -> None:
-        """Keep what the batch of this number added; to be called in its block, after backward."""
-        self._added.append(Added(index, loss, *self._taken()))
-
-    def finish(self) -> list[float]:
+    def _finish(self) -> list[float]:
         """Take in the batches of all ranks; their losses, in the order of the batches."""
         everything = sorted(_exchange(self._added, self.ranks), key=lambda added: added.index)
         self._replay(everything)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from quantcfg.config.schema import QatSection
 from quantcfg.errors import RunError
 from quantcfg.preparation.hosts import FakeQuants
 from quantcfg.preparation.state import (
@@ -100,9 +101,11 @@ class Trainer:
     is_stopped: bool = False
     has_odd_buffers: bool = False
     shown: Mapping[str, float] = field(default_factory=dict)
+    section: QatSection = field(init=False)
     gradients: Gradients = field(init=False)
 
     def __post_init__(self) -> None:
+        self.section = self.job.config.qat
         self.gradients = Gradients.of(self.optimizer)
 
     @property
@@ -145,7 +148,7 @@ class Trainer:
     def _epoch(self, task: Task) -> None:
         enter_phase(self.job, self.model, self.position.epoch)
         restore = restorer(self.random if self.position.batch else None)
-        size, ranks = self.job.config.qat.accumulate, self.job.ranks
+        size, ranks = self.section.accumulate, self.job.ranks
         statistics = StepStatistics(self.model, ranks) if ranks.are_many or size > 1 else OneBatch()
         batches = self.source.batches(self.position.epoch, skip=self.position.batch, after_skip=restore)
         for turns in steps(self.source, batches, size):
@@ -166,18 +169,12 @@ class Trainer:
 
     def _step(self, task: Task, turns: Iterator[Turn], statistics: OneBatch | StepStatistics) -> int:
         """Make one optimizer step; how many batches it had."""
-        statistics.begin()
-        self.optimizer.zero_grad(set_to_none=True)
-        for turn in turns:
-            with statistics.batch():
-                loss = self._backward(turn)
-                if turn.counts:
-                    statistics.add(turn.index, loss)
-        losses = statistics.finish()
+        self.gradients.clear()
+        losses = statistics.losses(turns, self._backward)
         with self.job.ranks.alike():
-            self._require_finite(losses, turn.end - len(losses))
-            self._update(task, turn.end - 1, losses)
-        if self.position.step % self.job.config.qat.check_ranks_every == 0:
+            self._require_finite(losses)
+            self._update(task, losses)
+        if self.position.step % self.section.check_ranks_every == 0:
             self.require_agreement()
         return len(losses)
 
@@ -196,40 +193,38 @@ class Trainer:
             )
 
     def _backward(self, turn: Turn) -> float:
-        name, epoch = self.source.name, self.position.epoch
         self.job.ranks.at(self._place(turn.index))
-        with (
-            in_batch(name, turn.index),
-            _with_gradients(),
-            self.source.drawing(turn.index, epoch),
-            self.worker.turn(is_last=turn.is_last),
-        ):
+        self.worker.share_gradients(turn.is_last)
+        if not torch.is_grad_enabled():  # the model file has left them off
+            torch.set_grad_enabled(True)
+        with in_batch(self.source.name, turn.index), self.source.drawing(turn.index, self.position.epoch):
             loss = self.worker.loss(turn.batch)
             scaled = self.scaler.scaled(loss)
             (scaled if turn.counts else scaled * 0).backward()  # type: ignore[no-untyped-call]
-        return float(loss.item())
+        return loss.item()
 
-    def _require_finite(self, losses: Sequence[float], first: int) -> None:
+    def _require_finite(self, losses: Sequence[float]) -> None:
         if all(map(isfinite, losses)):
             return
-        index = first + list(map(isfinite, losses)).index(False)
+        bad = list(map(isfinite, losses)).index(False)
         hint = "look at the data of that batch, or lower the learning rate"
         if self.scaler.is_enabled:
             hint += "; float16 ends at 65504: autocast: bfloat16 does not"
-        value, where = losses[index - first], self._place(index)
-        raise RunError(f"the loss is {value} in {where}; nothing was updated", hint=hint)
+        where = self._place(self.position.batch + bad)
+        raise RunError(f"the loss is {losses[bad]} in {where}; nothing was updated", hint=hint)
 
-    def _update(self, task: Task, index: int, losses: list[float]) -> None:
-        """Make one optimizer step of the gradients of the batches up to ``index``."""
+    def _update(self, task: Task, losses: list[float]) -> None:
+        """Make one optimizer step of the gradients of the next batches, which had these ``losses``."""
         rate = self.optimizer.param_groups[0]["lr"]
-        if self._check_and_clip(index, len(losses) / self.worker.share):
+        end = self.position.batch + len(losses)
+        if self._check_and_clip(end - 1, len(losses) / self.worker.share):
             self.scaler.step(self.optimizer)
             self.schedule.after_step()
             if self.average is not None:
                 self.average.update()
         else:
             self.scaler.skip()
-        self.position = TrainPosition(self.position.epoch, index + 1, self.position.step + 1)
+        self.position = TrainPosition(self.position.epoch, end, self.position.step + 1)
         self._report(task, loss=sum(losses) / len(losses), lr=rate)
 
     def _place(self, index: int) -> str:
@@ -238,7 +233,7 @@ class Trainer:
     def _check_and_clip(self, index: int, divisor: float) -> bool:
         """Make the gradients ready for a step; False where it is to be skipped for a smaller loss scale."""
         self.scaler.unscale(self.optimizer)
-        gradients, limit = self.gradients, self.job.config.qat.grad_clip
+        gradients, limit = self.gradients, self.section.grad_clip
         gradients.divide(divisor)
         norm = gradients.norm() if limit is not None else None
         if not (gradients.are_finite() if norm is None else bool(norm.isfinite())):
@@ -278,11 +273,6 @@ def enter_phase(job: Job, model: nn.Module, epoch: int) -> None:
         freeze_batch_norm(model)
     if epoch < freeze.quantize_activations_after:
         _float_activations(model)
-
-
-def _with_gradients() -> AbstractContextManager[None]:
-    """For a block that goes backward, whatever the model file has left behind."""
-    return nullcontext() if torch.is_grad_enabled() else torch.enable_grad()
 
 
 def _float_activations(model: nn.Module) -> None:
