@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from quantcfg.config.hardware import PROFILES
 from quantcfg.config.load import Config
 from quantcfg.config.rules import Decision, RuleSet
+from quantcfg.config.suggest import counted, listing
 from quantcfg.errors import PrepareError
 from quantcfg.preparation.apply import BN_MODES, apply
 from quantcfg.preparation.assign import Assignments, assign
@@ -26,7 +27,13 @@ from quantcfg.preparation.plan import Plan, make_plan
 from quantcfg.preparation.record import Recorder, Recording, run_recorder
 from quantcfg.preparation.rules import check, default_activation, rules_from_dict
 from quantcfg.preparation.setters import Setter, apply_setters, warn_of_strangers
-from quantcfg.preparation.state import FakeQuantState, Prepared, freeze_batch_norm, set_fake_quantize
+from quantcfg.preparation.state import (
+    FakeQuantState,
+    Prepared,
+    freeze_batch_norm,
+    refuse_early_state,
+    set_fake_quantize,
+)
 from quantcfg.preparation.targets import targets_of, with_attributes
 from quantcfg.preparation.templates import with_templates
 
@@ -106,6 +113,7 @@ def prepare_qat_fx(
         _finish(copied, interceptor, _record(copied, interceptor, forward_of(example_inputs)), request)
         return copied
     interceptor.pending = Pending(request, interceptor)
+    copied.register_load_state_dict_pre_hook(refuse_early_state)  # type: ignore[no-untyped-call]
     interceptor.active = True
     return copied
 
@@ -160,22 +168,24 @@ class Pending:
         self._finish(model, copy.deepcopy(recording))
 
     def _finish(self, model: nn.Module, recording: Recording) -> None:
-        held = _held_by_optimizer(model)
         before = {id(parameter) for parameter in model.parameters()}
+        held = _held_by_optimizer(before)
         wanted = self.interceptor.deferred_state
         _finish(model, self.interceptor, recording, self.request)
-        if held and any(id(parameter) not in before for parameter in model.parameters()):
+        new = [name for name, parameter in model.named_parameters() if id(parameter) not in before]
+        if held and new:
             raise PrepareError(
-                "quantizers with parameters of their own appeared after an optimizer was made, which would "
-                "never train them",
+                f"{counted(len(new), 'parameter')} of quantizers or folded batch norms appeared after an "
+                f"optimizer was made, which would never train {'it' if len(new) == 1 else 'them'}: "
+                f"{listing(new, 4)}",
                 hint="pass example_inputs to prepare_qat_fx, or run one batch before making the optimizer",
             )
         if wanted is not None:
             set_fake_quantize(model, wanted)
 
 
-def _held_by_optimizer(model: nn.Module) -> bool:
-    own = {id(parameter) for parameter in model.parameters()}
+def _held_by_optimizer(own: Set[int]) -> bool:
+    """Whether an optimizer holds a parameter of these identities."""
     for candidate in gc.get_objects():
         if issubclass(type(candidate), torch.optim.Optimizer):  # isinstance would ask lazy proxies
             groups = getattr(candidate, "param_groups", ())

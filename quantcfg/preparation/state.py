@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -53,16 +53,32 @@ def prepared(model: nn.Module) -> Prepared:
     """What `prepare` left on a model.
 
     Raises:
-        PrepareError: the model is not a prepared one.
+        PrepareError: the model is not a prepared one, or waits for its first forward.
     """
     found = _find(model)
-    if found is None or found.prepared is None:
+    if found is None:
         raise PrepareError(
             f"this {type(model).__name__} is not a prepared model",
             hint="make one with quantcfg.prepare(model, config, example_inputs=...)",
         )
+    if found.prepared is None:
+        raise _not_yet(model)
     result: Prepared = found.prepared
     return result
+
+
+def _not_yet(model: nn.Module) -> PrepareError:
+    return PrepareError(
+        f"this {type(model).__name__} has no quantizers before its first forward",
+        hint="run one batch through it, or pass example_inputs to prepare_qat_fx",
+    )
+
+
+def refuse_early_state(model: nn.Module, state: Mapping[str, Any], *_: Any) -> None:
+    """Before ``load_state_dict``: say what is missing where quantizers are loaded that are not there yet."""
+    found = _find(model)
+    if found is not None and found.pending is not None and any(map(_is_quantizer_key, state)):
+        raise _not_yet(model)
 
 
 def _find(model: nn.Module) -> Interceptor | None:

@@ -241,19 +241,40 @@ def calibrating_first(model: nn.Module) -> Any:
     return calibrating(model)
 
 
-def test_parameters_that_come_after_the_optimizer_are_an_error() -> None:
-    lsq = get_default_qconfig("lsq", "lsq")
-    model = prepare_qat_fx(ResNet(), {"": lsq})
+@pytest.mark.parametrize(
+    ("kind", "count", "first"),
+    [("lsq", 22, "stem.0.fake_quants.input_0.scale"), ("fake_quant", 5, "blocks.0.conv1.bias")],
+)
+def test_parameters_that_come_after_the_optimizer_are_an_error(kind: str, count: int, first: str) -> None:
+    model = prepare_qat_fx(ResNet(), {"": get_default_qconfig(kind, kind)})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
     with pytest.raises(PrepareError) as caught:
         model(torch.randn(2, 3, 8, 8))
 
-    assert caught.value.message == (
-        "quantizers with parameters of their own appeared after an optimizer was made, which would never "
-        "train them"
+    assert caught.value.message.startswith(
+        f"{count} parameters of quantizers or folded batch norms appeared after an optimizer was made, which "
+        f"would never train them: {first}, "
     )
     del optimizer
+
+
+def test_what_needs_quantizers_says_so_before_the_first_forward() -> None:
+    calib, early = (prepare_qat_fx(ResNet().eval(), {"": INT8}) for _ in range(2))
+    with calibrating_first(calib):
+        calib(torch.randn(2, 3, 8, 8))
+
+    for needs in (plan_of, lambda model: calibrating(model).__enter__()):
+        with pytest.raises(PrepareError) as caught:
+            needs(early)
+        assert caught.value.message == "this ResNet has no quantizers before its first forward"
+    with pytest.raises(PrepareError) as caught:
+        early.load_state_dict(calib.state_dict())
+    assert caught.value.hint == "run one batch through it, or pass example_inputs to prepare_qat_fx"
+
+    early.load_state_dict(ResNet().state_dict())
+    early.train()(torch.randn(2, 3, 8, 8))
+    early.load_state_dict(calib.state_dict())
 
 
 def test_states_can_be_set_before_the_first_forward() -> None:
