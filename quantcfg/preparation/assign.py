@@ -7,7 +7,7 @@ accident.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -300,18 +300,10 @@ class _Assigner:
 
     def _moved_from(self, value: int) -> int:
         """The value that one is a view of, or may be."""
-        return self._followed(value, lambda site: site.kind is OpKind.MOVE)
+        return self.recording.followed(value, lambda site: site.kind is OpKind.MOVE)
 
     def _root(self, value: int) -> int:
-        return self._followed(value, lambda site: site.index in self.transparent)
-
-    def _followed(self, value: int, through: Callable[[Site], bool]) -> int:
-        """The value that ``value`` goes back to, by the first operand of the sites it comes ``through``."""
-        producer = self.recording.producer(value)
-        while producer is not None and through(producer) and producer.data:
-            value = producer.data[0].value
-            producer = self.recording.producer(value)
-        return value
+        return self.recording.followed(value, lambda site: site.index in self.transparent)
 
     def _grid(self, value: int) -> bool:
         """Whether a value is on a grid, made there or brought there by a quantizer on the way."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -144,12 +144,14 @@ def make_plan(
         for row, dtypes in zip(assignments.rows, dtypes_of(assignments), strict=True)
     )
     leaves = [path for path, module in model.named_modules() if path and _is_leaf(path, module)]
+    # The weights of some are handed to a function: their own forward never runs, but they do.
+    read = {value.name.rpartition(".")[0] for value in recording.values if value.kind == "parameter"}
     return Plan(
         stage=stage,
         model_class=type(model).__name__,
         rows=rows,
-        coverage=_coverage(model, rows, assignments),
-        never_run=tuple(path for path in leaves if path not in recording.calls),
+        coverage=_coverage(model, recording, rows, assignments),
+        never_run=tuple(path for path in leaves if path not in recording.calls and path not in read),
         called_often=tuple((path, n) for path, n in recording.calls.items() if n > 1 and path in set(leaves)),
         unfused=unfused_in(recording, assignments),
         adjustments=tuple(adjustments),
@@ -219,17 +221,18 @@ def _size(shape: tuple[int, ...]) -> int:
     return result
 
 
-def _coverage(model: nn.Module, rows: Sequence[OpRow], assignments: Assignments) -> Coverage:
-    """Count ops that compute, and each weight once however often its module runs."""
+def _coverage(
+    model: nn.Module, recording: Recording, rows: Sequence[OpRow], assignments: Assignments
+) -> Coverage:
+    """Count ops that compute, and each weight once however often it is read."""
     pairs = zip(rows, assignments.rows, strict=True)
     computing = [row for row, item in pairs if item.site.kind not in _NOT_COMPUTING and not item.constant]
-    weighted = {row.owner: row for row in rows if row.weight is not None}
-    quantized_params = sum(row.params for row in weighted.values())
-    weight_bits = sum(row.params * _bits(row.weight) for row in weighted.values())
+    weights = list(_quantized_weights(recording, assignments))
+    weight_bits = sum(size * bits for size, bits in weights)
     params = sum(
         parameter.numel() for name, parameter in model.named_parameters() if "fake_quants" not in name
     )
-    quantized_params = min(quantized_params, params)
+    quantized_params = min(sum(size for size, _ in weights), params)
     total_bits = weight_bits + (params - quantized_params) * FLOAT_BITS
     quantized = ("quantized", "fused")
     return Coverage(
@@ -245,5 +248,16 @@ def _coverage(model: nn.Module, rows: Sequence[OpRow], assignments: Assignments)
     )
 
 
-def _bits(weight: TensorPlan | None) -> int:
-    return as_dtype(weight.dtype).num_bits if weight else FLOAT_BITS
+def _quantized_weights(recording: Recording, assignments: Assignments) -> Iterator[tuple[int, int]]:
+    """The size and the bits of each quantized weight; several ops may read it, or a part of it each."""
+    parts: dict[int, dict[int, int]] = {}
+    bits: dict[int, int] = {}
+    for row in assignments.rows:
+        if row.weight is None:
+            continue
+        for operand in row.site.weights:
+            whole = recording.followed(operand.value, lambda site: site.kind is OpKind.MOVE)
+            parts.setdefault(whole, {})[operand.value] = _size(recording.values[operand.value].shape)
+            bits.setdefault(whole, as_dtype(row.weight.dtype).num_bits)
+    for whole, sizes in parts.items():
+        yield min(sum(sizes.values()), _size(recording.values[whole].shape)), bits[whole]

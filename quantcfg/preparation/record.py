@@ -24,7 +24,7 @@ from quantcfg.preparation.intercept import Memo, Scope
 from quantcfg.preparation.names import name_sites, named_inputs
 from quantcfg.preparation.ops import OpKind, OpSpec
 from quantcfg.preparation.places import Places, called_from
-from quantcfg.preparation.seeing import is_float, is_sparse, memory_of, tensors_in, twins_of, uncompiled
+from quantcfg.preparation.seeing import hides_floats, is_float, memory_of, tensors_in, twins_of, uncompiled
 from quantcfg.preparation.stubs import DeQuantStub, QuantStub
 
 Slot = tuple[int | str, ...]
@@ -124,6 +124,14 @@ class Recording:
         index = self.values[value].producer
         return None if index is None else self.sites[index]
 
+    def followed(self, value: int, through: Callable[[Site], bool]) -> int:
+        """The value that ``value`` goes back to, by the first operand of the sites it comes ``through``."""
+        producer = self.producer(value)
+        while producer is not None and through(producer) and producer.data:
+            value = producer.data[0].value
+            producer = self.producer(value)
+        return value
+
 
 @dataclass(frozen=True, slots=True)
 class _Call:
@@ -202,7 +210,7 @@ class Recorder:
             self.recording.own_batch_norms.add(site.index)
         if inplace or kwargs.get("out") is made:
             self._written.setdefault(memory_of(outputs[0]), []).append(site.outputs[0])
-        if not operands and any(is_sparse(leaf) for leaf in pytree.tree_leaves(args)):
+        if not operands and any(map(hides_floats, pytree.tree_leaves(args))):
             for index in site.outputs:
                 self.recording.values[index].live = True
         self._mark_masks(site, operands, outputs, call)

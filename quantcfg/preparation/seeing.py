@@ -29,9 +29,9 @@ def is_float(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.layout is torch.strided
 
 
-def is_sparse(leaf: Any) -> bool:
-    """Whether a tensor has no dense memory, nested ones among them: no quantizer takes it."""
-    return isinstance(leaf, Tensor) and leaf.layout is not torch.strided
+def hides_floats(leaf: Any) -> bool:
+    """Whether a tensor is sparse, nested or complex: made of activations, maybe, but not recorded as one."""
+    return isinstance(leaf, Tensor) and (leaf.layout is not torch.strided or leaf.is_complex())
 
 
 def twins_of(tensor: Tensor, others: Iterable[Tensor | None]) -> Iterator[Tensor]:

@@ -13,7 +13,7 @@ from rich.text import Text
 from quantcfg.config.suggest import counted, listing
 from quantcfg.preparation.plan import OpRow, Plan, TensorPlan
 from quantcfg.render.names import summarize
-from quantcfg.render.tables import add_numbers, cell, new_table, print_facts, print_line, print_table
+from quantcfg.render.tables import add_numbers, cell, new_table, print_beside, print_facts, print_table
 from quantcfg.render.text import percent
 
 _KIB = 1024
@@ -51,11 +51,10 @@ def print_plan(console: Console, plan: Plan, header: Header, *, expand: bool) ->
     notes: _Notes | None = {} if console.width < _WIDE else None
     print_table(console, _expanded(plan.rows, notes) if expand else _grouped(plan.rows, notes))
     console.print()
-    for text, number in (notes or {}).items():
-        print_line(console, f"{number:>2}  {text}")
     if notes:
+        print_beside(console, [(f"{number:>2}", text) for text, number in notes.items()], width=3)
         console.print()
-    print_facts(console, _summary(plan), width=_NAMES)
+    print_beside(console, _summary(plan), width=_NAMES)
 
 
 def _heading(plan: Plan, header: Header) -> list[tuple[str, str]]:
@@ -162,12 +161,22 @@ def _summary(plan: Plan) -> list[tuple[str, str]]:
     if plan.never_run:
         lines.append(("never run", summarize(plan.never_run)))
     if plan.called_often:
-        shared = ", ".join(f"{name} ({calls} calls)" for name, calls in plan.called_often)
-        lines.append(("shared", shared))
+        lines.append(("shared", _shared(plan.called_often)))
     lines += [("not fused", f"{pair.first} + {pair.second}: {pair.reason}") for pair in plan.unfused[:_MOST]]
     if len(plan.unfused) > _MOST:
         lines.append(("", f"and {len(plan.unfused) - _MOST} more pairs; --format json has them all"))
     return lines + _adjusted(plan)
+
+
+def _shared(called_often: Sequence[tuple[str, int]]) -> str:
+    """Modules that are called as often as each other, together."""
+    groups: dict[int, list[str]] = {}
+    for name, calls in called_often:
+        groups.setdefault(calls, []).append(name)
+    return ", ".join(
+        f"{summarize(names)} ({calls} calls{' each' if len(names) > 1 else ''})"
+        for calls, names in groups.items()
+    )
 
 
 def _adjusted(plan: Plan) -> list[tuple[str, str]]:

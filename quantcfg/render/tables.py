@@ -54,3 +54,12 @@ def print_facts(console: Console, facts: Iterable[tuple[str, str]], *, width: in
     """Print a line for each fact, its name in a column of ``width``."""
     for name, text in facts:
         print_line(console, f"{name:<{width}} {text}")
+
+
+def print_beside(console: Console, texts: Iterable[tuple[str, str]], *, width: int) -> None:
+    """Print texts beside their names; on a terminal what is too long goes on below where it began."""
+    for name, text in texts:
+        whole, room = cell(text), max(console.width - width - 1, 1)
+        for number, line in enumerate(whole.wrap(console, room) if console.is_terminal else [whole]):
+            line.rstrip()
+            console.print(Text.assemble(f"{'' if number else name:<{width}} ", line), soft_wrap=True)

@@ -153,3 +153,39 @@ def _case(name: str) -> tuple[Any, ...]:
     torch.manual_seed(0)
     make, inputs = CASES[name]
     return make(), *inputs()
+
+
+class ByHand(nn.Module):
+    """Weights that no call of their module brings: of two layers, one tied and turned, one in parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.first = nn.Embedding(5, 8), nn.Linear(8, 8)
+        self.both = nn.Parameter(torch.randn(16, 8))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        y = F.linear(self.words(ids), self.first.weight, self.first.bias)
+        query, key = (F.linear(y, part) for part in self.both.chunk(2))
+        return (query * key) @ self.words.weight.t()
+
+
+def test_each_weight_is_counted_once_whoever_reads_it_and_in_how_many_parts() -> None:
+    plan = plan_for(ByHand(), torch.arange(4))
+
+    assert plan.coverage.quantized_params == 5 * 8 + 8 * 8 + 16 * 8
+    assert plan.coverage.size_bytes == plan.coverage.quantized_params + 4 * 8  # and the bias in float
+
+
+def test_a_module_whose_weight_is_read_does_run() -> None:
+    assert plan_for(ByHand(), torch.arange(4)).never_run == ()
+
+
+class Spectrum(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.fft(x).abs() * x
+
+
+def test_what_comes_back_from_complex_numbers_is_no_constant() -> None:
+    rows = {row.name: (row.role, row.inputs) for row in plan_for(Spectrum(), torch.randn(2, 4)).rows}
+
+    assert rows == {"abs_0": ("quantized", ()), "mul_0": ("quantized", ("x: qint8",))}
