@@ -17,7 +17,8 @@ from torch import nn
 
 from quantcfg.config.rules import RuleSet
 from quantcfg.preparation.intercept import Interceptor, install
-from quantcfg.preparation.record import Recorder, Recording, run_recorder
+from quantcfg.preparation.record import Recording
+from quantcfg.preparation.recorder import Recorder, run_recorder
 from quantcfg.preparation.rules import rules_from_dict
 from quantcfg.preparation.targets import targets_of
 from quantcfg.qconfig import get_default_qconfig

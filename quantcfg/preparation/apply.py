@@ -91,7 +91,7 @@ class _Builder:
             host, module, axis = self.modules[gemm.path], self.modules[norm.path], _output_axis(gemm)
             if self.bn == "fold":
                 fold_batch_norm(host, module, axis=axis)
-                leave_out(self.modules, norm.path)
+                leave_out(module)
                 self.applied.folded[norm.index] = f"folded into {gemm.name}"
                 continue
             if chain.end == norm.index:

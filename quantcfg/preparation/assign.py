@@ -275,7 +275,8 @@ class _Assigner:
         for length in value.shape:
             size *= length
         exempt = value.mask or operand.value in self.statistic or _is_divisor(row.site, operand)
-        return exempt or size <= 1 or row.decision.spec is None
+        nothing = size == 0 and not value.live  # a cache that is filled later, and not from here
+        return exempt or nothing or size == 1 or row.decision.spec is None
 
     def _ensure_on_grid(self, site: Site, operand: Operand, wanted: FakeQuantSpec) -> None:
         consumer, slot, value = site, operand.slot, operand.value

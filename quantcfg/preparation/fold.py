@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quantcfg.preparation.intercept import ScopedForward
+from quantcfg.preparation.intercept import ScopedForward, Substitute
 from quantcfg.preparation.ops import OpKind
 
 if TYPE_CHECKING:
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 _GEMMS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
 )  # fmt: skip
+_CALLS = (
+    F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear,
+)  # fmt: skip
+_PLACES = {"input": 0, "weight": 1, "bias": 2}
+_FORWARDS = frozenset(kind.forward for kind in _GEMMS)
+_AFFINE = ("weight", "bias")
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _AT_A_TIME = 1 << 18  # elements of a weight
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _SIGNATURE = inspect.signature(F.batch_norm)
@@ -39,6 +46,28 @@ def is_own_batch_norm(module: nn.Module, func: Any, args: Any, kwargs: Any) -> b
         and module.running_mean is not None
         and all(given.arguments[name] is getattr(module, name) for name in names)
         and (given.arguments["training"], given.arguments["eps"]) == (False, module.eps)
+    )
+
+
+def is_own_layer(module: nn.Module, args: Any, kwargs: Any) -> bool:
+    """Whether a call of a convolution or ``F.linear`` takes weight and bias of the layer ``module``."""
+    if not isinstance(module, _GEMMS):
+        return False
+    return all(
+        _argument(args, kwargs, _PLACES[name], name) is getattr(module, name) for name in ("weight", "bias")
+    )
+
+
+def _argument(args: Any, kwargs: Any, position: int, name: str) -> Any:
+    return args[position] if len(args) > position else kwargs.get(name)
+
+
+def normalizes(module: nn.Module) -> bool:
+    """Whether a module is a batch norm with running statistics, and was not folded into what precedes it."""
+    return (
+        isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and module.running_mean is not None
+        and "running_mean" not in module._non_persistent_buffers_set
     )
 
 
@@ -79,29 +108,61 @@ def _obstacle(recording: Recording, modules: Mapping[str, nn.Module], gemm: Site
     weight = recording.values[gemm.weights[0].value]
     if weight.kind != "parameter" or weight.name != f"{gemm.path}.weight":
         return f"the weight of {gemm.name} is not a parameter of its own"
-    if len(weight.consumers) > 1:
-        return f"the weight of {gemm.name} is used {len(weight.consumers)} times"
     if not isinstance(modules[gemm.path], _GEMMS):
         return f"{gemm.path or 'the model'} is no layer of torch"
-    return ""
+    if gemm.index not in recording.own_layers:
+        return f"{gemm.name} adds another bias than its own"
+    held = (recording.values[o.value] for o in (*gemm.weights, *gemm.others, *norm.others))
+    used = ((value.name, len(value.consumers)) for value in held if value.fixed)
+    return next((f"{name} is used {count} times" for name, count in used if count > 1), "")
 
 
-def leave_out(modules: Mapping[str, nn.Module], path: str) -> None:
-    """Take a batch norm that was folded out of the model: torch's own, or what is one in a subclass.
+class WithBias(Substitute):
+    """Adds the bias that folding made in the call of a layer whose own forward hands over none."""
 
-    A subclass keeps its place and its forward, which may do more, an activation say; without statistics and
-    affine, as torch has them too, and without the call of ``F.batch_norm``.
+    def call(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
+        """Put the bias in its place."""
+        if func in _CALLS and _argument(args, kwargs, 1, "weight") is self.module.weight:
+            given = (_argument(args, kwargs, 0, "input"), self.module.weight, self.module.folded_bias)
+            return func, (*given, *args[3:]), {k: v for k, v in kwargs.items() if k not in _PLACES}
+        return func, args, kwargs
+
+
+class WithoutBatchNorm(Substitute):
+    """Hands on what a batch norm is given whose statistics went into the layer before it."""
+
+    def call(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
+        """Compute nothing in place of the batch norm."""
+        if func is F.batch_norm and _argument(args, kwargs, 1, "running_mean") is self.module.running_mean:
+            return _unchanged, (_argument(args, kwargs, 0, "input"),), {}
+        return func, args, kwargs
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x
+
+
+class FoldedBatchNorm(nn.Identity):
+    """What was a batch norm of torch, with its hooks and attributes; another layer has its statistics."""
+
+
+def leave_out(norm: nn.Module) -> None:
+    """Let a batch norm that was folded pass on what it is given.
+
+    A subclass keeps its class and its forward, which may do more, an activation say, without the call of
+    ``F.batch_norm``. What it could still look at, its statistics and affine, stays where it was, as constants
+    that no state dict and no optimizer has.
     """
-    norm = modules[path]
-    if type(norm) in _NORMS:
-        parent, _, name = path.rpartition(".")
-        modules[parent]._modules[name] = nn.Identity()
-        return
-    norm._parameters.update(dict.fromkeys(("weight", "bias")))
-    norm._buffers.update(dict.fromkeys(("running_mean", "running_var")))
+    for name in (*_AFFINE, *_STATISTICS):
+        tensor = norm._parameters.pop(name, None) if name in _AFFINE else norm._buffers.pop(name, None)
+        norm.register_buffer(name, None if tensor is None else tensor.detach(), persistent=False)
     forward = norm.__dict__["forward"]
     assert isinstance(forward, ScopedForward)
-    forward.folded = True
+    if type(norm) in _NORMS and forward.original is None:
+        norm.__class__ = FoldedBatchNorm
+        del norm.__dict__["forward"]
+    else:
+        forward.substitute = WithoutBatchNorm
 
 
 @torch.no_grad()
@@ -150,10 +211,24 @@ def fold_into_bias(host: Any, norm: Any) -> None:
 def _change_bias(host: Any, factor: Tensor, shift: Tensor) -> None:
     bias = torch.zeros_like(shift) if host.bias is None else host.bias.double()
     new_bias = (bias * factor + shift).to(host.weight.dtype)
-    if host.bias is None:
-        host.bias = nn.Parameter(new_bias, requires_grad=host.weight.requires_grad)
-    else:
+    if host.bias is not None:
         host.bias.data = new_bias
+        return
+    made = nn.Parameter(new_bias, requires_grad=host.weight.requires_grad)
+    if _hands_over_its_bias(host):
+        host.bias = made
+    else:
+        host.folded_bias = made
+        host.__dict__["forward"].substitute = WithBias
+
+
+def _hands_over_its_bias(host: nn.Module) -> bool:
+    """Whether the forward of a layer without bias is torch's, which would take one; another may not look."""
+    kind, forward = type(host), host.__dict__.get("forward")
+    if isinstance(forward, ScopedForward) and forward.original is not None:
+        return False
+    own = getattr(kind, "_conv_forward", None) in (None, *(getattr(k, "_conv_forward", None) for k in _GEMMS))
+    return own and kind.forward in _FORWARDS
 
 
 def _affine(norm: Any) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 
@@ -23,10 +23,17 @@ class FakeQuants(nn.ModuleDict):
     before the first step; it quantizes once something is loaded.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, interceptor: Interceptor) -> None:
         super().__init__()
+        self.interceptor = interceptor
         self.qat = False
         self.frozen = False
+        self.register_load_state_dict_post_hook(_follow_mode)  # type: ignore[no-untyped-call]
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+        """Yield names and modules; none to a forward that asks a module what it, or its parameters, are."""
+        if not self.interceptor.position.depth:
+            yield from super().named_modules(*args, **kwargs)
         self.register_load_state_dict_post_hook(_follow_mode)  # type: ignore[no-untyped-call]
 
     @property
@@ -100,7 +107,7 @@ def container_of(host: nn.Module, interceptor: Interceptor) -> FakeQuants:
     if attribute not in host._modules:
         if host._modules:
             host.__dict__["named_children"] = OwnChildren(host, interceptor)
-        nn.Module.__setattr__(host, attribute, FakeQuants().train(host.training))
+        nn.Module.__setattr__(host, attribute, FakeQuants(interceptor).train(host.training))
     container = host._modules[attribute]
     assert isinstance(container, FakeQuants)
     return container

@@ -8,13 +8,13 @@ traced, and nothing is global: two prepared models do not know of each other.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import threading
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -44,7 +44,7 @@ class Handler(Protocol):
         """Whatever the handler wants to find on the scope of this call."""
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A forward starts at its outermost module."""
+        """A forward starts at its outermost module, which need not be the model."""
 
     def handle(self, scope: Scope, func: Callable[..., Any], args: Any, kwargs: Any, memo: Memo) -> Any:
         """Run one torch function in place of the caller."""
@@ -88,6 +88,14 @@ class Interceptor:
         self.pending: Any = None  # a preparation that waits for the first forward
         self.deferred_state: Any = None  # the state to set after it
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Interceptor:
+        """Another for a copy; the same one in a forward: what that copies of itself is a part of it."""
+        if self.position.depth:
+            return self
+        copied = memo[id(self)] = Interceptor()
+        copied.__dict__.update((name, copy.deepcopy(value, memo)) for name, value in vars(self).items())
+        return copied
+
     @property
     def position(self) -> Position:
         """Where this thread is in the forward."""
@@ -109,24 +117,27 @@ class _Mode(TorchFunctionMode):
         return self.handler.handle(scope, func, args, kwargs or {}, self.position.memo)
 
 
-class _WithoutBatchNorm(TorchFunctionMode):
-    """Hands on what a batch norm is given whose statistics went into the layer before it.
+class Substitute(TorchFunctionMode):
+    """Calls something else in place of one torch function that the forward of a folded module calls."""
 
-    One inside the same module that has statistics runs as it is.
-    """
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.module = module
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.batch_norm and (args[1] if len(args) > 1 else kwargs["running_mean"]) is None:
-            return args[0] if args else kwargs["input"]
+        func, args, kwargs = self.call(func, args, kwargs or {})
         return func(*args, **kwargs)
+
+    def call(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
+        """The function, and the arguments to call it with."""
+        raise NotImplementedError
 
 
 class ScopedForward:
     """The ``forward`` of one instance: the original one, run inside its scope.
 
     It copies, pickles and moves with its module, and answers ``inspect.signature`` as the original does.
-    ``folded`` leaves out the batch norm that the forward calls, in every state.
+    ``substitute`` is a mode that the forward of a folded module runs under, in every state.
     """
 
     def __init__(self, module: nn.Module, path: str, interceptor: Interceptor) -> None:
@@ -134,7 +145,7 @@ class ScopedForward:
         self.path = path
         self.interceptor = interceptor
         self.original: Callable[..., Any] | None = module.__dict__.get("forward")
-        self.folded = False
+        self.substitute: type[Substitute] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the original forward; where quantization is on, inside its scope."""
@@ -168,9 +179,9 @@ class ScopedForward:
             position.reset()
 
     def _inner(self, *args: Any, **kwargs: Any) -> Any:
-        if not self.folded:
+        if self.substitute is None:
             return self._unchanged(*args, **kwargs)
-        with _WithoutBatchNorm():
+        with self.substitute(self.module):
             return self._unchanged(*args, **kwargs)
 
     def _unchanged(self, *args: Any, **kwargs: Any) -> Any:

@@ -68,4 +68,4 @@ def _take_away(norm: Site, modules: dict[str, nn.Module], runner: Runner, action
     behind = runner.action_at(norm)
     if behind is not None and behind.output is not None:
         action.output, behind.output = behind.output, None
-    leave_out(modules, norm.path)
+    leave_out(modules[norm.path])

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from quantcfg.preparation.ops import OpKind
+from quantcfg.preparation.seeing import reachable
 
 if TYPE_CHECKING:
     from quantcfg.preparation.record import Site
@@ -57,6 +57,5 @@ def named_inputs(module: nn.Module, args: Any, kwargs: Any) -> Iterator[tuple[st
         bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
     except (TypeError, ValueError):
         bound = {**{str(i): arg for i, arg in enumerate(args)}, **kwargs}
-    for path, leaf in pytree.tree_flatten_with_path(dict(bound))[0]:
-        names = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in path]
+    for names, leaf in reachable(dict(bound)):
         yield ".".join(names), leaf

@@ -146,6 +146,7 @@ OPS: dict[str, OpSpec] = {
     **dict.fromkeys(("new_full", "new_empty", "new_tensor", "rand", "randn", "rand_like"), _CREATE),
     **dict.fromkeys(("randn_like", "scalar_tensor", "as_tensor", "from_numpy", "one_hot"), _CREATE),
     **dict.fromkeys(("bernoulli", "normal", "multinomial", "randint", "randperm", "logspace"), _CREATE),
+    **dict.fromkeys(("uniform", "exponential", "asarray", "frombuffer", "from_dlpack"), _CREATE),
 }  # fmt: skip
 
 UNKNOWN = OpSpec(OpKind.FLOAT)
@@ -174,6 +175,17 @@ METADATA = frozenset({
     "is_coalesced", "float_scalar", "array", "contains", "iter", "reduce_ex", "deepcopy", "setstate",
     "dlpack", "is_shared", "pin_memory",
 })  # fmt: skip
+
+TO_ARRAYS = frozenset({"numpy", "array", "tolist", "dlpack"})
+"""Questions whose answers may be computed with where nobody sees it."""
+
+FROM_ARRAYS = frozenset({
+    "tensor", "as_tensor", "new_tensor", "from_numpy", "asarray", "frombuffer", "from_dlpack",
+})  # fmt: skip
+"""Ops that make a tensor from what such a computation leaves."""
+
+RANDOM = frozenset({"rand", "randn", "rand_like", "randn_like", "normal", "uniform", "exponential"})
+"""Ops that make other values each time: activations, as an input of the model is."""
 
 DIFFERENTIATING = frozenset({"grad", "backward"})
 """``torch.autograd.grad`` and ``backward`` inside a forward."""

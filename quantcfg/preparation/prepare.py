@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,12 +18,15 @@ from quantcfg.config.suggest import counted, listing
 from quantcfg.errors import PrepareError
 from quantcfg.preparation.apply import BN_MODES, apply
 from quantcfg.preparation.assign import Assignments, assign
+from quantcfg.preparation.copying import copy_of
 from quantcfg.preparation.fold import fold_obstacles
 from quantcfg.preparation.hardware import Adjustment, Target, fitted, fitting_spec
 from quantcfg.preparation.intercept import Interceptor, install, interceptors_of, uninstall
 from quantcfg.preparation.outcomes import check_outcomes
+from quantcfg.preparation.owned import parameters_of
 from quantcfg.preparation.plan import Plan, make_plan
-from quantcfg.preparation.record import Recorder, Recording, run_recorder
+from quantcfg.preparation.record import Recording
+from quantcfg.preparation.recorder import Recorder, run_recorder
 from quantcfg.preparation.rules import check, default_activation, rules_from_dict
 from quantcfg.preparation.setters import Setter, apply_setters, warn_of_strangers
 from quantcfg.preparation.state import (
@@ -72,7 +74,6 @@ def prepare(
         PrepareError: the model cannot be copied, or is prepared already.
     """
     request = _request(config, stage, bn, templates)
-    copied = _copy(model)
     if forward is None:
         if example_inputs is None:
             raise PrepareError(
@@ -80,9 +81,7 @@ def prepare(
                 hint="pass one batch: prepare(model, config, example_inputs=(images,))",
             )
         forward = forward_of(example_inputs)
-    interceptor = _instrument(copied)
-    _finish(copied, interceptor, _record(copied, interceptor, forward), request)
-    return copied
+    return _prepared(model, forward, request)
 
 
 def prepare_qat_fx(
@@ -107,14 +106,24 @@ def prepare_qat_fx(
     """
     setters = qconfig_setter if isinstance(qconfig_setter, Sequence) else (qconfig_setter,)
     request = replace(_request(qconfig_dict or {}, "qat", bn, None), setters=tuple(setters))
-    copied = _copy(model)
-    interceptor = _instrument(copied)
     if example_inputs is not None:
-        _finish(copied, interceptor, _record(copied, interceptor, forward_of(example_inputs)), request)
-        return copied
+        return _prepared(model, forward_of(example_inputs), request)
+    _refuse_unready(model)
+    copied = copy_of(model)
+    interceptor = _instrument(copied)
     interceptor.pending = Pending(request, interceptor)
     copied.register_load_state_dict_pre_hook(refuse_early_state)  # type: ignore[no-untyped-call]
     interceptor.active = True
+    return copied
+
+
+def _prepared(model: nn.Module, forward: Forward, request: Request) -> nn.Module:
+    _refuse_unready(model)
+    example = copy_of(model)
+    ran = parameters_of(example)
+    recording = _record(example, forward)
+    copied = copy_of(model, _unchanged(model, ran, recording))
+    _finish(copied, _instrument(copied), recording, request)
     return copied
 
 
@@ -159,7 +168,9 @@ class Pending:
         """Record this forward, then build the quantizers."""
         self.interceptor.pending = None
         self.interceptor.active = False
-        recording = _record(model, self.interceptor, lambda m: m(*args, **kwargs))
+        uninstall(model)
+        recording = _record(copy_of(model), lambda m: m(*args, **kwargs))
+        _install(model, self.interceptor)
         self._finish(model, recording)
 
     def finish_like(self, model: nn.Module, recording: Recording) -> None:
@@ -203,22 +214,6 @@ def forward_of(example_inputs: Any) -> Forward:
     return lambda model: model(example_inputs)
 
 
-def _copy(model: nn.Module) -> nn.Module:
-    _refuse_unready(model)
-    memo = _derived_tensors(model)
-    try:
-        with torch.no_grad():  # TorchScript copies its parameters by an op, which otherwise leaves no leaves
-            copied = copy.deepcopy(model, memo)
-    except Exception as error:  # whatever a user's module raises while it is copied
-        raise PrepareError(
-            f"the model cannot be copied: {error}",
-            hint="modules must not keep tensors that need gradients, open files or locks as attributes",
-        ) from error
-    for old, new in zip(model.parameters(), copied.parameters(), strict=True):
-        new.requires_grad_(old.requires_grad)
-    return copied
-
-
 def _refuse_unready(model: nn.Module) -> None:
     kind = type(model).__name__
     if interceptors_of(model):
@@ -238,32 +233,24 @@ def _refuse_unready(model: nn.Module) -> None:
         )
 
 
-def _derived_tensors(model: nn.Module) -> dict[int, Any]:
-    """Copies, for ``deepcopy``'s memo, of the attributes that are computed from parameters.
-
-    ``torch.nn.utils.weight_norm`` and pruning leave one behind, compute it anew before each forward, and no
-    such tensor lets itself be copied.
-    """
-    attributes = (value for module in model.modules() for value in vars(module).values())
-    return {id(t): t.detach().clone() for t in attributes if isinstance(t, Tensor) and not t.is_leaf}
-
-
 def _instrument(model: nn.Module) -> Interceptor:
     interceptor = Interceptor()
-    install(((path, module) for path, module in model.named_modules() if _is_plain(module)), interceptor)
+    _install(model, interceptor)
     return interceptor
+
+
+def _install(model: nn.Module, interceptor: Interceptor) -> None:
+    install(((path, module) for path, module in model.named_modules() if _is_plain(module)), interceptor)
 
 
 def _is_plain(module: nn.Module) -> bool:
     return not isinstance(module, torch.jit.ScriptModule)
 
 
-def _record(model: nn.Module, interceptor: Interceptor, forward: Forward) -> Recording:
-    try:
-        recording = _recorded(model, interceptor, forward)
-    except BaseException:
-        uninstall(model)
-        raise
+def _record(model: nn.Module, forward: Forward) -> Recording:
+    """Record a model that nobody needs afterwards: what a forward leaves behind in it is not undone."""
+    interceptor = _instrument(model)
+    recording = _recorded(model, interceptor, forward)
     recording.unfoldable = fold_obstacles(recording, dict(model.named_modules()))
     return recording
 
@@ -285,29 +272,20 @@ def _recorded(model: nn.Module, interceptor: Interceptor, forward: Forward) -> R
 
 def _run(recorder: Recorder, model: nn.Module, interceptor: Interceptor, forward: Forward) -> Recording:
     interceptor.handler, interceptor.active = recorder, True
-    try:
-        with _undisturbed(model):
-            return run_recorder(recorder, lambda: forward(model))
-    finally:
-        interceptor.handler, interceptor.active = None, False
+    with torch.random.fork_rng(devices=_devices(model)):
+        return run_recorder(recorder, lambda: forward(model.eval()))
 
 
-@contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run in evaluation mode; leave modes, buffers and random numbers as they were."""
-    modes = {module: module.training for module in model.modules()}
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    model.eval()
-    try:
-        with torch.random.fork_rng(devices=_devices(model)):
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        with torch.no_grad():
-            for buffer, saved in buffers:
-                if buffer.shape == saved.shape:
-                    buffer.copy_(saved)
+def _unchanged(
+    model: nn.Module, ran: Mapping[str, nn.Parameter], recording: Recording
+) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+    """The parameters of ``model`` with those of the copy that ``ran`` which another copy can have from it."""
+    if any(type(module).train is not nn.Module.train for module in model.modules()):
+        return  # it may write into any of them, as adapters do that are merged in evaluation
+    overwritten = {id(ran[name]) for name in recording.overwritten if name in ran}
+    for name, parameter in parameters_of(model).items():
+        if id(ran[name]) not in overwritten and ran[name].grad is None:
+            yield parameter, ran[name]
 
 
 def _devices(model: nn.Module) -> list[torch.device]:

@@ -94,8 +94,9 @@ class Action:
     def _weight(self, fake_quant: FakeQuantizeBase, weight: Tensor) -> Any:
         factor = None if self.batch_norm is None else self.batch_norm.factor(weight)
         result = fake_quant(weight if factor is None else weight * factor)
-        if fake_quant.observing and not fake_quant.quantizing:
+        if not fake_quant.quantizing:
             fake_quant.observing = False  # weights rest in calibration: one look is enough
+            return weight
         return result if factor is None else result / factor
 
     def _quantize(self, result: Any, fake_quant: FakeQuantizeBase) -> Any:

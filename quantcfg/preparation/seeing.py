@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
+from torch import Tensor, nn
+
+Leaf = tuple[tuple[str, ...], Any]
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_CODE = (type, FunctionType, BuiltinFunctionType, MethodType, ModuleType)
+_LEAVES = (Tensor, nn.Module, torch.Generator, *_PLAIN, *_CODE)
 
 
 def memory_of(tensor: Tensor) -> int:
@@ -26,12 +33,21 @@ def memory_of(tensor: Tensor) -> int:
 
 def is_float(leaf: Any) -> bool:
     """Whether something is a dense tensor of floats: what ops are recorded for."""
-    return isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.layout is torch.strided
+    return isinstance(leaf, Tensor) and leaf.is_floating_point() and not _is_sparse(leaf)
 
 
 def hides_floats(leaf: Any) -> bool:
     """Whether a tensor is sparse, nested or complex: made of activations, maybe, but not recorded as one."""
-    return isinstance(leaf, Tensor) and (leaf.layout is not torch.strided or leaf.is_complex())
+    return isinstance(leaf, Tensor) and (_is_sparse(leaf) or leaf.is_complex())
+
+
+def _is_sparse(tensor: Tensor) -> bool:
+    return tensor.layout is not torch.strided or tensor.is_nested
+
+
+def is_outside_data(name: str, leaf: Any) -> bool:
+    """Whether an input holds numbers that are no tensor: an array, or floats in a list."""
+    return hasattr(leaf, "__array_interface__") or (isinstance(leaf, float) and "." in name)
 
 
 def twins_of(tensor: Tensor, others: Iterable[Tensor | None]) -> Iterator[Tensor]:
@@ -53,9 +69,37 @@ def uncompiled() -> AbstractContextManager[Any]:
 
 
 def tensors_in(result: Any) -> Iterator[Tensor]:
-    """Every tensor in what a forward returned: nested containers, dataclasses and plain objects."""
-    for leaf in pytree.tree_leaves(result):
-        if isinstance(leaf, Tensor):
-            yield leaf
-        elif dataclasses.is_dataclass(leaf) or hasattr(leaf, "__dict__"):
-            yield from (item for item in pytree.tree_leaves(dict(vars(leaf))) if isinstance(item, Tensor))
+    """Every tensor in what a forward takes or returns."""
+    return (leaf for _, leaf in reachable(result) if isinstance(leaf, Tensor))
+
+
+def reachable(value: Any, path: tuple[str, ...] = (), seen: set[int] | None = None) -> Iterator[Leaf]:
+    """What lies in nested containers and plain objects, each once, with the names that lead there.
+
+    Modules, classes and functions are leaves: what they hold is theirs.
+    """
+    seen = set() if seen is None else seen
+    if id(value) in seen:
+        return
+    if isinstance(value, _LEAVES):
+        yield path, value
+        return
+    seen.add(id(value))
+    items = _items(value)
+    if items is None:
+        yield path, value
+        return
+    for name, item in items:
+        yield from reachable(item, (*path, name), seen)
+
+
+def _items(value: Any) -> Iterable[tuple[str, Any]] | None:
+    if isinstance(value, Mapping):
+        return [(str(key), item) for key, item in value.items()]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return zip(value._fields, value, strict=True)
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return [(str(index), item) for index, item in enumerate(value)]
+    if dataclasses.is_dataclass(value):
+        return [(field.name, getattr(value, field.name, None)) for field in dataclasses.fields(value)]
+    return vars(value).items() if hasattr(value, "__dict__") else None

@@ -13,6 +13,7 @@ from torch import nn
 
 from quantcfg.errors import NumericError, PrepareError, warn
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
+from quantcfg.preparation.fold import normalizes
 from quantcfg.preparation.hosts import FakeQuants
 from quantcfg.preparation.intercept import Interceptor, interceptors_of
 from quantcfg.preparation.plan import Plan
@@ -163,6 +164,7 @@ def calibrating(model: nn.Module) -> Iterator[nn.Module]:
             yield model
         finish_calibration(model)
     finally:
+        model.train(modes[model])  # for who does more than change the mode, as adapters that are merged
         for module, mode in modes.items():
             module.training = mode
         set_fake_quantize(model, FakeQuantState.FLOAT)
@@ -181,10 +183,11 @@ def _warn_of_unseen_norms(model: nn.Module) -> None:
 
 
 def _is_unseen_norm(module: nn.Module) -> bool:
-    if not isinstance(module, nn.modules.batchnorm._BatchNorm) or module.running_var is None:
+    if not normalizes(module):
         return False
-    assert module.running_mean is not None
-    return bool((module.running_var == 1).all() and (module.running_mean == 0).all())
+    mean, variance = module._buffers["running_mean"], module._buffers["running_var"]
+    assert mean is not None and variance is not None
+    return bool((variance == 1).all() and (mean == 0).all())
 
 
 def finish_calibration(model: nn.Module) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
+from quantcfg.preparation.fold import normalizes
 from quantcfg.preparation.state import fake_quants
 from quantcfg.stages.ranks import Ranks
 from quantcfg.stages.steps import Turn
@@ -223,5 +224,4 @@ def _names(quantizer: FakeQuantizeBase) -> list[str]:
 
 
 def _has_live_statistics(module: nn.Module) -> bool:
-    is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-    return is_norm and module.training and module.running_mean is not None
+    return module.training and normalizes(module)

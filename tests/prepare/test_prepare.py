@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -264,12 +263,30 @@ def test_preparing_twice_is_refused() -> None:
     assert caught.value.hint == "prepare the float model again, or change the state with set_fake_quantize"
 
 
-def test_a_model_that_cannot_be_copied_is_named() -> None:
-    model, inputs = build("by_hand")
-    model.lock = threading.Lock()
+def test_only_the_first_of_several_forwards_is_the_example() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(3, 4)
+    once = prepare(model, GLOBAL, example_inputs=(x,))
+    twice = prepare(model, GLOBAL, forward=lambda m: (m(x), m(x[:2])))
 
-    with pytest.raises(PrepareError, match="the model cannot be copied: "):
-        prepare(model, GLOBAL, example_inputs=inputs)
+    assert plan_of(twice).rows == plan_of(once).rows
+    assert list(fake_quants(twice)) == list(fake_quants(once))
+
+
+def test_parts_that_are_called_in_place_of_the_model_have_inputs_of_their_own() -> None:
+    model, x = nn.ModuleDict({"left": nn.Linear(4, 4), "right": nn.Linear(4, 4)}), torch.randn(3, 4)
+
+    def forward(m: nn.Module) -> None:
+        m["left"](x).sigmoid()
+        m["right"](2 * x)
+
+    prepared = prepare(model, GLOBAL, forward=forward)
+    with calibrating(prepared):
+        forward(prepared)
+
+    assert [name for name in fake_quants(prepared) if "input" in name] == [
+        "input.left.input",
+        "input.right.input",
+    ]
 
 
 def test_recording_leaves_buffers_modes_and_random_numbers_alone() -> None:

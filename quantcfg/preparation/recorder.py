@@ -1,0 +1,325 @@
+"""Record: run the model once and write down every op that makes or moves a floating-point tensor."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.utils import _pytree as pytree
+
+from quantcfg.preparation import masks, ops
+from quantcfg.preparation.cost import CELLS, RECURRENT, macs
+from quantcfg.preparation.fold import is_own_batch_norm, is_own_layer
+from quantcfg.preparation.intercept import Memo, Scope
+from quantcfg.preparation.names import name_sites, named_inputs
+from quantcfg.preparation.ops import OpKind, OpSpec
+from quantcfg.preparation.owned import owned_by
+from quantcfg.preparation.places import Places, called_from
+from quantcfg.preparation.record import Operand, Recording, Site, Slot, Value
+from quantcfg.preparation.seeing import (
+    hides_floats,
+    is_float,
+    is_outside_data,
+    memory_of,
+    tensors_in,
+    twins_of,
+    uncompiled,
+)
+from quantcfg.preparation.stubs import DeQuantStub, QuantStub
+
+_TAG = "_quantcfg_value"
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One torch function call, on its way to becoming a site."""
+
+    scope: Scope
+    op: str
+    counted: str
+    spelling: str
+    ordinal: int
+    args: Any
+    kwargs: Any
+    transformed: bool
+
+
+class Recorder:
+    """The handler that writes a `Recording` while the model runs as it is."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = dict(model.named_modules())
+        self.recording = Recording(types={path: type(m).__name__ for path, m in self._modules.items()})
+        self._owned = owned_by(model)
+        self._scripts = {
+            module: path
+            for path, module in model.named_modules()
+            if isinstance(module, torch.jit.ScriptModule)
+        }
+        self._stubs = {
+            path: module.op
+            for path, module in model.named_modules()
+            if isinstance(module, QuantStub | DeQuantStub)
+        }
+        self._owned_values: dict[int, int] = {}
+        self._tagged: list[weakref.ref[Tensor]] = []
+        self._hidden = False  # something ran that leaves no tags on what it makes
+        self._arrays = False  # data comes as arrays or lists of numbers, from the caller or out of a tensor
+        self._entered = ""
+        self._begun: set[str] = set()  # the modules at which a forward started
+        self._repeated = False  # this one started where another did: what it runs is recorded
+        self._written: dict[int, list[int]] = {}  # memory -> the values written into it, in order
+
+    def enter(self, path: str, call: int) -> None:
+        """Count the call of a module."""
+        self._entered = path
+        self.recording.calls[path] = call + 1
+
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Give the inputs their names: those of the model, or of a part that is called in its place."""
+        path = self._entered
+        self._repeated = path in self._begun
+        self._begun.add(path)
+        for name, leaf in named_inputs(module, args, kwargs):
+            self._arrays = self._arrays or is_outside_data(name, leaf)
+            if is_float(leaf) and not hasattr(leaf, _TAG):
+                value = self._new_value(leaf, "input", f"{path}.{name}".lstrip("."))
+                value.live = True
+                value.mask = masks.has_sentinel(leaf) or masks.is_nothing_but_mask(leaf)
+                self.recording.inputs.append(value.index)
+
+    def handle(self, scope: Scope, func: Callable[..., Any], args: Any, kwargs: Any, memo: Memo) -> Any:
+        """Run ``func`` and note what it took and what it made."""
+        del memo
+        if self._repeated:
+            return func(*args, **kwargs)
+        op = ops.op_name(func)
+        if op in ops.DIFFERENTIATING and not torch.is_grad_enabled():
+            self.recording.differentiates = True
+        if op in ops.METADATA:
+            self._arrays = self._arrays or (op in ops.TO_ARRAYS and is_float(args[0]))
+            return func(*args, **kwargs)
+        call = self._count(scope, op, getattr(func, "__name__", op), args, kwargs)
+        self._hidden = self._hidden or call.transformed
+        operands = list(self._operands(args, kwargs))
+        result = func(*args, **kwargs)
+        made = args[0] if call.spelling == "__setitem__" else result
+        outputs = [leaf for leaf in pytree.tree_leaves(made) if is_float(leaf)]
+        if not outputs:
+            return result
+        inplace = ops.is_inplace(call.spelling) and any(made is arg for arg in args[:1])
+        site = self._site(call, operands, inplace=inplace)
+        site.outputs = tuple(self._output(site, tensor, position) for position, tensor in enumerate(outputs))
+        if is_own_batch_norm(self._modules[scope.path], func, args, kwargs):
+            self.recording.own_batch_norms.add(site.index)
+        if site.kind is OpKind.GEMM and is_own_layer(self._modules[scope.path], args, kwargs):
+            self.recording.own_layers.add(site.index)
+        if inplace or kwargs.get("out") is made:
+            self._written.setdefault(memory_of(outputs[0]), []).append(site.outputs[0])
+        if not operands and any(map(hides_floats, pytree.tree_leaves(args))):
+            for index in site.outputs:
+                self.recording.values[index].live = True
+        self._mark_masks(site, operands, outputs, call)
+        if site.kind is OpKind.GEMM or site.op in (*RECURRENT, *CELLS):
+            read, weights = ([self._shape(operand) for operand in part] for part in (operands, site.weights))
+            site.macs = macs(site.op, read, weights, outputs[0].numel())
+        return (
+            self._alias(site, result) if made is result and (inplace or kwargs.get("out") is made) else result
+        )
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Note the call of a TorchScript module, whose ops nobody sees, as one op."""
+        path = self._scripts.get(module)  # type: ignore[call-overload]
+        if path is None:
+            return
+        call = self.recording.calls.get(path, 0)
+        for inner, _ in module.named_modules(prefix=path):
+            self.enter(inner, call)
+        noted = self._count(Scope(path, call, None), "script", "script", args, {})
+        site = self._site(noted, list(self._operands(args, {})), inplace=False)
+        outputs = [leaf for leaf in pytree.tree_leaves(output) if is_float(leaf)]
+        site.outputs = tuple(self._output(site, tensor, position) for position, tensor in enumerate(outputs))
+
+    def _count(self, scope: Scope, op: str, spelling: str, args: Any, kwargs: Any) -> _Call:
+        ordinal = scope.next_ordinal(op)
+        key = (scope.path, scope.call)
+        self.recording.spellings.setdefault(key, {})[spelling] = op
+        self.recording.counts[key] = scope.counts
+        self.recording.places.setdefault(key, Places()).note(called_from(op), ordinal)
+        stub = self._stubs.get(scope.path, op)
+        return _Call(scope, stub, op, spelling, ordinal, args, kwargs, masks.is_transformed(args, kwargs))
+
+    def _shape(self, operand: Operand) -> tuple[int, ...]:
+        return self.recording.values[operand.value].shape
+
+    def _site(self, call: _Call, operands: list[Operand], *, inplace: bool) -> Site:
+        spec = ops.spec_of(call.op)
+        if call.transformed:
+            spec = ops.UNDER_TRANSFORM
+        data, weights = self._split(spec, call.op, operands)
+        site = Site(
+            index=len(self.recording.sites), path=call.scope.path, call=call.scope.call, op=call.op,
+            spelling=call.spelling, counted=call.counted, ordinal=call.ordinal, spec=spec,
+            kind=ops.kind_of(call.op, spec, call.args, call.kwargs), data=tuple(data), weights=tuple(weights),
+            others=tuple(o for o in operands if o not in data and o not in weights),
+            outputs=(), inplace=inplace,
+        )  # fmt: skip
+        self.recording.sites.append(site)
+        for operand in operands:
+            self.recording.values[operand.value].consumers.append(site.index)
+        return site
+
+    def _split(self, spec: OpSpec, op: str, operands: list[Operand]) -> tuple[list[Operand], list[Operand]]:
+        """Tell the weights of an op from its data. A constant in a matrix product is a weight."""
+        values = self.recording.values
+        weights = [o for o in operands if o.slot[0] in spec.weights and values[o.value].fixed]
+        data = [o for o in operands if not spec.data or o.slot[0] in spec.data]
+        if spec.kind is OpKind.GEMM and not spec.weights and op != "scaled_dot_product_attention":
+            fixed = [o for o in data if values[o.value].fixed and len(values[o.value].shape) >= 2]
+            if fixed and len(fixed) < len(data):
+                weights = fixed
+        elif not weights:
+            data += [o for o in operands if o.slot[0] in spec.weights]
+        taken = {o.slot for o in weights}
+        return [o for o in data if o.slot not in taken], weights
+
+    def _output(self, site: Site, tensor: Tensor, position: int) -> int:
+        values = self.recording.values
+        sources = [values[o.value] for o in (*site.data, *site.weights)]
+        value = self._new_value(tensor, "site", "")
+        value.producer, value.output = site.index, position
+        looked_up = site.kind is OpKind.GEMM and bool(site.weights) and not site.data  # an embedding
+        if site.kind is OpKind.CREATE:  # like its argument, but not computed from it
+            value.live = site.op in ops.RANDOM or (self._arrays and site.op in ops.FROM_ARRAYS)
+        else:
+            value.live = looked_up or any(source.live for source in sources)
+        value.fixed = bool(sources) and all(source.fixed for source in sources) and not value.live
+        moves = site.kind is OpKind.MOVE
+        value.unwritten = site.op in ops.UNWRITTEN or (moves and any(source.unwritten for source in sources))
+        return value.index
+
+    def _mark_masks(self, site: Site, operands: list[Operand], outputs: list[Tensor], call: _Call) -> None:
+        values = self.recording.values
+        inherits = site.kind is OpKind.MOVE or site.op in masks.CARRIERS
+        given = any(values[operand.value].mask for operand in operands)
+        live = any(values[index].live for index in site.outputs)
+        fixed = all(values[index].fixed for index in site.outputs)
+        written = masks.writes_mask(site.op, call.args, call.kwargs, live=live, fixed=fixed)
+        ordinary = live and not given and site.op in masks.ORDINARY
+        for index, tensor in zip(site.outputs, outputs, strict=True):
+            looks = masks.has_sentinel if values[index].live else masks.looks_like_mask
+            unseen = ordinary or values[index].unwritten
+            values[index].mask = (inherits and given) or written or (not unseen and looks(tensor))
+
+    def _alias(self, site: Site, result: Tensor) -> Tensor:
+        """Return the written tensor as a new object, so that later use of the old one shows."""
+        alias = result.view_as(result)
+        setattr(alias, _TAG, site.outputs[0])
+        setattr(result, _TAG, -1 - site.outputs[0])
+        self._tagged.append(weakref.ref(result))
+        return alias
+
+    def _operands(self, args: Any, kwargs: Any) -> Iterator[Operand]:
+        for key, argument in (*enumerate(args), *kwargs.items()):
+            if key == "out":
+                continue  # written, not read
+            if isinstance(argument, Tensor):
+                yield from self._operand((key,), argument)
+            elif isinstance(argument, list | tuple):
+                for position, item in enumerate(argument):
+                    if isinstance(item, Tensor):
+                        yield from self._operand((key, position), item)
+
+    def _operand(self, slot: Slot, tensor: Tensor) -> Iterator[Operand]:
+        if not is_float(tensor):
+            return
+        tag = getattr(tensor, _TAG, None)
+        if tag is not None and tag < 0:
+            index = -1 - tag
+            producer = self.recording.producer(index)
+            if producer is not None:
+                producer.written_back = True
+            yield Operand(slot, index)
+            return
+        index = self._owned_or_constant(tensor) if tag is None else tag
+        yield Operand(slot, self._current(tensor, index) if self._written else index)
+
+    def _current(self, tensor: Tensor, index: int) -> int:
+        """The value of a tensor now: another one, if something was written where it lies in between."""
+        later = [written for written in self._written.get(memory_of(tensor), ()) if written > index]
+        if not later:
+            return index
+        values = self.recording.values
+        value = self._new_value(tensor, "written", values[index].name)
+        value.unwritten = values[index].unwritten
+        for source in (values[index], *(values[written] for written in later)):
+            value.live, value.mask = value.live or source.live, value.mask or source.mask
+        for written in later:
+            producer = self.recording.producer(written)
+            if producer is not None:
+                producer.written_back = True
+        return value.index
+
+    def _owned_or_constant(self, tensor: Tensor) -> int:
+        owned = self._owned.get(id(tensor))
+        if owned is None:
+            tags: list[int] = [
+                getattr(twin, _TAG) for twin in twins_of(tensor, (ref() for ref in self._tagged))
+            ]
+            if tags:
+                return max(tag if tag >= 0 else -1 - tag for tag in tags)
+            value = self._new_value(tensor, "constant", "")
+            value.live = self._hidden or (self._arrays and not isinstance(tensor, nn.Parameter))
+            value.fixed = not value.live
+            value.mask = masks.looks_like_mask(tensor)
+            return value.index
+        if id(tensor) not in self._owned_values:
+            value = self._new_value(tensor, owned.kind, owned.name, tag=False)
+            value.fixed = True
+            value.mask = owned.kind == "buffer" and masks.looks_like_mask(tensor)
+            self._owned_values[id(tensor)] = value.index
+        return self._owned_values[id(tensor)]
+
+    def _new_value(self, tensor: Tensor, kind: str, name: str, *, tag: bool = True) -> Value:
+        value = Value(len(self.recording.values), kind, name, tuple(tensor.shape))
+        self.recording.values.append(value)
+        if tag:
+            setattr(tensor, _TAG, value.index)
+            self._tagged.append(weakref.ref(tensor))
+        return value
+
+    def finish(self) -> Recording:
+        """Name the sites, and the parameters that are not what they were."""
+        name_sites(self.recording.sites, self.recording.calls)
+        self.recording.overwritten = {
+            owned.name for owned in self._owned.values() if owned.is_overwritten(self._written)
+        }
+        return self.recording
+
+    def untag(self) -> None:
+        """Take the tags off: some of the tensors are the caller's."""
+        for tensor in (tagged() for tagged in self._tagged):
+            if tensor is not None and hasattr(tensor, _TAG):
+                delattr(tensor, _TAG)
+        self._tagged.clear()
+
+
+def run_recorder(recorder: Recorder, forward: Callable[[], Any]) -> Recording:
+    """Run ``forward`` under a recorder that its modules already hand their ops to."""
+    hook = register_module_forward_hook(recorder.after)
+    try:
+        with uncompiled():
+            result = forward()
+        for tensor in tensors_in(result):
+            tag = getattr(tensor, _TAG, None)
+            if tag is not None:
+                recorder.recording.returned.add(tag if tag >= 0 else -1 - tag)
+        return recorder.finish()
+    finally:
+        hook.remove()
+        recorder.untag()
