@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from quantcfg.preparation.frozen import is_frozen
 from quantcfg.preparation.intercept import ScopedForward, Substitute
 from quantcfg.preparation.ops import OpKind
 
@@ -24,10 +25,9 @@ _CALLS = (
 )  # fmt: skip
 _PLACES = {"input": 0, "weight": 1, "bias": 2}
 _FORWARDS = frozenset(kind.forward for kind in _GEMMS)
-_AFFINE = ("weight", "bias")
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _AT_A_TIME = 1 << 18  # elements of a weight
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_FOLDED = ("weight", "bias", "running_mean", "running_var")
 _SIGNATURE = inspect.signature(F.batch_norm)
 
 
@@ -40,11 +40,10 @@ def is_own_batch_norm(module: nn.Module, func: Any, args: Any, kwargs: Any) -> b
         return False
     given = _SIGNATURE.bind(*args, **kwargs)
     given.apply_defaults()
-    names = ("running_mean", "running_var", "weight", "bias")
     return (
-        isinstance(module, nn.modules.batchnorm._BatchNorm)
-        and module.running_mean is not None
-        and all(given.arguments[name] is getattr(module, name) for name in names)
+        (isinstance(module, nn.modules.batchnorm._BatchNorm) or is_frozen(module))
+        and getattr(module, "running_mean", None) is not None
+        and all(given.arguments[name] is getattr(module, name) for name in _FOLDED)
         and (given.arguments["training"], given.arguments["eps"]) == (False, module.eps)
     )
 
@@ -153,8 +152,9 @@ def leave_out(norm: nn.Module) -> None:
     ``F.batch_norm``. What it could still look at, its statistics and affine, stays where it was, as constants
     that no state dict and no optimizer has.
     """
-    for name in (*_AFFINE, *_STATISTICS):
-        tensor = norm._parameters.pop(name, None) if name in _AFFINE else norm._buffers.pop(name, None)
+    for name in (*_FOLDED, "num_batches_tracked"):
+        held: dict[str, Any] = norm._parameters if name in norm._parameters else norm._buffers
+        tensor = held.pop(name, None)
         norm.register_buffer(name, None if tensor is None else tensor.detach(), persistent=False)
     forward = norm.__dict__["forward"]
     assert isinstance(forward, ScopedForward)
@@ -180,7 +180,7 @@ def fold_batch_norm(host: Any, norm: Any, *, axis: int) -> None:
     channels = weight.reshape(groups, -1, *weight.shape[1:]) if axis == 1 else weight[None]
     factor_of_weight = factor.reshape(*leading, *[1] * (channels.dim() - len(leading)))
     host.weight.data = _product(channels, factor_of_weight).reshape(weight.shape)
-    _change_bias(host, factor, shift)
+    _change_bias(host, factor, shift, trains=not is_frozen(norm))
 
 
 def _product(weight: Tensor, factor: Tensor) -> Tensor:
@@ -205,16 +205,16 @@ def groups_of(host: nn.Module, axis: int) -> int:
 @torch.no_grad()
 def fold_into_bias(host: Any, norm: Any) -> None:
     """Change the bias of ``host``, or give it one: ``(bias - mean) * f + beta``."""
-    _change_bias(host, *_affine(norm))
+    _change_bias(host, *_affine(norm), trains=True)
 
 
-def _change_bias(host: Any, factor: Tensor, shift: Tensor) -> None:
+def _change_bias(host: Any, factor: Tensor, shift: Tensor, *, trains: bool) -> None:
     bias = torch.zeros_like(shift) if host.bias is None else host.bias.double()
     new_bias = (bias * factor + shift).to(host.weight.dtype)
     if host.bias is not None:
         host.bias.data = new_bias
         return
-    made = nn.Parameter(new_bias, requires_grad=host.weight.requires_grad)
+    made = nn.Parameter(new_bias, requires_grad=trains and host.weight.requires_grad)
     if _hands_over_its_bias(host):
         host.bias = made
     else:

@@ -20,6 +20,7 @@ from quantcfg.preparation.apply import BN_MODES, apply
 from quantcfg.preparation.assign import Assignments, assign
 from quantcfg.preparation.copying import copy_of
 from quantcfg.preparation.fold import fold_obstacles
+from quantcfg.preparation.frozen import call_batch_norm
 from quantcfg.preparation.hardware import Adjustment, Target, fitted, fitting_spec
 from quantcfg.preparation.intercept import Interceptor, install, interceptors_of, uninstall
 from quantcfg.preparation.outcomes import check_outcomes
@@ -110,7 +111,7 @@ def prepare_qat_fx(
         return _prepared(model, forward_of(example_inputs), request)
     _refuse_unready(model)
     copied = copy_of(model)
-    interceptor = _instrument(copied)
+    interceptor = _instrument(copied, bn)
     interceptor.pending = Pending(request, interceptor)
     copied.register_load_state_dict_pre_hook(refuse_early_state)  # type: ignore[no-untyped-call]
     interceptor.active = True
@@ -121,9 +122,9 @@ def _prepared(model: nn.Module, forward: Forward, request: Request) -> nn.Module
     _refuse_unready(model)
     example = copy_of(model)
     ran = parameters_of(example)
-    recording = _record(example, forward)
+    recording = _record(example, forward, request.bn)
     copied = copy_of(model, _unchanged(model, ran, recording))
-    _finish(copied, _instrument(copied), recording, request)
+    _finish(copied, _instrument(copied, request.bn), recording, request)
     return copied
 
 
@@ -169,7 +170,7 @@ class Pending:
         self.interceptor.pending = None
         self.interceptor.active = False
         uninstall(model)
-        recording = _record(copy_of(model), lambda m: m(*args, **kwargs))
+        recording = _record(copy_of(model), lambda m: m(*args, **kwargs), self.request.bn)
         _install(model, self.interceptor)
         self._finish(model, recording)
 
@@ -233,7 +234,9 @@ def _refuse_unready(model: nn.Module) -> None:
         )
 
 
-def _instrument(model: nn.Module) -> Interceptor:
+def _instrument(model: nn.Module, bn: str) -> Interceptor:
+    if bn == "fold":
+        call_batch_norm(model)
     interceptor = Interceptor()
     _install(model, interceptor)
     return interceptor
@@ -247,9 +250,9 @@ def _is_plain(module: nn.Module) -> bool:
     return not isinstance(module, torch.jit.ScriptModule)
 
 
-def _record(model: nn.Module, forward: Forward) -> Recording:
+def _record(model: nn.Module, forward: Forward, bn: str) -> Recording:
     """Record a model that nobody needs afterwards: what a forward leaves behind in it is not undone."""
-    interceptor = _instrument(model)
+    interceptor = _instrument(model, bn)
     recording = _recorded(model, interceptor, forward)
     recording.unfoldable = fold_obstacles(recording, dict(model.named_modules()))
     return recording

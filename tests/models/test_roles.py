@@ -54,12 +54,22 @@ RESNET_BLOCKS = [f"layer{layer}.{block}." for layer in (1, 2, 3, 4) for block in
 RESNET_DOWNSAMPLED = ["layer2.0.", "layer3.0.", "layer4.0."]
 
 
-def test_resnet18() -> None:
+def resnet18_table() -> Table:
     expected = FUSED("conv1 bn1") | QUANTIZED("relu avgpool fc") | PASSED("maxpool flatten_0")
     for path in RESNET_BLOCKS:
         expected |= resnet_block(path, downsample=path in RESNET_DOWNSAMPLED)
+    return expected
 
-    assert roles(torchvision_model("resnet18"), IMAGE) == expected
+
+def test_resnet18() -> None:
+    assert roles(torchvision_model("resnet18"), IMAGE) == resnet18_table()
+
+
+def test_the_backbone_of_a_detector_with_frozen_batch_norms() -> None:
+    ops = pytest.importorskip("torchvision.ops", reason="needs torchvision: make models")
+    model = torchvision_model("resnet18", norm_layer=ops.FrozenBatchNorm2d)
+
+    assert roles(model, IMAGE) == resnet18_table()
 
 
 def test_resnet18_has_the_quantizers_of_an_int8_deployment_and_no_other() -> None:

@@ -309,3 +309,58 @@ def test_what_a_frozen_batch_norm_holds_goes_on_training() -> None:
 
     assert [norm.train().training, norm.act.training] == [False, True]
     assert [norm.eval().training, norm.act.training] == [False, False]
+
+
+class Frozen(nn.Module):
+    """A batch norm as detectors have it: buffers, and a forward that writes it out."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + 1e-5).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale[:, None, None] + shift[:, None, None]
+
+
+class Whitened(Frozen):
+    """Holds the same, and is no batch norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / x.std()
+
+
+def test_a_frozen_batch_norm_that_is_written_out_is_folded() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), trained(Frozen(3)), nn.ReLU())
+    x = torch.randn(2, 3, 4, 4)
+    prepared = prepare(model, GLOBAL, example_inputs=(x,))
+    set_fake_quantize(prepared, FakeQuantState.FLOAT)
+
+    torch.testing.assert_close(prepared(x), model(x), rtol=1e-5, atol=1e-5)
+    assert [(row.role, row.reason) for row in plan_of(prepared).rows] == [
+        ("fused", "fused into 2"), ("fused", "folded into 0"), ("quantized", ""),
+    ]  # fmt: skip
+    assert set(fake_quants(prepared)) == {"input.input", "0.weight", "2.output"}
+    assert type(prepared[1]) is Frozen
+    assert [prepared[0].weight.requires_grad, prepared[0].bias.requires_grad] == [True, False]
+    torch.testing.assert_close(pickle.loads(pickle.dumps(prepared))(x), prepared(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("bn", ["keep", "freeze"])
+def test_a_frozen_batch_norm_that_stays_computes_its_own_bits(bn: str) -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 3, 1), trained(Frozen(3))), torch.randn(2, 3, 4, 4)
+    prepared = prepare(model, GLOBAL, example_inputs=(x,), bn=bn)
+    set_fake_quantize(prepared, FakeQuantState.FLOAT)
+
+    assert torch.equal(prepared(x), model(x))
+
+
+def test_what_only_looks_like_a_frozen_batch_norm_is_left_alone() -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 3, 1), trained(Whitened(3))), torch.randn(2, 3, 4, 4)
+    prepared = prepare(model, GLOBAL, example_inputs=(x,))
+    set_fake_quantize(prepared, FakeQuantState.FLOAT)
+
+    assert torch.equal(prepared(x), model(x))
+    assert plan_of(prepared).rows[0].role == "quantized"
