@@ -74,7 +74,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks
 
 bench-overhead: $(READY)
-	$(BIN)/python -m benchmarks.overhead --compiled
+	$(BIN)/python -m benchmarks.overhead
 
 # The architectures have an environment of their own beside .venv, whose packages they see: their own wish for
 # another torch is not heard (--no-deps).

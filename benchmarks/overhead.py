@@ -1,6 +1,6 @@
 """What a training step, a calibration pass and preparing cost over the float model, beside torch.ao.
 
-    python -m benchmarks.overhead [--rounds N] [--threads N] [--compiled] [--only NAME] [--json FILE]
+    python -m benchmarks.overhead [--rounds N] [--threads N] [--only MODEL] [--work NAME ...] [--json FILE]
 
 Every round times each candidate once, in turn, so that a busy machine slows all of them alike. A figure is
 the median over rounds of a candidate's time by that of the float model in the same round.
@@ -132,6 +132,12 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
 }
 
 
+WORK = {
+    "resnet50": ("prepare",),
+    **dict.fromkeys(("resnet18", "encoder"), ("qat", "min_max", "percentile", "mse", "kl", "compiled")),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """The ratio of one candidate's time to that of the float model: median, and best by best."""
@@ -234,17 +240,17 @@ def _forward(model: nn.Module, x: Tensor) -> Run:
     return run
 
 
-def benchmark(name: str, *, compiled: bool, rounds: int) -> list[Result]:
+def benchmark(name: str, work: str, rounds: int) -> list[Result]:
+    """``work`` as in `WORK`: the qat step (``compiled``: by torch.compile), an observer, or preparing."""
     torch.manual_seed(0)
     make = MODELS[name]
-    if name == "resnet50":
-        return measure(name, "prepare", "eager", preparing_runs(make), rounds)
-    results = measure(name, "qat", "eager", qat_runs(make, compiled=False), rounds)
-    for observer in ("min_max", "percentile", "mse", "kl"):
-        results += measure(name, observer, "eager", calibration_runs(make, observer), rounds)
-    if compiled:
-        results += measure(name, "qat", "compiled", qat_runs(make, compiled=True), rounds)
-    return results
+    if work == "prepare":
+        return measure(name, work, "eager", preparing_runs(make), rounds)
+    if work == "qat":
+        return measure(name, work, "eager", qat_runs(make, compiled=False), rounds)
+    if work == "compiled":
+        return measure(name, "qat", "compiled", qat_runs(make, compiled=True), rounds)
+    return measure(name, work, "eager", calibration_runs(make, work), rounds)
 
 
 def line(result: Result) -> str:
@@ -258,10 +264,9 @@ def line(result: Result) -> str:
 
 def main() -> None:
     parser = arguments(__doc__, rounds=9)
-    parser.add_argument(
-        "--compiled", action="store_true", help="also with torch.compile, which takes minutes"
-    )
     parser.add_argument("--only", choices=list(MODELS), help="one model")
+    choices = sorted({work for works in WORK.values() for work in works})
+    parser.add_argument("--work", nargs="+", choices=choices, help="some rows; compiled ones take minutes")
     options = parser.parse_args()
     begin(options)
     warnings.simplefilter("ignore")
@@ -271,9 +276,10 @@ def main() -> None:
     )
     results = []
     for name in [options.only] if options.only else MODELS:
-        for result in benchmark(name, compiled=options.compiled, rounds=options.rounds):
-            results.append(result)
-            print(line(result), flush=True)
+        for work in (work for work in WORK[name] if options.work is None or work in options.work):
+            for result in benchmark(name, work, options.rounds):
+                results.append(result)
+                print(line(result), flush=True)
     if options.json:
         write_json(options.json, results)
 
