@@ -14,11 +14,12 @@ from torch import Tensor
 
 from quantcfg.errors import RunError
 from quantcfg.runs.manifest import record_of, verify, write_records
-from quantcfg.runs.reader import read_bytes
+from quantcfg.runs.reader import read_bytes, reading
 from quantcfg.runs.tree import detached_copy, join_tensors, split_tensors
 from quantcfg.runs.writer import new_directory, remove_directory, to_json, write_bytes
 
 MODEL, _TRAINING, _STATE = "model.safetensors", "training.safetensors", "state.json"
+_METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +28,15 @@ class Checkpoint:
 
     ``model`` is the model's state_dict; ``state`` is everything else by name (position, optimizer, scheduler,
     random generators), of plain values and tensors. ``facts`` are no part of it: they say what it was made
-    with, in plain values, and stand in its manifest.
+    with, in plain values, and stand in its manifest. ``metrics`` are the lines of the log of that name so
+    far: the run appends to it after the checkpoint was made, and may be killed while it does.
     """
 
     step: int
     model: Mapping[str, Tensor]
     state: Mapping[str, Any]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    metrics: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +48,13 @@ class Snapshot:
     training: Mapping[str, Tensor]
     document: Any
     facts: Mapping[str, Any]
+    metrics: bytes
 
     def files(self) -> dict[str, bytes]:
         """The content of each file."""
         state = to_json({"step": self.step, "state": self.document}).encode()
-        return {MODEL: save(dict(self.model)), _TRAINING: save(dict(self.training)), _STATE: state}
+        tensors = {MODEL: save(dict(self.model)), _TRAINING: save(dict(self.training))}
+        return tensors | {_STATE: state, _METRICS: self.metrics}
 
 
 def snapshot(checkpoint: Checkpoint) -> Snapshot:
@@ -60,7 +65,7 @@ def snapshot(checkpoint: Checkpoint) -> Snapshot:
     """
     document, tensors = split_tensors(checkpoint.state)
     model = {name: detached_copy(tensor) for name, tensor in checkpoint.model.items()}
-    return Snapshot(checkpoint.step, model, tensors, document, checkpoint.facts)
+    return Snapshot(checkpoint.step, model, tensors, document, checkpoint.facts, checkpoint.metrics)
 
 
 def write_snapshot(folder: Path, taken: Snapshot) -> Path:
@@ -91,8 +96,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         document = json.loads(read_bytes(path / _STATE))
         model, tensors = load(read_bytes(path / MODEL)), load(read_bytes(path / _TRAINING))
         state = join_tensors(document["state"], tensors)
-        checkpoint = Checkpoint(document["step"], model, state, facts)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        checkpoint = Checkpoint(document["step"], model, state, facts, read_bytes(path / _METRICS))
+    except (FileNotFoundError, ValueError, KeyError, SafetensorError) as error:
         raise RunError(f"'{path}' is damaged: {error}") from error
     if not str(checkpoint.step) == path.name == str(step):
         raise RunError(f"'{path}' holds step {checkpoint.step}: it was moved or renamed")
@@ -114,7 +119,8 @@ def checkpoint_paths(folder: Path) -> list[Path]:
     """The checkpoints in ``folder``, valid or not, oldest first."""
     if not folder.is_dir():
         return []
-    paths = [path for path in folder.iterdir() if path.name.isdecimal()]
+    with reading(folder):
+        paths = [path for path in folder.iterdir() if path.name.isdecimal()]
     return sorted(paths, key=lambda path: int(path.name))
 
 

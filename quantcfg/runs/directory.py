@@ -2,7 +2,7 @@
 
     config/input.yaml config/overrides.yaml config/resolved.yaml
     plan.json metrics.jsonl log.txt timing.json result.json manifest.json
-    checkpoints/<step>/model.safetensors training.safetensors state.json manifest.json
+    checkpoints/<step>/model.safetensors training.safetensors state.json metrics.jsonl manifest.json
     tensorboard/  only where it was asked for
     calib/        only in a qat run that calibrated first: that calibration, a run directory itself
 
@@ -24,7 +24,7 @@ from quantcfg.runs import lock, manifest
 from quantcfg.runs.checkpoint import MODEL
 from quantcfg.runs.events import EventLog
 from quantcfg.runs.metrics import NAME as METRICS, MetricsLog
-from quantcfg.runs.reader import read_bytes
+from quantcfg.runs.reader import read_bytes, reading
 from quantcfg.runs.saver import Saver, settled
 from quantcfg.runs.writer import (
     TEMPORARY_MARK,
@@ -38,7 +38,7 @@ from quantcfg.runs.writer import (
 VOLATILE = ("log.txt", "timing.json", "tensorboard", manifest.NAME)
 _CONFIG, _CHECKPOINTS, _CALIB, _EVENTS = "config", "checkpoints", "calib", "tensorboard"
 _PLAN, _RESULT, _TIMING, _LOG = "plan.json", "result.json", "timing.json", "log.txt"
-_FOLDERS = (_CONFIG, _CHECKPOINTS, _CALIB, _EVENTS)
+_FOLDERS = (_CHECKPOINTS, _CALIB, _EVENTS, _CONFIG)
 _FILES = (_PLAN, METRICS, _LOG, _TIMING, _RESULT, manifest.NAME)
 _ELSEWHERE = "choose another directory with -o"
 
@@ -98,18 +98,19 @@ class RunDirectory:
         """Whether a run left something here to go on from."""
         return self.checkpoints.is_dir() or self.calib.is_dir()
 
-    def begin(self, *, config_files: Mapping[str, str], plan: Any) -> None:
+    def begin(self, *, config_files: Mapping[str, str], plan: Any, anew: bool = True) -> None:
         """Write what is known before the first batch: ``config_files`` by name, and the plan.
 
         What an earlier run left here is removed first: not sooner, so that a run that cannot even begin
-        destroys nothing.
+        destroys nothing. Without ``anew`` it stays, to be gone on with.
         """
         if not self.writes:
             return
         folder = self.path / _CONFIG
         with naming(folder):
-            self._clear()
-            folder.mkdir()
+            if anew:
+                self._clear()
+            folder.mkdir(exist_ok=True)
         for name, text in config_files.items():
             write_text(folder / name, text)
         write_json(self.path / _PLAN, plan)
@@ -125,7 +126,6 @@ class RunDirectory:
         """Write the result and, last of all, the manifest."""
         if not self.writes:
             return
-        self.metrics.synchronize()
         write_json(self.path / _TIMING, timing)
         write_json(self.path / _RESULT, result)
         manifest.write_manifest(self.path, self._file_names(), **facts)
@@ -158,16 +158,22 @@ class RunDirectory:
         return manifest.verify(self.path)
 
     def _clear(self) -> None:
-        for name in reversed(_FILES):  # the manifest first: without it nothing here passes for a finished run
-            (self.path / name).unlink(missing_ok=True)
+        """Remove an earlier run, in an order in which a process that is killed leaves nothing to mistake.
+
+        Without the manifest it is unfinished, and without checkpoints there is nothing to go on from.
+        """
+        (self.path / manifest.NAME).unlink(missing_ok=True)
         for name in _FOLDERS:
             if (self.path / name).exists():
                 remove_directory(self.path / name)
+        for name in _FILES:
+            (self.path / name).unlink(missing_ok=True)
 
     def _file_names(self) -> list[str]:
         tops = [self.path / name for name in _FILES if name != manifest.NAME]
-        below = [path for name in _FOLDERS for path in (self.path / name).rglob("*")]
-        files = [path for path in tops + below if path.is_file() and path.name != lock.NAME]
+        with reading(self.path):
+            below = [path for name in _FOLDERS for path in (self.path / name).rglob("*")]
+            files = [path for path in tops + below if path.is_file() and path.name != lock.NAME]
         names = [path.relative_to(self.path).as_posix() for path in files]
         # What could not be removed is no part of the run: `remove_leftovers` takes it away sometime.
         return [name for name in names if TEMPORARY_MARK not in name]
@@ -175,7 +181,7 @@ class RunDirectory:
     def _read(self, name: str) -> dict[str, Any]:
         try:
             document = json.loads(read_bytes(self.path / name))
-        except (OSError, ValueError) as error:
+        except (FileNotFoundError, ValueError) as error:
             raise RunError(f"'{self.path / name}' is damaged: {error}") from error
         assert isinstance(document, dict)
         return document

@@ -67,7 +67,7 @@ def read_manifest(directory: Path) -> Manifest:
         return _parsed(document)
     except FileNotFoundError:
         raise RunError(f"'{directory}' has no {NAME}: what it holds was never finished") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"'{path}' is damaged: {error}") from error
 
 

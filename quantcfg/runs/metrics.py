@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from quantcfg.errors import RunError
 from quantcfg.runs.events import EventLog
 from quantcfg.runs.reader import read_bytes
-from quantcfg.runs.writer import append_line, naming, synchronize, write_text
+from quantcfg.runs.writer import append_line, write_bytes
 
 NAME = "metrics.jsonl"
 
@@ -33,47 +30,23 @@ class MetricsLog:
         if self.events is not None:
             self.events.append(step, dict(_scalars(values)))
 
-    def read(self) -> list[dict[str, Any]]:
-        """The whole lines; those that are torn or damaged are passed over."""
-        return [row for row in self._rows() if row is not None]
-
-    def rewind(self, step: int, *, evaluated: int | None = None) -> list[int]:
-        """Drop the lines after ``step``, and evaluations after the step ``evaluated`` where that is another.
-
-        A resumed run writes them again. Not so those that are damaged: their numbers are given.
-        """
-        if not self.writes:
-            return []
-        last = {True: step if evaluated is None else evaluated, False: step}
-        rows = self._rows()
-        before = list(takewhile(lambda row: row is None or row["step"] <= step, rows))
-        kept = [row for row in before if row is not None and row["step"] <= last["evaluation" in row]]
-        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-        if self.events is not None:
-            self.events.begin(step)
-        return [number for number, row in enumerate(before, 1) if row is None]
-
-    def synchronize(self) -> None:
-        """Make the lines durable, as a checkpoint has to find them after a power cut.
+    def content(self) -> bytes:
+        """All lines, as a checkpoint keeps them.
 
         Raises:
-            RunError: The system refused.
+            RunError: They cannot be read.
         """
-        with naming(self.path), suppress(FileNotFoundError):  # nothing was measured yet
-            synchronize(self.path)
-
-    def _rows(self) -> list[dict[str, Any] | None]:
-        """The lines, None for a damaged one. A last one without an end is what a killed run left: no line."""
-        *lines, _ = self._text().split("\n")
-        return [_parse(line) for line in lines]
-
-    def _text(self) -> str:
         try:
-            return read_bytes(self.path).decode(errors="replace")
-        except FileNotFoundError:
-            return ""
-        except OSError as error:
-            raise RunError(f"cannot read '{self.path}': {error.strerror or error}") from error
+            return read_bytes(self.path)
+        except FileNotFoundError:  # nothing was measured yet
+            return b""
+
+    def rewind(self, step: int = -1, content: bytes = b"") -> None:
+        """Start with the lines of the checkpoint of ``step``, whatever a run has left here after it."""
+        if self.writes:
+            write_bytes(self.path, content)
+        if self.writes and self.events is not None:
+            self.events.begin(step)
 
 
 def _plain(value: Any) -> Any:
@@ -87,11 +60,3 @@ def _scalars(values: Mapping[str, Any], group: str = "training") -> Iterator[tup
             yield from _scalars(value, name)
         else:
             yield f"{group}/{name}", float(value)
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None

@@ -134,8 +134,8 @@ def _start(stage: _Stage, statistics: RunDirectory | None) -> _Start:
     checkpoint = records.newest(stage.job, stage.run, stage.identity)
     if checkpoint is None and statistics is not None:
         return _recalculated(stage, statistics)
+    records.begin(stage.job, stage.run, plan_of(stage.model), anew=checkpoint is None)
     if checkpoint is None:
-        records.begin(stage.job, stage.run, plan_of(stage.model))
         return _Start()
     state = checkpoint.state
     if stage.comparison is not None and state["comparison"] is not None:
@@ -159,7 +159,6 @@ def _run(stage: _Stage, start: _Start) -> None:
         _settle(stage, stage.comparison)
     _save(stage, position, float_metrics)  # an evaluation may be stopped, and takes its time
     metrics = _evaluate_calibrated(stage)
-    stage.run.metrics.rewind(-1)
     stage.run.metrics.append(step=position.batches, float=dict(float_metrics), calibrated=metrics)
     _finish(stage, position, float_metrics, metrics)
 

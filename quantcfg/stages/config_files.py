@@ -47,7 +47,7 @@ def changed_fields(resolved: Path, config: Config) -> list[str]:
     try:
         begun = yaml.safe_load(read_bytes(resolved).decode())
         was = dict(_fields(begun))
-    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+    except (ValueError, AttributeError, yaml.YAMLError) as error:
         raise RunError(f"'{resolved}' is damaged: {error}") from error
     now = dict(_fields(config.flattened()))
     names = [loc for loc in dict.fromkeys((*now, *was)) if was.get(loc) != now.get(loc)]

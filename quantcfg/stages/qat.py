@@ -83,8 +83,8 @@ def run_qat(
     identity = identity_of(job, float_model, "qat", start)
     with logging_to(run.log):
         checkpoint = records.newest(job, run, identity)
-        if checkpoint is None and not (run.resume and job.ranks.from_first(run.calib.is_dir)):
-            records.begin(job, run, plan_of(model))
+        has_calibrated = run.resume and job.ranks.from_first(run.calib.is_dir)
+        records.begin(job, run, plan_of(model), anew=checkpoint is None and not has_calibrated)
         calibrated = start if start is not None else _calibrate_first(job, run, clock)
         selection = Selection(job.config.qat.best)
         metrics = _metrics_of(job, calibrated)
@@ -182,12 +182,11 @@ def _integer_metrics(stage: _Stage, step: int) -> dict[str, dict[str, float]]:
 
 def _restore(stage: _Stage, trainer: Trainer, checkpoint: Checkpoint | None) -> None:
     if checkpoint is None:
-        stage.run.metrics.rewind(-1)
+        stage.run.metrics.rewind()
         return
     trainer.load(checkpoint.state)
     stage.selection.load(checkpoint.state["selection"])
     trainer.is_stopped = stage.selection.is_exhausted
-    records.rewind(stage.job, stage.run, checkpoint.step, evaluated=stage.selection.step or 0)
 
 
 def _trainer(stage: _Stage, data: DataSource, pauses: Pauses, teacher: Teacher | None) -> Trainer:

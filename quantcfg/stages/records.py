@@ -58,10 +58,10 @@ class Rebuilt:
     result: Mapping[str, Any]
 
 
-def begin(job: Job, run: RunDirectory, plan: Plan) -> None:
-    """Write config and plan of a run that starts from its beginning."""
-    run.begin(config_files=config_files(job.config), plan=plan.to_dict())
-    LOGGER.info("begun: %s", " ".join(job.command))
+def begin(job: Job, run: RunDirectory, plan: Plan, *, anew: bool = True) -> None:
+    """Write config and plan of a run, which starts ``anew`` unless what is there is gone on with."""
+    run.begin(config_files=config_files(job.config), plan=plan.to_dict(), anew=anew)
+    LOGGER.info("%s: %s", "begun" if anew else "gone on with", " ".join(job.command))
 
 
 def rewrite(job: Job, run: RunDirectory, plan: Plan) -> None:
@@ -116,6 +116,7 @@ def newest(job: Job, run: RunDirectory, identity: Identity) -> Checkpoint | None
     refuse(run, data_differences(job, checkpoint.facts))
     if run.writes:
         drop_newer_checkpoints(run.checkpoints, checkpoint.step)
+    run.metrics.rewind(checkpoint.step, checkpoint.metrics)
     job.progress.note(f"going on from step {checkpoint.step} of '{run.path.name}'")
     LOGGER.info("resumed from step %d", checkpoint.step)
     if changed := changed_surroundings(job, checkpoint.facts):
@@ -165,12 +166,6 @@ def share_checkpoint(ranks: Ranks, checkpoint: Checkpoint | None) -> Checkpoint 
     return Checkpoint(shared["step"], model, state, shared["facts"])
 
 
-def rewind(job: Job, run: RunDirectory, step: int, *, evaluated: int) -> None:
-    """Take back what was measured after ``step`` and, of evaluations, after the step ``evaluated``."""
-    for number in run.metrics.rewind(step, evaluated=evaluated):
-        job.progress.note(f"left out line {number} of '{run.metrics.path}', which is damaged")
-
-
 def save(
     run: RunDirectory,
     model: nn.Module,
@@ -190,10 +185,9 @@ def save(
         tensors = whole_state(model.state_dict())
         if not run.writes:
             return
-        taken = snapshot(Checkpoint(step, tensors, state, identity.facts()))
+        taken = snapshot(Checkpoint(step, tensors, state, identity.facts(), run.metrics.content()))
 
     def write() -> None:
-        run.metrics.synchronize()
         write_snapshot(run.checkpoints, taken)
         prune_checkpoints(run.checkpoints, keep=_KEPT, spare=spare)
         LOGGER.info("saved checkpoint %d", step)

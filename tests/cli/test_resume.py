@@ -7,10 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from quantcfg.cli.main import main
+from quantcfg.errors import RunError
+from quantcfg.runs import directory
 from quantcfg.stages.signals import STOP_SIGNALS
 
 VOLATILE = {"log.txt", "timing.json", "manifest.json"}
@@ -145,18 +148,13 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(stoppable, monkeypatch, whole
     assert contents(stoppable.path / "run") == whole
 
 
-def test_a_damaged_line_of_the_metrics_is_left_out_aloud(stoppable, monkeypatch, whole):
+@pytest.mark.parametrize("name", ["metrics.jsonl", "plan.json", "config/input.yaml", "config/resolved.yaml"])
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b'{"step": 9, "lo')])
+def test_what_is_damaged_beside_the_checkpoints_is_made_again(stoppable, monkeypatch, whole, name, damage):
     stopped(stoppable, monkeypatch, "loss:8:2", *QAT, "-o", "run")
-    metrics = stoppable.path / "run/metrics.jsonl"
-    first, second, *rest = metrics.read_bytes().splitlines(keepends=True)
-    metrics.write_bytes(first + second.replace(b"{", b"[", 1) + b"".join(rest) + b'{"step": 9, "lo')
-    done = stoppable.run(*QAT, "-o", "run", "--resume")
-    assert (done.code, done.err.splitlines()[2]) == (
-        0,
-        "note: left out line 2 of 'run/metrics.jsonl', which is damaged",
-    )
-    lines = whole["metrics.jsonl"].splitlines(keepends=True)
-    assert metrics.read_bytes() == b"".join([lines[0], *lines[2:]])
+    damage(stoppable.path / "run" / name)
+    assert stoppable.run(*QAT, "-o", "run", "-q", "--resume").code == 0
+    assert contents(stoppable.path / "run") == whole
 
 
 def test_a_named_checkpoint_is_gone_on_with(stoppable, monkeypatch, whole):
@@ -252,6 +250,27 @@ def test_force_starts_again_whatever_is_there(stoppable, whole):
     assert stoppable.run(*QAT, "-o", "run", "-q", "--force", "--set", "qat.epochs=1").code == 0
     assert "checkpoints/6/state.json" in stoppable.names("run")
     assert "checkpoints/18/state.json" not in stoppable.names("run")
+
+
+@pytest.mark.parametrize("removed", [0, 1, 2])  # folders
+def test_a_forced_run_that_is_lost_while_it_replaces_another_leaves_nothing_to_mistake(
+    stoppable, monkeypatch, whole, removed
+):
+    shutil.copytree(stoppable.path / "whole", stoppable.path / "run")
+    left = [True] * removed
+    remove = directory.remove_directory
+
+    def lost(path):
+        if not left:
+            raise RunError("lost")
+        left.pop()
+        remove(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(directory, "remove_directory", lost)
+        assert stoppable.run(*QAT, "-o", "run", "-q", "--force").code == 6
+    assert stoppable.run(*QAT, "-o", "run", "-q", "--resume").code == 0
+    assert contents(stoppable.path / "run") == whole
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ def test_calib_writes_a_whole_run(project):
     assert (done.code, done.err) == (0, "")
     assert project.names("run") == [
         "checkpoints/4/manifest.json",
+        "checkpoints/4/metrics.jsonl",
         "checkpoints/4/model.safetensors",
         "checkpoints/4/state.json",
         "checkpoints/4/training.safetensors",

@@ -11,7 +11,7 @@
 import os
 import stat
 
-from quantcfg.runs import checkpoint, manifest, metrics, writer
+from quantcfg.runs import checkpoint, manifest, writer
 from quantcfg.stages import seeding
 
 
@@ -38,7 +38,6 @@ def plant(bug):
     if bug == "no-fsync":
         writer.os = _WithoutSync()
     elif bug == "no-append-sync":
-        metrics.MetricsLog.synchronize = lambda self: None
         manifest.synchronize = lambda path: None
     elif bug == "in-place":
         writer.write_bytes = checkpoint.write_bytes = _write_in_place

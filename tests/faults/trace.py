@@ -155,7 +155,7 @@ def one_point(command, kind, call, whole):
 def misordered(ran, folder):
     """Files that got their final name before they, or after which not their folders, were synchronised.
 
-    Logs are appended to under their names: metrics count once a checkpoint says so, everything by a manifest.
+    Logs are appended to under their names: they count by the manifest of their folder.
     """
     dirty, wrong, unsynced = set(), [], {}
     for line in ran.log:
@@ -183,8 +183,6 @@ def misordered(ran, folder):
 
 def counts_with(log, final):
     """Whether a file that is appended to has to be durable when another one gets its final name."""
-    if final.parent.name == "checkpoints":
-        return log == str(final.parents[1] / "metrics.jsonl")
     is_log = not log.endswith(".lock") and TEMPORARY_MARK not in log
     return final.name == "manifest.json" and is_log and log.startswith(f"{final.parent}/")
 

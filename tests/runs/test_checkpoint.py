@@ -1,5 +1,6 @@
 """Checkpoints: what is read is what was written, and damage is found before anything is used."""
 
+import errno
 import json
 import os
 import shutil
@@ -22,6 +23,8 @@ from quantcfg.runs.checkpoint import (
 from quantcfg.runs.manifest import FORMAT_VERSION
 from quantcfg.runs.writer import to_json
 
+FILES = ["model.safetensors", "training.safetensors", "state.json", "metrics.jsonl", "manifest.json"]
+
 
 def save_checkpoint(folder, checkpoint):
     return write_snapshot(folder, snapshot(checkpoint))
@@ -38,7 +41,7 @@ def a_checkpoint(step):
         "best": float("inf"),
         "at": {3: [1, None]},
     }
-    return Checkpoint(step, model.state_dict(), state, {"seed": 3})
+    return Checkpoint(step, model.state_dict(), state, {"seed": 3}, b'{"step": 1}\n')
 
 
 def files(folder):
@@ -49,7 +52,7 @@ def test_what_is_read_equals_what_was_written(tmp_path):
     saved = a_checkpoint(7)
     loaded = load_checkpoint(save_checkpoint(tmp_path, saved))
 
-    assert (loaded.step, loaded.facts) == (7, {"seed": 3})
+    assert (loaded.step, loaded.facts, loaded.metrics) == (7, {"seed": 3}, b'{"step": 1}\n')
     torch.testing.assert_close(loaded.model, dict(saved.model), rtol=0, atol=0)
     assert {k: loaded.state[k] for k in ("betas", "best", "at")} == {
         k: saved.state[k] for k in ("betas", "best", "at")
@@ -78,7 +81,7 @@ def test_a_value_without_a_place_in_a_checkpoint_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("name", FILES)
 def test_every_flipped_byte_truncation_and_loss_is_found(tmp_path, name):
     path = save_checkpoint(tmp_path, a_checkpoint(3)) / name
     whole = path.read_bytes()
@@ -112,7 +115,7 @@ def a_device(path):
     path.symlink_to("/dev/zero")
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("put", [a_pipe, a_directory, a_link, a_device])
 def test_what_is_no_plain_file_is_not_read(tmp_path, name, put):
     save_checkpoint(tmp_path, a_checkpoint(1))
@@ -133,6 +136,20 @@ def test_what_lies_in_the_place_of_a_checkpoint_is_named_and_replaced(tmp_path, 
     assert load_checkpoint(save_checkpoint(tmp_path, a_checkpoint(2))).step == 2
     drop_newer_checkpoints(tmp_path, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize("name", ["", "1/manifest.json"])
+def test_what_cannot_be_read_is_named(tmp_path, monkeypatch, name):
+    path = save_checkpoint(tmp_path, a_checkpoint(1)).parent / name
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("os.open", refuse)
+    monkeypatch.setattr("pathlib.Path.iterdir", refuse)
+    with pytest.raises(RunError) as caught:
+        checkpoint_paths(tmp_path) if not name else load_checkpoint(path.parent)
+    assert caught.value.message == f"cannot read '{path}': Permission denied"
 
 
 def test_a_manifest_without_evidence_is_damaged(tmp_path):
