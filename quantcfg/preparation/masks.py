@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+
+from quantcfg.preparation.ops import OpKind
+
+if TYPE_CHECKING:
+    from quantcfg.preparation.record import Recording, Site
 
 CARRIERS = frozenset({
     "add", "sub", "rsub", "mul", "div", "neg", "masked_fill", "where", "cat", "stack", "maximum", "minimum",
@@ -28,6 +34,7 @@ ORDINARY = frozenset({
 _SURELY_MASK = -9999.0
 _MAYBE_MASK = -20.0
 _NO_ACTIVATION = 1e30
+_SUMS = ("add", "sub")
 _WRITERS = frozenset({
     "masked_fill", "where", "full", "full_like", "new_full", "fill", "setitem", "index_fill", "scatter",
     "pad", "threshold",
@@ -47,11 +54,55 @@ def looks_like_mask(tensor: Tensor) -> bool:
 
 
 def is_nothing_but_mask(tensor: Tensor) -> bool:
-    """Whether a tensor holds only 0 and one value, below -20 or above 9999."""
+    """Whether a tensor holds only 0 and one value below -20, or both 0 and one value above 9999."""
     lowest, highest = _range(tensor)
-    if lowest > _MAYBE_MASK and highest < -_SURELY_MASK:
+    if lowest > _MAYBE_MASK and not (lowest == 0 and highest >= -_SURELY_MASK):
         return False
-    return bool(((tensor == 0) | (tensor == (lowest if lowest < 0 else highest))).all())
+    return bool(((tensor == 0) | (tensor == (lowest or highest))).all())
+
+
+def mark_handed_in(recording: Recording) -> None:
+    """Take for a mask what is added to the scores of a softmax and made of an input of the model alone.
+
+    What it holds says nothing: without padding, the mask of an example is all 0.
+    """
+    for site in recording.sites:
+        if site.op in ("softmax", "log_softmax") and site.data:
+            _mark_before(recording, site.data[0].value)
+
+
+def _mark_before(recording: Recording, value: int) -> None:
+    """Go back from a softmax over sums and moves; mark what lies between it and what is handed in."""
+    passed: list[int] = []
+    while (site := recording.producer(value)) is not None and (site.op in _SUMS or site.kind is OpKind.MOVE):
+        passed.append(value)
+        handed = [_back_to_input(recording, operand.value) for operand in site.data]
+        scores = [o.value for o, path in zip(site.data, handed, strict=True) if not path]
+        if not scores or not recording.values[scores[0]].live:
+            return
+        for index in (*chain(*handed), *passed) if any(handed) else ():
+            recording.values[index].mask = True
+        value = scores[0]
+
+
+def _back_to_input(recording: Recording, value: int) -> list[int]:
+    """The values from one back to the input that it alone is made of; none where there is another source.
+
+    An input that anything else computes with is no mask.
+    """
+    path = [value]
+    while (site := recording.producer(path[-1])) is not None:
+        live = [operand.value for operand in site.data if recording.values[operand.value].live]
+        if len(live) != 1 or not _keeps_mask(site):
+            return []
+        path.append(live[0])
+    source = recording.values[path[-1]]
+    readers = (recording.sites[index] for index in source.consumers)
+    return path if source.kind == "input" and all(map(_keeps_mask, readers)) else []
+
+
+def _keeps_mask(site: Site) -> bool:
+    return site.kind is OpKind.MOVE or site.op in CARRIERS or site.op == "log"
 
 
 def writes_mask(op: str, args: Any, kwargs: Any, *, live: bool, fixed: bool) -> bool:

@@ -296,6 +296,7 @@ class Recorder:
     def finish(self) -> Recording:
         """Name the sites, and the parameters that are not what they were."""
         name_sites(self.recording.sites, self.recording.calls)
+        masks.mark_handed_in(self.recording)
         self.recording.overwritten = {
             owned.name for owned in self._owned.values() if owned.is_overwritten(self._written)
         }

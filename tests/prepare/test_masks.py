@@ -151,3 +151,63 @@ def test_other_ways_to_write_a_mask(way: str, example_padded: bool) -> None:
     assert similarity > 0.99
     assert not prepared.weights.masked_select(~keep[:, None, :]).any()
     assert min(module.observer.min_val.min() for module in fake_quants(prepared).values()) > -50
+
+
+INPUTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # `keep` is the numbers 0 and 1
+    "infinity": lambda scores, keep: scores + keep.log(),
+    "a product": lambda scores, keep: scores + (1.0 - keep) * -10000.0,
+    "a product below a bias": lambda scores, keep: (scores / 4 + (1.0 - keep) * -1e9) + 0.5,
+    "a product subtracted": lambda scores, keep: scores - (1.0 - keep) * 1e9,
+    "a comparison": lambda scores, keep: scores.masked_fill(keep == 0, LOWEST),
+}
+
+
+def check_given(model: Attention, x: Tensor, example: Tensor, mask: Tensor, keep: Tensor) -> None:
+    prepared = prepare(model, {"": get_default_qconfig()}, example_inputs=(x, example))
+    with calibrating(prepared):
+        prepared(x, mask)
+    set_fake_quantize(prepared, FakeQuantState.VALIDATION)
+
+    assert torch.cosine_similarity(prepared(x, mask).flatten(), model(x, mask).flatten(), dim=0) > 0.99
+    assert not prepared.weights.masked_select(keep[:, None, :] == 0).any()
+    assert min(module.observer.min_val.min() for module in fake_quants(prepared).values()) > -50
+
+
+def given() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    keep = torch.ones(3, 6)
+    keep[0, 2:] = keep[1, 4:] = 0
+    return torch.randn(3, 6, 16), keep
+
+
+@pytest.mark.parametrize("example_padded", [True, False])
+@pytest.mark.parametrize("way", INPUTS)
+def test_a_mask_of_numbers_that_the_model_is_given(way: str, example_padded: bool) -> None:
+    x, keep = given()
+    check_given(Attention(INPUTS[way]), x, keep if example_padded else torch.ones_like(keep), keep, keep)
+
+
+@pytest.mark.parametrize("example_padded", [True, False])
+@pytest.mark.parametrize("number", [-torch.inf, LOWEST / 2, -1e9, -1e4, -100.0])
+def test_a_mask_that_the_model_is_given_ready_to_be_added(number: float, example_padded: bool) -> None:
+    x, keep = given()
+    mask = torch.where(keep > 0, 0.0, number)
+    model = Attention(lambda scores, mask: scores + mask)
+    check_given(model, x, mask if example_padded else torch.zeros_like(mask), mask, keep)
+
+
+class Residual(nn.Module):
+    """An input that is added to what a softmax reads, and is no mask: a layer reads it too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.fc(x) + x).softmax(-1)
+
+
+def test_an_input_that_a_layer_reads_is_no_mask() -> None:
+    prepared = prepare(Residual(), {"": get_default_qconfig()}, example_inputs=torch.randn(2, 4))
+
+    assert set(fake_quants(prepared)) == {"input.x", "fc.weight", "add_0.output", "softmax_0.output"}
