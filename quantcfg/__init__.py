@@ -72,6 +72,7 @@ if TYPE_CHECKING:
         prepare as prepare,
         prepare_qat_fx as prepare_qat_fx,
     )
+    from quantcfg.preparation.restage import change_stage as change_stage
     from quantcfg.preparation.setters import (
         ModuleNameQconfigSetter as ModuleNameQconfigSetter,
         TemplateQconfigSetter as TemplateQconfigSetter,
@@ -141,6 +142,7 @@ _NAMES = {
     """,
     "quantcfg.preparation.plan": "OpRow Plan",
     "quantcfg.preparation.prepare": "prepare prepare_qat_fx",
+    "quantcfg.preparation.restage": "change_stage",
     "quantcfg.preparation.state": """
         FakeQuantState LoadReport calibrating fake_quants finish_calibration freeze_batch_norm
         freeze_observers load_observer_params plan_of set_fake_quantize state_of

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from quantcfg.config.spec import FakeQuantSpec, QConfigSpec
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
 from quantcfg.preparation.assign import Assignment, Assignments
-from quantcfg.preparation.fold import fold_batch_norm, groups_of, leave_out
+from quantcfg.preparation.fold import fold_batch_norm, groups_of, is_folded, leave_out
 from quantcfg.preparation.hosts import container_of, host_of
 from quantcfg.preparation.intercept import interceptor_of
 from quantcfg.preparation.record import Operand, Recording, Site, Slot
@@ -90,8 +90,9 @@ class _Builder:
             gemm, norm = self.recording.sites[chain.sites[0]], self.recording.sites[chain.batch_norm]
             host, module, axis = self.modules[gemm.path], self.modules[norm.path], _output_axis(gemm)
             if self.bn == "fold":
-                fold_batch_norm(host, module, axis=axis)
-                leave_out(module)
+                if not is_folded(module):  # else it was in an earlier stage
+                    fold_batch_norm(host, module, axis=axis)
+                    leave_out(module)
                 self.applied.folded[norm.index] = f"folded into {gemm.name}"
                 continue
             if chain.end == norm.index:

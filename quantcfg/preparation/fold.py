@@ -165,6 +165,12 @@ def leave_out(norm: nn.Module) -> None:
         forward.substitute = WithoutBatchNorm
 
 
+def is_folded(norm: nn.Module) -> bool:
+    """Whether a module is what `leave_out` made of a batch norm."""
+    substitute = getattr(norm.__dict__.get("forward"), "substitute", None)
+    return isinstance(norm, FoldedBatchNorm) or substitute is WithoutBatchNorm
+
+
 @torch.no_grad()
 def fold_batch_norm(host: Any, norm: Any, *, axis: int) -> None:
     """Change ``host`` so that it computes what ``norm(host(x))`` computes in evaluation.

@@ -45,7 +45,7 @@ def fold_live_batch_norms(model: nn.Module) -> list[str]:
         _take_away(norm, modules, runner, action)
         reasons[norm.name] = f"folded into {gemm.name}"
     rows = tuple(replace(row, reason=reasons.get(row.name, row.reason)) for row in known.plan.rows)
-    known.plan = replace(known.plan, rows=rows)
+    known.plan, known.bn = replace(known.plan, rows=rows), "fold"
     return [reason.removeprefix("folded into ") for reason in reasons.values()]
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,9 +12,8 @@ from torch import Tensor, nn
 
 from quantcfg.config.hardware import PROFILES
 from quantcfg.config.load import Config
-from quantcfg.config.rules import Decision, RuleSet
-from quantcfg.config.suggest import counted, listing
-from quantcfg.errors import PrepareError
+from quantcfg.config.rules import Decision, RuleSet, Target as RuleTarget
+from quantcfg.errors import Diagnostic, PrepareError
 from quantcfg.preparation.apply import BN_MODES, apply
 from quantcfg.preparation.assign import Assignments, assign
 from quantcfg.preparation.copying import copy_of
@@ -23,9 +21,10 @@ from quantcfg.preparation.fold import fold_obstacles
 from quantcfg.preparation.frozen import call_batch_norm
 from quantcfg.preparation.hardware import Adjustment, Target, fitted, fitting_spec
 from quantcfg.preparation.intercept import Interceptor, install, interceptors_of, uninstall
+from quantcfg.preparation.late import held_by_optimizer, refuse_late_parameters
 from quantcfg.preparation.outcomes import check_outcomes
 from quantcfg.preparation.owned import parameters_of
-from quantcfg.preparation.plan import Plan, make_plan
+from quantcfg.preparation.plan import make_plan
 from quantcfg.preparation.record import Recording
 from quantcfg.preparation.recorder import Recorder, run_recorder
 from quantcfg.preparation.rules import check, default_activation, rules_from_dict
@@ -74,7 +73,7 @@ def prepare(
         ConfigError: a rule matches nothing, or an expected count differs.
         PrepareError: the model cannot be copied, or is prepared already.
     """
-    request = _request(config, stage, bn, templates)
+    request = request_for(config, stage, bn, templates)
     if forward is None:
         if example_inputs is None:
             raise PrepareError(
@@ -106,7 +105,7 @@ def prepare_qat_fx(
         PrepareError: the dict has another key, or the model cannot be copied.
     """
     setters = qconfig_setter if isinstance(qconfig_setter, Sequence) else (qconfig_setter,)
-    request = replace(_request(qconfig_dict or {}, "qat", bn, None), setters=tuple(setters))
+    request = replace(request_for(qconfig_dict or {}, "qat", bn, None), setters=tuple(setters))
     if example_inputs is not None:
         return _prepared(model, forward_of(example_inputs), request)
     _refuse_unready(model)
@@ -140,7 +139,12 @@ class Request:
     target: Target | None = None
 
 
-def _request(config: Any, stage: str, bn: str, templates: Sequence[str] | None) -> Request:
+def request_for(config: Any, stage: str, bn: str, templates: Sequence[str] | None) -> Request:
+    """What `prepare` is asked for, checked.
+
+    Raises:
+        PrepareError: an unknown stage or ``bn``, or a dict of another form.
+    """
     if stage not in STATES:
         raise PrepareError(f"unknown stage '{stage}'; known: {', '.join(STATES)}")
     if bn not in BN_MODES:
@@ -181,29 +185,14 @@ class Pending:
 
     def _finish(self, model: nn.Module, recording: Recording) -> None:
         before = {id(parameter) for parameter in model.parameters()}
-        held = _held_by_optimizer(before)
+        held = held_by_optimizer(before)
         wanted = self.interceptor.deferred_state
         _finish(model, self.interceptor, recording, self.request)
-        new = [name for name, parameter in model.named_parameters() if id(parameter) not in before]
-        if held and new:
-            raise PrepareError(
-                f"{counted(len(new), 'parameter')} of quantizers or folded batch norms appeared after an "
-                f"optimizer was made, which would never train {'it' if len(new) == 1 else 'them'}: "
-                f"{listing(new, 4)}",
-                hint="pass example_inputs to prepare_qat_fx, or run one batch before making the optimizer",
-            )
+        if held:
+            hint = "pass example_inputs to prepare_qat_fx, or run one batch before making the optimizer"
+            refuse_late_parameters(model, before, hint=hint)
         if wanted is not None:
             set_fake_quantize(model, wanted)
-
-
-def _held_by_optimizer(own: Set[int]) -> bool:
-    """Whether an optimizer holds a parameter of these identities."""
-    for candidate in gc.get_objects():
-        if issubclass(type(candidate), torch.optim.Optimizer):  # isinstance would ask lazy proxies
-            groups = getattr(candidate, "param_groups", ())
-            if any(id(p) in own for group in groups for p in group["params"]):
-                return True
-    return False
 
 
 def forward_of(example_inputs: Any) -> Forward:
@@ -296,9 +285,28 @@ def _devices(model: nn.Module) -> list[torch.device]:
     return sorted({tensor.device for tensor in tensors if tensor.device.type == "cuda"}, key=str)
 
 
-def _finish(model: nn.Module, interceptor: Interceptor, recording: Recording, request: Request) -> Plan:
-    rules = with_attributes(request.rules, model)
+def _finish(model: nn.Module, interceptor: Interceptor, recording: Recording, request: Request) -> None:
     targets = targets_of(model, recording)
+    build(model, interceptor, recording, request, decide(model, recording, targets, request))
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What the rules make of the ops of a recording."""
+
+    targets: list[RuleTarget]
+    assignments: Assignments
+    adjustments: tuple[Adjustment, ...]
+    findings: tuple[Diagnostic, ...]
+
+
+def decide(model: nn.Module, recording: Recording, targets: list[RuleTarget], request: Request) -> Decided:
+    """Resolve the rules, refine and check what they give, and assign a role to every op.
+
+    Raises:
+        ConfigError: a rule matches nothing, or an expected count differs.
+    """
+    rules = with_attributes(request.rules, model)
     decisions = rules.resolve(targets)
     findings = check(rules, model, targets, decisions)
     warn_of_strangers(request.setters, recording, targets)
@@ -313,22 +321,30 @@ def _finish(model: nn.Module, interceptor: Interceptor, recording: Recording, re
     assignments, adjustments = _assigned(recording, refined(decisions), rules, request.target)
     told = {finding.place for finding in findings}
     idle = check_outcomes(rules, recording, decisions, assignments, assign=assigned, told=told)
-    applied = apply(model, recording, assignments, bn=request.bn)
+    return Decided(targets, assignments, adjustments, (*findings, *idle))
+
+
+def build(
+    model: nn.Module, interceptor: Interceptor, recording: Recording, request: Request, decided: Decided
+) -> None:
+    """Hang the quantizers into the model, and set the state of the stage."""
+    applied = apply(model, recording, decided.assignments, bn=request.bn)
     plan = make_plan(
         model,
         recording,
-        assignments,
+        decided.assignments,
         stage=request.stage,
         folded=applied.folded,
-        findings=(*findings, *idle),
-        adjustments=adjustments,
+        findings=decided.findings,
+        adjustments=decided.adjustments,
     )
     if request.bn == "freeze":
         freeze_batch_norm(model)
     interceptor.handler = applied.runner
-    interceptor.prepared = Prepared(request.stage, plan, recording, applied.modules)
+    interceptor.prepared = Prepared(
+        request.stage, plan, recording, applied.modules, decided.targets, request.bn
+    )
     set_fake_quantize(model, STATES[request.stage])
-    return plan
 
 
 def _assigned(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from quantcfg.config.rules import Target
 from quantcfg.errors import NumericError, PrepareError, warn
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
 from quantcfg.preparation.fold import normalizes
@@ -37,6 +38,8 @@ class Prepared:
     plan: Plan
     recording: Recording
     modules: dict[str, FakeQuantizeBase]
+    targets: list[Target]  # the ops as the rules saw them, before batch norms were folded
+    bn: str
     state: FakeQuantState = FakeQuantState.FLOAT
 
 
@@ -48,6 +51,19 @@ class LoadReport:
     missing: tuple[str, ...] = ()  # in the model, not in the source: left as they were
     unexpected: tuple[str, ...] = ()  # in the source, not in the model
     unobserved: tuple[str, ...] = field(default=())  # in both, and never observed
+
+    def __str__(self) -> str:
+        """A table: one line for each quantizer, those that have nothing to start from first."""
+        outcomes = {
+            "left at its default: not in the source": self.missing,
+            "left at its default: never observed in the source": self.unobserved,
+            "not in this model": self.unexpected,
+            "loaded": self.loaded,
+        }
+        width = max((len(name) for names in outcomes.values() for name in names), default=0)
+        return "\n".join(
+            f"{name:{width}}  {outcome}" for outcome, names in outcomes.items() for name in names
+        )
 
 
 def prepared(model: nn.Module) -> Prepared:
@@ -124,7 +140,7 @@ def set_fake_quantize(model: nn.Module, state: FakeQuantState) -> None:
         return
     if state is FakeQuantState.VALIDATION:
         _refuse_unobserved(model)
-    for container in _containers(model):
+    for container in containers_of(model).values():
         container.qat = state is FakeQuantState.QAT
         for module in container.values():
             assert isinstance(module, FakeQuantizeBase)
@@ -223,7 +239,7 @@ def check_observers(model: nn.Module) -> None:
 
 def freeze_observers(model: nn.Module) -> None:
     """Stop all statistics in QAT for good: the ranges stay as they are."""
-    for container in _containers(model):
+    for container in containers_of(model).values():
         container.frozen = True
         for module in container.values():
             module.observing = False  # type: ignore[assignment]
@@ -249,10 +265,14 @@ class _StaysInEval:
         return self.module
 
 
-def _containers(model: nn.Module) -> Iterator[FakeQuants]:
-    for module in model.modules():
-        if isinstance(module, FakeQuants):
-            yield module
+def containers_of(model: nn.Module) -> dict[nn.Module, FakeQuants]:
+    """Where the quantizers of a model are, by the module that holds them."""
+    return {
+        host: child
+        for host in model.modules()
+        for child in host._modules.values()
+        if isinstance(child, FakeQuants)
+    }
 
 
 def load_observer_params(from_model: nn.Module, to_model: nn.Module, *, strict: bool = True) -> LoadReport:
@@ -264,12 +284,25 @@ def load_observer_params(from_model: nn.Module, to_model: nn.Module, *, strict: 
         strict: refuse when a quantizer of ``to_model`` finds nothing to load.
 
     Raises:
-        NumericError: strict, and quantizers are missing in ``from_model`` or were never observed there.
+        NumericError: strict, and quantizers are missing in ``from_model`` or were never observed there; or
+            one has another number of channels there.
+        PrepareError: one of them is not a prepared model.
     """
     interceptor = _find(to_model)
     if interceptor is not None and interceptor.prepared is None and interceptor.pending is not None:
         interceptor.pending.finish_like(to_model, prepared(from_model).recording)
-    source, target = fake_quants(from_model), fake_quants(to_model)
+    for model in (from_model, to_model):
+        prepared(model)
+    return load_ranges(fake_quants(from_model), to_model, strict=strict)
+
+
+def load_ranges(source: Mapping[str, FakeQuantizeBase], model: nn.Module, *, strict: bool) -> LoadReport:
+    """Start the quantizers of ``model`` from those of the same names in ``source``.
+
+    Raises:
+        NumericError: strict, and some find nothing to load; or one has another number of channels.
+    """
+    target = fake_quants(model)
     report = LoadReport(
         loaded=tuple(name for name in target if name in source and source[name].observed),
         missing=tuple(name for name in target if name not in source),
@@ -284,10 +317,20 @@ def load_observer_params(from_model: nn.Module, to_model: nn.Module, *, strict: 
             hint="calibrate with the same rules, or pass strict=False to leave these to the first batches",
         )
     for name in report.loaded:
-        target[name].load_qparams_from(source[name])
-    for container in _containers(to_model):
+        _load_range(target[name], source[name])
+    for container in containers_of(model).values():
         container.follow_mode()
     return report
+
+
+def _load_range(target: FakeQuantizeBase, source: FakeQuantizeBase) -> None:
+    channels = [module.observer.num_channels for module in (source, target)]
+    if 1 not in channels and channels[0] != channels[1]:
+        raise NumericError(
+            f"'{target.name}' has {channels[1]} channels, and {channels[0]} where its range comes from",
+            hint="load from a model of the same architecture",
+        )
+    target.load_qparams_from(source)
 
 
 def quantizer_state(model: nn.Module) -> dict[str, Any]:
