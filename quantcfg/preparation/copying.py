@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from types import CellType, FunctionType, MemberDescriptorType, MethodType
 from typing import Any
 
@@ -33,7 +34,8 @@ def copy_of(model: nn.Module, taken: Iterable[tuple[Any, Any]] = ()) -> nn.Modul
     Raises:
         PrepareError: a module refuses to be copied.
     """
-    known = {id(old): new for old, new in taken} | {id(old): new for old, new in _copied_by_hand(model)}
+    by_hand = (*taken, *_empty(model), *_copied_by_hand(model))
+    known = {id(old): new for old, new in by_hand}
     memo = dict(known)
     try:
         copied = _deepcopy(model, memo)
@@ -68,6 +70,12 @@ def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
     return ((name, value) for name, value in vars(module).items() if name not in _OF_EVERY_MODULE)
 
 
+def _empty(model: nn.Module) -> Iterator[tuple[Any, Any]]:
+    """Copies of the hooks that there are none of: a module has ten such, and each takes ``deepcopy`` long."""
+    held = (value for module in model.modules() for value in vars(module).values())
+    return ((value, OrderedDict()) for value in held if type(value) is OrderedDict and not value)
+
+
 def _copied_by_hand(model: nn.Module) -> Iterator[tuple[Any, Any]]:
     """Copies of what refuses ``deepcopy``: tensors that are computed from parameters, and generators.
 
@@ -94,7 +102,7 @@ def _uncopyable(model: nn.Module, known: Memo) -> Iterator[Any]:
 
 def _complete(old: nn.Module, new: nn.Module, memo: Memo) -> None:
     """Do what ``deepcopy`` leaves undone: ``__slots__``, which no module's state has, and functions."""
-    for descriptor in _slots(type(old)):
+    for descriptor in _slots(type(old)):  # type: ignore[arg-type]  # mypy takes the hash of its instances
         if _is_set(old, descriptor) and not _is_set(new, descriptor):
             descriptor.__set__(new, copy.deepcopy(descriptor.__get__(old), memo))
     for name, value in vars(new).items():
@@ -104,9 +112,10 @@ def _complete(old: nn.Module, new: nn.Module, memo: Memo) -> None:
             value.update((key, _rebound(hook, memo)) for key, hook in list(value.items()))
 
 
-def _slots(kind: type) -> Iterator[MemberDescriptorType]:
+@lru_cache
+def _slots(kind: type) -> tuple[MemberDescriptorType, ...]:
     held = (value for cls in kind.__mro__ for value in vars(cls).values())
-    return (value for value in held if isinstance(value, MemberDescriptorType))
+    return tuple(value for value in held if isinstance(value, MemberDescriptorType))
 
 
 def _is_set(module: nn.Module, slot: MemberDescriptorType) -> bool:
