@@ -75,10 +75,11 @@ def _ranks_of(launch: Launch | None, timeout: float | None) -> Iterator[Ranks | 
     if timeout is None and (launch is None or launch.size == 1):
         yield None
         return
-    if launch is None:
-        from quantcfg.stages.signals import ending_by_signals, resume_command
+    from quantcfg.stages.signals import ending_by_signals, resume_command
 
-        with ending_by_signals(resume_command(_command()), can_insist=True):
+    command = resume_command(_command()) if timeout is not None else ""
+    if launch is None:
+        with ending_by_signals(command, can_insist=True):
             yield None
         return
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else DDP warns once per rank
@@ -86,7 +87,7 @@ def _ranks_of(launch: Launch | None, timeout: float | None) -> Iterator[Ranks | 
 
     say = partial(report, debug="--debug" in options.COMMAND_LINE.get())
     place = {"rank": launch.rank, "size": launch.size, "local_rank": launch.local_rank}
-    with meeting(timeout or _MEETING_S, say, **place) as ranks:
+    with meeting(timeout or _MEETING_S, say, **place, command=command) as ranks:
         if timeout is None:
             with ranks.alike():
                 raise UsageError("this command works in one process", hint="torchrun is for calib and qat")

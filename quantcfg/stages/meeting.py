@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -31,18 +32,19 @@ _CAME, _PRESENT, _DONE = "came", "present", "done"  # each with a rank
 class Meeting:
     """The ranks of a run, and the board on which the first that fails leaves its name.
 
-    The board is the store that torchrun keeps: it outlives every rank. ``say`` tells the user what ended a
-    rank, and gives its exit code.
+    The board is the store that torchrun keeps: it outlives every rank. ``machine`` is the first rank of this
+    one's machine. ``say`` tells the user what ended a rank, and gives its exit code.
     """
 
     ranks: Ranks
+    machine: int
     board: Store
     timeout: float
     say: Callable[[BaseException], int]
 
     def come(self) -> None:
-        """Let the others know that this one has begun, and will answer them."""
-        self._post(_CAME)
+        """Let the others know that this one has begun, where it is, and that it will answer them."""
+        self._post(_CAME, f"{self.machine} {os.getpid()}")
 
     def join(self, store: Store) -> None:
         """Connect with the others.
@@ -53,6 +55,7 @@ class Meeting:
         self.ranks.at("the rendezvous")
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
         with lost_ranks():
+            self._wait_for_all(_CAME)
             dist.init_process_group(
                 backend,
                 store=PrefixStore("group", store),
@@ -69,14 +72,9 @@ class Meeting:
             LostRankError: Some have not in time.
         """
         self.ranks.at("the final write")
-        everyone = [f"{_DONE}/{rank}" for rank in range(self.ranks.size)]
-        deadline = time.monotonic() + self.timeout
+        self._post(_DONE)
         with suppress(RuntimeError):  # the last to leave may take the board with them
-            self._post(_DONE)
-            while not self.board.check(everyone):
-                if time.monotonic() > deadline:
-                    raise LostRankError("timed out")
-                time.sleep(_POLL_S)
+            self._wait_for_all(_DONE)
         dist.destroy_process_group()
 
     def conclude(self, error: BaseException) -> EchoError:
@@ -116,19 +114,27 @@ class Meeting:
         self._post(_PRESENT)
         is_told = isinstance(error, Interrupted)
         patience = _BUSY_S if is_told else min(_BUSY_S, self.timeout) if _timed_out(error) else 0
-        missing = self._missing(max(_ROLL_CALL_S, patience))
+        missing = self._missing(max(_ROLL_CALL_S, patience), but_not_busy=is_told)
         if self._read(_FAILED) is not None:  # somebody failed and has said so, or is about to
             return EchoError(self._posted(error))
-        cause = error if is_told and not missing else RunError(self._sentence(missing, error), hint=_HINT)
+        cause: QuantcfgError = RunError(self._sentence(missing, error), hint=_HINT)
+        if isinstance(error, Interrupted) and not missing:
+            cause = self._with_those_to_come(error)
         return cause if self._is_first_to_fail(cause) else EchoError(self._posted(cause))
+
+    def _with_those_to_come(self, error: Interrupted) -> Interrupted:
+        late = [rank for rank in range(self.ranks.size) if not self._has_come(rank)]
+        if late:  # torchrun may have ended this one because of them
+            error.message += f" before {_names(late)} had come"
+        return error
 
     def _sentence(self, missing: list[int], error: BaseException) -> str:
         where = f" in {self.ranks.whereabouts.place}" if self.ranks.whereabouts.place else ""
         if not missing:
             return f"the ranks lost each other{where}: {_first_line(error)}"
-        names = " and ".join(f"rank {rank}" for rank in missing)
-        how = f"did not answer for {self.timeout:g} s" if _timed_out(error) else "ended without a word"
-        return f"{names} {how}{where}"
+        is_slow = _timed_out(error) and not any(self._is_alive(rank) is False for rank in missing)
+        how = f"did not answer for {self.timeout:g} s" if is_slow else "ended without a word"
+        return f"{_names(missing)} {how}{where}"
 
     def _common(self, error: BaseException) -> BaseException:
         if not self.ranks.is_first:
@@ -156,18 +162,50 @@ class Meeting:
             time.sleep(_POLL_S)
         return int(code) if code is not None else _code_of(error)
 
-    def _post(self, key: str) -> None:
+    def _post(self, key: str, value: str = "1") -> None:
         with suppress(RuntimeError):
-            self.board.set(f"{key}/{self.ranks.rank}", "1")
+            self.board.set(f"{key}/{self.ranks.rank}", value)
 
-    def _missing(self, patience: float) -> list[int]:
-        """The ranks that do not answer, or none as soon as one of them turns out to have failed by itself."""
+    def _wait_for_all(self, key: str) -> None:
+        """Wait until every rank has posted ``key``, where signals are heard: not in torch's own waiting."""
+        everyone = [f"{key}/{rank}" for rank in range(self.ranks.size)]
+        deadline = time.monotonic() + self.timeout
+        while not self.board.check(everyone):
+            if time.monotonic() > deadline:
+                raise LostRankError("timed out")
+            time.sleep(_POLL_S)
+
+    def _missing(self, patience: float, *, but_not_busy: bool) -> list[int]:
+        """The ranks that do not answer, or none as soon as one of them turns out to have failed by itself.
+
+        One whose process has gone is found at once. ``but_not_busy`` leaves out those that have something
+        else to do than to answer: one that lives here, or has yet to come.
+        """
         missing, deadline = list(range(self.ranks.size)), time.monotonic() + patience
         while missing and time.monotonic() < deadline and self._read(_FAILED) is None:
             missing = [rank for rank in missing if self._read(f"{_PRESENT}/{rank}") is None]
+            lives = {rank: self._is_alive(rank) for rank in missing}
+            if gone := [rank for rank in missing if lives[rank] is False]:
+                return gone
+            if but_not_busy:
+                missing = [rank for rank in missing if lives[rank] is None and self._has_come(rank)]
             time.sleep(_POLL_S)
         # When one is lost while others are starting, torchrun ends those, which is not what went wrong.
-        return [rank for rank in missing if self._read(f"{_CAME}/{rank}") is not None] or missing
+        return [rank for rank in missing if self._has_come(rank)] or missing
+
+    def _has_come(self, rank: int) -> bool:
+        return self._read(f"{_CAME}/{rank}") is not None
+
+    def _is_alive(self, rank: int) -> bool | None:
+        """Whether the process of a rank is there; None where it has not come, or runs on another machine."""
+        machine, _, process = (self._read(f"{_CAME}/{rank}") or "").partition(" ")
+        if machine != str(self.machine):
+            return None
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            return False
+        return True
 
     def _read(self, key: str) -> str | None:
         try:
@@ -181,11 +219,18 @@ _HINT = "the messages of torchrun and of the system tell more; --resume goes on 
 
 @contextmanager
 def meeting(
-    timeout: float, say: Callable[[BaseException], int], *, rank: int, size: int, local_rank: int
+    timeout: float,
+    say: Callable[[BaseException], int],
+    *,
+    rank: int,
+    size: int,
+    local_rank: int,
+    command: str = "",
 ) -> Iterator[Ranks]:
     """Join the processes that torchrun started; every collective fails after ``timeout`` seconds of waiting.
 
-    What ends the block on some ranks or on all of them, one of them ``say``s.
+    What ends the block on some ranks or on all of them, one of them ``say``s. ``command`` goes on with what
+    a signal has ended.
 
     Raises:
         RunError: The ranks do not find each other.
@@ -195,12 +240,13 @@ def meeting(
         torch.cuda.set_device(local_rank)
     ranks = Ranks(rank, size, is_launched=True)
     if not ranks.are_many:
-        yield ranks
+        with ending_by_signals(command):
+            yield ranks
         return
     store = _store(timeout)
-    joined = Meeting(ranks, PrefixStore("quantcfg", store), timeout, say)
+    joined = Meeting(ranks, rank - local_rank, PrefixStore("quantcfg", store), timeout, say)
     try:
-        with ending_by_signals():
+        with ending_by_signals(command):
             joined.come()
             joined.join(store)
             yield ranks
@@ -215,6 +261,10 @@ def _store(timeout: float) -> Store:
     except (RuntimeError, ValueError) as error:
         raise RunError(f"the ranks did not find each other: {_first_line(error)}") from error
     return store
+
+
+def _names(ranks: Sequence[int]) -> str:
+    return " and ".join(f"rank {rank}" for rank in ranks)
 
 
 def _code_of(error: BaseException) -> int:

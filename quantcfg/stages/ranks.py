@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,7 @@ from quantcfg.runs.tree import detached_copy
 from quantcfg.stages.user_code import is_worker_death
 
 T = TypeVar("T")
+_LOOK = timedelta(seconds=0.5)  # between two looks at whether a signal has come
 
 
 class LostRankError(Exception):
@@ -89,8 +91,7 @@ class Ranks:
             return [tensor]
         mine = tensor.detach().cpu().contiguous()
         everyone = [torch.empty_like(mine) for _ in range(self.size)]
-        with lost_ranks():
-            dist.all_gather(everyone, mine)
+        _finish(dist.all_gather(everyone, mine, async_op=True))
         return everyone
 
     def gather_bytes(self, data: bytes) -> list[bytes]:
@@ -113,8 +114,7 @@ class Ranks:
         if not self.are_many:
             return list(values)
         tensor = torch.tensor(values)
-        with lost_ranks():
-            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        _finish(dist.all_reduce(tensor, dist.ReduceOp.MAX, async_op=True))
         return [int(value) for value in tensor]
 
     def from_first(self, make: Callable[[], T]) -> T:
@@ -130,18 +130,16 @@ class Ranks:
         if not self.are_many:
             return data
         length = torch.tensor([len(data)])
-        with lost_ranks():
-            dist.broadcast(length, source)
-            tensor = _tensor_of(data) if self.rank == source else torch.empty(int(length), dtype=torch.uint8)
-            if tensor.numel():
-                dist.broadcast(tensor, source)
+        _finish(dist.broadcast(length, source, async_op=True))
+        tensor = _tensor_of(data) if self.rank == source else torch.empty(int(length), dtype=torch.uint8)
+        if tensor.numel():
+            _finish(dist.broadcast(tensor, source, async_op=True))
         return _bytes_of(tensor)
 
     def spread_tensor(self, tensor: Tensor, *, source: int) -> Tensor:
         """The tensor of the rank ``source``; shape and dtype are the same on all. Comes on the CPU."""
         tensor = tensor.detach().cpu().contiguous()
-        with lost_ranks():
-            dist.broadcast(tensor, source)
+        _finish(dist.broadcast(tensor, source, async_op=True))
         return tensor
 
     def spread_tensors(self, tensors: dict[str, Tensor], *, source: int = 0) -> dict[str, Tensor]:
@@ -158,6 +156,19 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def _finish(work: Any) -> None:
+    """Wait for a collective, and hear of signals meanwhile: Python does not while torch waits.
+
+    Raises:
+        LostRankError: It failed.
+    """
+    while not work.is_completed():
+        with suppress(RuntimeError):  # not yet completed; what went wrong is raised again below
+            work.wait(_LOOK)
+    with lost_ranks():
+        work.wait()
 
 
 @contextmanager

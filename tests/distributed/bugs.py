@@ -40,8 +40,8 @@ def lose(rank: int) -> None:
     """
     place, lost, number = os.environ["LOSE"].split(":")
     owner, name = PLACES[place]
-    real, came = getattr(owner, name), []
-    meeting.Meeting.come = lambda self: came.append(self)
+    real, come, came = getattr(owner, name), meeting.Meeting.come, []
+    meeting.Meeting.come = lambda self: came.append(self) or come(self)
 
     def at_place(*where: object, **named: object) -> object:
         setattr(owner, name, real)
@@ -54,8 +54,8 @@ def lose(rank: int) -> None:
 
 
 def _come_together(joined: meeting.Meeting) -> None:
-    joined._post("came")
-    joined.board.wait([f"came/{rank}" for rank in range(joined.ranks.size)])
+    joined._post("there")
+    joined.board.wait([f"there/{rank}" for rank in range(joined.ranks.size)])
     object.__setattr__(joined, "timeout", SHORT_S)
     if dist.is_initialized():
         distributed_c10d._set_pg_timeout(timedelta(seconds=SHORT_S), dist.group.WORLD)
@@ -69,6 +69,14 @@ def lose_while_others_start(rank: int) -> None:
         )
     if rank == 2:
         os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def never_come(rank: int) -> None:
+    """Lose the last rank when the others wait for it."""
+    if rank == 2:
+        meeting.Meeting.come = lambda self: (
+            self.board.wait(["came/0", "came/1"]) or os.kill(os.getpid(), signal.SIGKILL)
+        )
 
 
 def tell_of_writes(rank: int) -> None:

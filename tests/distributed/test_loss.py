@@ -36,6 +36,34 @@ def test_a_rank_that_is_lost_is_named(folder, place, rank, number, said):
     assert time.monotonic() - begun < 600  # much less, on a machine with nothing else to do
 
 
+RESUME = (
+    "hint: resume with: torchrun --standalone --nproc-per-node 3 -m quantcfg "
+    "{} model.py config.yaml -o run -q --resume\n"
+)
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["model", *(pytest.param(place, marks=pytest.mark.slow) for place in ("rendezvous", "evaluation"))],
+)
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_to_one_rank_ends_all_of_them_before_training_too(folder, place, number):
+    (done,) = run_jobs(lose(folder, place, 1, int(number)))
+    assert (done.codes, done.message) == (
+        [128 + number] * 3,
+        f"error: stopped by {number.name}\n{RESUME.format('qat')}",
+    )
+
+
+def test_a_rank_that_is_lost_before_it_has_come_is_named(folder):
+    job = Job(str(folder.path), ["calib", "model.py", "config.yaml", "-o", "run", "-q"], 3, bug="never_come")
+    (done,) = run_jobs(job)
+    assert (done.codes, done.message) == (
+        [143, 143, -KILL],
+        f"error: stopped by SIGTERM before rank 2 had come\n{RESUME.format('calib')}",
+    )
+
+
 def test_a_rank_that_was_still_starting_is_not_blamed(folder):
     arguments = ["calib", "model.py", "config.yaml", "-o", "run", "-q", "--timeout", "5"]
     (done,) = run_jobs(Job(str(folder.path), arguments, 3, bug="lose_while_others_start"))
