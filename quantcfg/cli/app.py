@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from quantcfg.cli.options import COMMAND_LINE
+from quantcfg.cli.session import raise_once
 from quantcfg.errors import UsageError
 
 _WrongCommandLine: type[Exception] = typer.BadParameter.__mro__[1]
@@ -78,7 +79,7 @@ def run(arguments: Sequence[str]) -> None:
     try:
         code = app(list(arguments), prog_name="quantcfg", standalone_mode=False)
     except _WrongCommandLine as error:
-        raise _usage_error(error, arguments) from error
+        raise_once(_usage_error(error, arguments))
     raise SystemExit(code)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, chdir, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from quantcfg.cli import options
 from quantcfg.cli.boundary import report
@@ -68,6 +68,17 @@ def session(*, quiet: bool, verbose: bool, timeout: float | None = None) -> Iter
             yield ranks
         except KeyboardInterrupt:
             raise Interrupted("interrupted") from None
+
+
+def raise_once(error: UsageError) -> NoReturn:
+    """Raise what is wrong with a command line. All ranks of torchrun have the same: one of them says it."""
+    launch = launch_of(os.environ)
+    if launch is None or launch.size == 1:
+        raise error
+    with session(quiet=True, verbose=False, timeout=_MEETING_S) as ranks:
+        assert ranks is not None
+        with ranks.alike():
+            raise error
 
 
 @contextmanager

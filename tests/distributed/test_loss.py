@@ -71,6 +71,25 @@ def test_a_rank_that_was_still_starting_is_not_blamed(folder):
     assert done.message.startswith("error: rank 0 ") and "in the rendezvous\n" in done.message
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["calib", "model.py"],
+            "error: missing argument 'CONFIG'\n"
+            "hint: quantcfg calib [OPTIONS] {MODEL} {CONFIG}; -h shows more\n",
+        ),
+        (
+            ["train"],
+            "error: no such command 'train'\nhint: quantcfg [OPTIONS] COMMAND [ARGS]...; -h shows more\n",
+        ),
+    ],
+)
+def test_a_wrong_command_line_is_said_once(folder, arguments, said):
+    (done,) = run_jobs(Job(str(folder.path), arguments, 3))
+    assert (done.codes, done.err) == ([2, 2, 2], [said, "", ""])
+
+
 OTHER_DATA = """
 def calib_data():
     return DataLoader(dataset(1 + RANK), batch_size=BATCH)
