@@ -100,7 +100,8 @@ def _grid_sample_grids(recording: Recording) -> Iterator[int]:
 
 
 def _without_activation(spec: QConfigSpec) -> QConfigSpec:
-    return replace(spec, activation=None, name=f"{spec.name} 32-bit out")
+    """What the op reads is still quantized as it would have been."""
+    return replace(spec, activation=None, input=spec.input or spec.activation, name=f"{spec.name} 32-bit out")
 
 
 def _int16(spec: QConfigSpec) -> QConfigSpec:

@@ -293,7 +293,8 @@ def refine(templates: Sequence[str], found: Walk, outcomes: list[Outcome], ranke
                 continue
             done.add(index)
             if output:
-                outcomes[index] = changed(outcome, {"activation_fake_quant": None})
+                reads = {"input": slot_of(outcome, "activation")}
+                outcomes[index] = changed(outcome, {"activation_fake_quant": None}) | reads
             elif outcome["activation_fake_quant"] is not None:
                 outcomes[index] = changed(outcome, {"activation_qkwargs": QINT16})
 
@@ -388,7 +389,8 @@ class Resolved:
         inside = {member.makes for member in chain.ops} if chain else set()
         for value in op.reads:
             if value not in inside:
-                self._bring_to_grid(op, value, slot_of(outcome, "activation") or self.default)
+                own = outcome.get("input") or slot_of(outcome, "activation")
+                self._bring_to_grid(op, value, own or self.default)
         if chain is None:
             self._quantize(op, outcome, op.makes)
         elif op is chain.carrier:

@@ -104,6 +104,15 @@ def encoder_inputs() -> tuple[Tensor, Tensor]:
     return torch.ones(2, 5, dtype=torch.long), torch.ones(2, 5)
 
 
+def test_what_a_layer_with_32_bits_out_reads_is_quantized_without_a_global_rule() -> None:
+    prepared = qc.prepare_qat_fx(
+        nn.Sequential(nn.Linear(4, 2)),
+        example_inputs=torch.ones(2, 4),
+        qconfig_setter=qc.default_qat_fixed_act_qconfig_setter,
+    )
+    assert list(qc.fake_quants(prepared)) == ["input.input", "0.weight"]
+
+
 def test_softmax_and_layer_norm_templates_widen_the_way_back_to_the_matrix_product() -> None:
     setter = qc.TemplateQconfigSetter(INT8, ("softmax_int16", "layer_norm_int16"))
     found = rows(Encoder("masked_fill"), {}, encoder_inputs(), qconfig_setter=setter)
