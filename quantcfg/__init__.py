@@ -64,6 +64,10 @@ if TYPE_CHECKING:
         quint15 as quint15,
         quint16 as quint16,
     )
+    from quantcfg.preparation.freezing import (
+        freeze_batch_norm as freeze_batch_norm,
+        freeze_observers as freeze_observers,
+    )
     from quantcfg.preparation.plan import (
         OpRow as OpRow,
         Plan as Plan,
@@ -90,8 +94,6 @@ if TYPE_CHECKING:
         calibrating as calibrating,
         fake_quants as fake_quants,
         finish_calibration as finish_calibration,
-        freeze_batch_norm as freeze_batch_norm,
-        freeze_observers as freeze_observers,
         load_observer_params as load_observer_params,
         plan_of as plan_of,
         set_fake_quantize as set_fake_quantize,
@@ -140,12 +142,13 @@ _NAMES = {
         qint14 qint15 qint16 quint2 quint3 quint4 quint5 quint6 quint7 quint8 quint9 quint10 quint11
         quint12 quint13 quint14 quint15 quint16
     """,
+    "quantcfg.preparation.freezing": "freeze_batch_norm freeze_observers",
     "quantcfg.preparation.plan": "OpRow Plan",
     "quantcfg.preparation.prepare": "prepare prepare_qat_fx",
     "quantcfg.preparation.restage": "change_stage",
     "quantcfg.preparation.state": """
-        FakeQuantState LoadReport calibrating fake_quants finish_calibration freeze_batch_norm
-        freeze_observers load_observer_params plan_of set_fake_quantize state_of
+        FakeQuantState LoadReport calibrating fake_quants finish_calibration load_observer_params
+        plan_of set_fake_quantize state_of
     """,
     "quantcfg.preparation.setters": """
         ModuleNameQconfigSetter TemplateQconfigSetter get_sensitive_op_qconfig_setter

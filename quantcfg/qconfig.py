@@ -95,6 +95,11 @@ class QConfig:
     Raises:
         ValueError: both ``activation`` and ``output`` are given, or a slot holds a module instead of a
         factory.
+
+    Example:
+        >>> fine = qc.get_default_qconfig(activation_qkwargs={"dtype": "qint16"})
+        >>> qc.QConfig(output=fine.activation, weight=fine.weight) == fine
+        True
     """
 
     activation: FakeQuantFactory | None
@@ -235,6 +240,10 @@ def preset_qconfig(name: str, stage: str = "calib") -> QConfig:
 
     Raises:
         ValueError: there is no such preset.
+
+    Example:
+        >>> qc.preset_qconfig("w8a8_lsq", "qat").activation.fake_quant
+        'lsq'
     """
     _known(name, PRESETS, "preset")
     preset = PRESETS[name]

@@ -18,6 +18,7 @@ from quantcfg.preparation.apply import BN_MODES, apply
 from quantcfg.preparation.assign import Assignments, assign
 from quantcfg.preparation.copying import copy_of
 from quantcfg.preparation.fold import fold_obstacles
+from quantcfg.preparation.freezing import freeze_batch_norm
 from quantcfg.preparation.frozen import call_batch_norm
 from quantcfg.preparation.hardware import Adjustment, Target, fitted, fitting_spec
 from quantcfg.preparation.intercept import Interceptor, install, interceptors_of, uninstall
@@ -32,12 +33,12 @@ from quantcfg.preparation.setters import Setter, apply_setters, warn_of_stranger
 from quantcfg.preparation.state import (
     FakeQuantState,
     Prepared,
-    freeze_batch_norm,
     refuse_early_state,
     set_fake_quantize,
 )
 from quantcfg.preparation.targets import targets_of, with_attributes
 from quantcfg.preparation.templates import with_templates
+from quantcfg.preparation.traces import held_by, is_traceless
 
 Forward = Callable[[nn.Module], Any]
 STATES = {"calib": FakeQuantState.CALIBRATION, "qat": FakeQuantState.QAT}
@@ -72,6 +73,12 @@ def prepare(
     Raises:
         ConfigError: a rule matches nothing, or an expected count differs.
         PrepareError: the model cannot be copied, or is prepared already.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> prepared = qc.prepare(model, {"": qc.get_default_qconfig()}, example_inputs=torch.ones(2, 4))
+        >>> list(qc.fake_quants(prepared))
+        ['input.input', '0.weight', '1.output', '2.weight', '2.output']
     """
     request = request_for(config, stage, bn, templates)
     if forward is None:
@@ -103,6 +110,15 @@ def prepare_qat_fx(
     Raises:
         ConfigError: a rule matches nothing.
         PrepareError: the dict has another key, or the model cannot be copied.
+
+    Example:
+        >>> head = {"1": qc.default_calib_8bit_weight_32bit_out_fake_quant_qconfig}
+        >>> rules = {"": qc.default_calib_8bit_fake_quant_qconfig, "module_name": head}
+        >>> model = qc.prepare_qat_fx(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)), rules)
+        >>> model(torch.ones(1, 3, 8, 8)).shape  # the first forward is the example
+        torch.Size([1, 2, 6, 6])
+        >>> list(qc.fake_quants(model))
+        ['input.input', '0.weight', '0.output', '1.weight']
     """
     setters = qconfig_setter if isinstance(qconfig_setter, Sequence) else (qconfig_setter,)
     request = replace(request_for(qconfig_dict or {}, "qat", bn, None), setters=tuple(setters))
@@ -120,9 +136,13 @@ def prepare_qat_fx(
 def _prepared(model: nn.Module, forward: Forward, request: Request) -> nn.Module:
     _refuse_unready(model)
     example = copy_of(model)
-    ran = parameters_of(example)
+    ran, held = parameters_of(example), held_by(example)
     recording = _record(example, forward, request.bn)
-    copied = copy_of(model, _unchanged(model, ran, recording))
+    uninstall(example)
+    whole = not recording.overwritten and not _has_train(model) and is_traceless(held, held_by(example))
+    copied = example if whole else copy_of(model, _unchanged(model, ran, recording))
+    for old, new in zip(model.modules(), copied.modules(), strict=True):
+        new.training = old.training
     _finish(copied, _instrument(copied, request.bn), recording, request)
     return copied
 
@@ -268,11 +288,15 @@ def _run(recorder: Recorder, model: nn.Module, interceptor: Interceptor, forward
         return run_recorder(recorder, lambda: forward(model.eval()))
 
 
+def _has_train(model: nn.Module) -> bool:
+    return any(type(module).train is not nn.Module.train for module in model.modules())
+
+
 def _unchanged(
     model: nn.Module, ran: Mapping[str, nn.Parameter], recording: Recording
 ) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
     """The parameters of ``model`` with those of the copy that ``ran`` which another copy can have from it."""
-    if any(type(module).train is not nn.Module.train for module in model.modules()):
+    if _has_train(model):
         return  # it may write into any of them, as adapters do that are merged in evaluation
     overwritten = {id(ran[name]) for name in recording.overwritten if name in ran}
     for name, parameter in parameters_of(model).items():

@@ -53,6 +53,15 @@ def change_stage(
         NumericError: strict, and quantizers were not there before or never observed anything.
         PrepareError: the model is a part of a prepared one; a batch norm was not folded that would have to be
             now; or quantizers bring parameters of their own and an optimizer was made already.
+
+    Example:
+        >>> searched = {"": qc.get_default_qconfig(activation_observer="mse")}
+        >>> model = qc.prepare(nn.Linear(4, 2), searched, example_inputs=torch.ones(8, 4))
+        >>> with qc.calibrating(model):
+        ...     _ = model(torch.linspace(-1, 1, 32).reshape(8, 4))
+        >>> report = qc.change_stage(model, {"": qc.default_qat_8bit_fixed_act_fake_quant_qconfig})
+        >>> report.loaded, qc.state_of(model)
+        (('input.input', 'linear_0.weight', 'linear_0.output'), <FakeQuantState.QAT: 'qat'>)
     """
     known, interceptor = prepared(model), interceptor_of(model)
     assert interceptor is not None

@@ -23,7 +23,16 @@ from quantcfg.qconfig import QConfig, preset_qconfig, spec_from_qconfig
 
 @dataclass(frozen=True, slots=True)
 class ModuleNameQconfigSetter:
-    """Qconfigs by module name; a name holds for everything inside it, and one that matches nothing warns."""
+    """Qconfigs by module name; a name holds for everything inside it, and one that matches nothing warns.
+
+    Example:
+        >>> wide = qc.get_default_qconfig(activation_qkwargs={"dtype": "qint16"})
+        >>> setters = (qc.ModuleNameQconfigSetter({"1": wide}), qc.default_qat_qconfig_setter)
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Sigmoid(), nn.Linear(8, 2))
+        >>> prepared = qc.prepare_qat_fx(model, example_inputs=torch.ones(2, 4), qconfig_setter=setters)
+        >>> qc.fake_quants(prepared)["1.output"].dtype
+        qint16
+    """
 
     qconfigs: Mapping[str, QConfig | None]
 
@@ -45,7 +54,15 @@ class ModuleNameQconfigSetter:
 
 @dataclass(frozen=True, slots=True)
 class TemplateQconfigSetter:
-    """One qconfig for the whole model, refined by templates."""
+    """One qconfig for the whole model, refined by templates.
+
+    Example:
+        >>> setter = qc.TemplateQconfigSetter(qc.get_default_qconfig(), ("high_precision_output",))
+        >>> model = nn.Linear(4, 2)
+        >>> prepared = qc.prepare_qat_fx(model, example_inputs=torch.ones(2, 4), qconfig_setter=setter)
+        >>> list(qc.fake_quants(prepared))
+        ['input.input', 'linear_0.weight']
+    """
 
     reference_qconfig: QConfig
     templates: tuple[str, ...] = field(default=())
@@ -108,6 +125,12 @@ def get_sensitive_op_qconfig_setter(
 
     Raises:
         ValueError: not exactly one of ``topk`` and ``ratio``, or one out of its range.
+
+    Example:
+        >>> table = [["layer1.0", "activation", "Conv2d", 0.31], ["head", "weight", "Linear", 0.2]]
+        >>> wide = qc.get_default_qconfig(activation_qkwargs={"dtype": "qint16"})
+        >>> list(qc.get_sensitive_op_qconfig_setter("activation", None, wide, table, topk=1).qconfigs)
+        ['layer1.0']
     """
     if (topk is None) == (ratio is None):
         raise ValueError("give exactly one of 'topk' and 'ratio'")

@@ -110,7 +110,14 @@ def _find(model: nn.Module) -> Interceptor | None:
 
 
 def plan_of(model: nn.Module) -> Plan:
-    """The plan of a prepared model: one row per op, with the reason."""
+    """The plan of a prepared model: one row per op, with the reason.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
+        >>> prepared = qc.prepare(model, {"": qc.get_default_qconfig()}, example_inputs=torch.ones(2, 4))
+        >>> [(row.name, row.role, row.reason) for row in qc.plan_of(prepared).rows]
+        [('0', 'fused', 'fused into 1'), ('1', 'quantized', '')]
+    """
     return prepared(model).plan
 
 
@@ -119,6 +126,12 @@ def fake_quants(model: nn.Module) -> dict[str, FakeQuantizeBase]:
 
     Raises:
         PrepareError: the model holds several prepared ones.
+
+    Example:
+        >>> rules = {"": qc.get_default_qconfig(activation_qkwargs={"dtype": "qint16"})}
+        >>> prepared = qc.prepare(nn.Linear(4, 2), rules, example_inputs=torch.ones(2, 4))
+        >>> {name: module.dtype for name, module in qc.fake_quants(prepared).items()}
+        {'input.input': qint16, 'linear_0.weight': qint8, 'linear_0.output': qint16}
     """
     _find(model)
     return {module.name: module for module in model.modules() if isinstance(module, FakeQuantizeBase)}
@@ -130,6 +143,13 @@ def set_fake_quantize(model: nn.Module, state: FakeQuantState) -> None:
     Raises:
         PrepareError: the model is not a prepared one.
         NumericError: VALIDATION with quantizers that never observed anything; the message lists them.
+
+    Example:
+        >>> rules = {"": qc.get_default_qconfig()}
+        >>> prepared = qc.prepare(nn.Linear(4, 2), rules, example_inputs=torch.ones(2, 4), stage="qat")
+        >>> qc.set_fake_quantize(prepared, qc.FakeQuantState.FLOAT)
+        >>> qc.state_of(prepared)
+        <FakeQuantState.FLOAT: 'float'>
     """
     interceptor = _find(model)
     if interceptor is None:
@@ -155,7 +175,13 @@ def set_fake_quantize(model: nn.Module, state: FakeQuantState) -> None:
 
 
 def state_of(model: nn.Module) -> FakeQuantState:
-    """The state that a prepared model is in."""
+    """The state that a prepared model is in.
+
+    Example:
+        >>> rules = {"": qc.get_default_qconfig()}
+        >>> qc.state_of(qc.prepare(nn.Linear(4, 2), rules, example_inputs=torch.ones(2, 4)))
+        <FakeQuantState.CALIBRATION: 'calibration'>
+    """
     return prepared(model).state
 
 
@@ -168,6 +194,15 @@ def calibrating(model: nn.Module) -> Iterator[nn.Module]:
 
     Raises:
         NumericError: quantizers that never observed anything; the message lists all of them.
+
+    Example:
+        >>> rules = {"": qc.get_default_qconfig(activation_observer="percentile")}
+        >>> prepared = qc.prepare(nn.Linear(4, 2), rules, example_inputs=torch.ones(2, 4))
+        >>> with qc.calibrating(prepared):
+        ...     for batch in torch.linspace(-1, 1, 64).reshape(4, 4, 4):
+        ...         _ = prepared(batch)
+        >>> qc.fake_quants(prepared)["input.input"].qparams().scale.shape
+        torch.Size([1])
     """
     before = state_of(model)
     if prepared(model).stage == "qat":
@@ -211,6 +246,13 @@ def finish_calibration(model: nn.Module) -> None:
 
     Raises:
         NumericError: quantizers that never observed anything; the message lists all of them.
+
+    Example:
+        >>> rules = {"": qc.get_default_qconfig()}
+        >>> prepared = qc.prepare(nn.Linear(4, 2), rules, example_inputs=torch.ones(2, 4)).eval()
+        >>> _ = prepared(torch.ones(2, 4))  # in CALIBRATION, the state that it starts in
+        >>> qc.finish_calibration(prepared)
+        >>> qc.set_fake_quantize(prepared, qc.FakeQuantState.VALIDATION)
     """
     _refuse_unobserved(model)
     for module in fake_quants(model).values():
@@ -237,34 +279,6 @@ def check_observers(model: nn.Module) -> None:
         module.observer.check()
 
 
-def freeze_observers(model: nn.Module) -> None:
-    """Stop all statistics in QAT for good: the ranges stay as they are."""
-    for container in containers_of(model).values():
-        container.frozen = True
-        for module in container.values():
-            module.observing = False  # type: ignore[assignment]
-
-
-def freeze_batch_norm(model: nn.Module) -> None:
-    """Put every batch norm in evaluation mode for good, whatever ``train()`` says later."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.training = False
-            module.__dict__["train"] = _StaysInEval(module)
-
-
-class _StaysInEval:
-    """The ``train`` of a frozen module. What it holds, quantizers too, goes by what ``train`` says."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
-    def __call__(self, mode: bool = True) -> nn.Module:
-        for child in self.module.children():
-            child.train(mode)
-        return self.module
-
-
 def containers_of(model: nn.Module) -> dict[nn.Module, FakeQuants]:
     """Where the quantizers of a model are, by the module that holds them."""
     return {
@@ -287,6 +301,19 @@ def load_observer_params(from_model: nn.Module, to_model: nn.Module, *, strict: 
         NumericError: strict, and quantizers are missing in ``from_model`` or were never observed there; or
             one has another number of channels there.
         PrepareError: one of them is not a prepared model.
+
+    Example:
+        >>> searched = {"": qc.get_default_qconfig(activation_observer="mse")}
+        >>> learned = {"": qc.get_default_qconfig("lsq", "lsq")}
+        >>> model, batch = nn.Linear(4, 2), torch.linspace(-1, 1, 32).reshape(8, 4)
+        >>> calibrated = qc.prepare(model, searched, example_inputs=batch)
+        >>> with qc.calibrating(calibrated):
+        ...     _ = calibrated(batch)
+        >>> training = qc.prepare(model, learned, example_inputs=batch, stage="qat")
+        >>> print(qc.load_observer_params(calibrated, training))
+        input.input      loaded
+        linear_0.weight  loaded
+        linear_0.output  loaded
     """
     interceptor = _find(to_model)
     if interceptor is not None and interceptor.prepared is None and interceptor.pending is not None:

@@ -15,14 +15,9 @@ from torch.optim import Optimizer
 
 from quantcfg.config.schema import QatSection
 from quantcfg.errors import RunError
+from quantcfg.preparation.freezing import freeze_batch_norm, freeze_observers
 from quantcfg.preparation.hosts import FakeQuants
-from quantcfg.preparation.state import (
-    FakeQuantState,
-    check_observers,
-    freeze_batch_norm,
-    freeze_observers,
-    set_fake_quantize,
-)
+from quantcfg.preparation.state import FakeQuantState, check_observers, set_fake_quantize
 from quantcfg.runs.metrics import MetricsLog
 from quantcfg.stages.agreement import require_agreement, share_buffers
 from quantcfg.stages.averaging import WeightAverage

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from quantcfg.preparation.freezing import freeze_batch_norm
 from quantcfg.preparation.live import fold_live_batch_norms
 from quantcfg.preparation.prepare import prepare
 from quantcfg.preparation.state import (
     FakeQuantState,
     calibrating,
     fake_quants,
-    freeze_batch_norm,
     plan_of,
     set_fake_quantize,
 )
