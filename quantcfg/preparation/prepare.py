@@ -139,7 +139,8 @@ def _prepared(model: nn.Module, forward: Forward, request: Request) -> nn.Module
     ran, held = parameters_of(example), held_by(example)
     recording = _record(example, forward, request.bn)
     uninstall(example)
-    whole = not recording.overwritten and not _has_train(model) and is_traceless(held, held_by(example))
+    written = recording.overwritten or any(p.grad is not None for p in ran.values()) or _has_train(model)
+    whole = not written and is_traceless(held, held_by(example))
     copied = example if whole else copy_of(model, _unchanged(model, ran, recording))
     for old, new in zip(model.modules(), copied.modules(), strict=True):
         new.training = old.training

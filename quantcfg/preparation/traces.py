@@ -1,0 +1,48 @@
+"""Whether a forward left anything behind in the model that it ran on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+_REGISTERED = ("_parameters", "_buffers", "_modules")
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+
+Held = list[dict[Any, Any]]
+
+
+def held_by(model: nn.Module) -> Held:
+    """What each module holds, by name; what it has registered, by kind and name."""
+    return [{**vars(module), **_registered(module)} for module in model.modules()]
+
+
+def _registered(module: nn.Module) -> dict[tuple[str, str], Any]:
+    return {(kind, name): value for kind in _REGISTERED for name, value in getattr(module, kind).items()}
+
+
+def is_traceless(before: Held, after: Held) -> bool:
+    """Whether modules hold what they did, and nothing that a forward can change in place, but tensors.
+
+    A list, an object, a hook or a function might have been changed, or have changed something, unseen.
+    """
+    return len(before) == len(after) and all(
+        old.keys() == new.keys() and all(_is_kept(name, value, new[name]) for name, value in old.items())
+        for old, new in zip(before, after, strict=True)
+    )
+
+
+def _is_kept(name: Any, old: Any, new: Any) -> bool:
+    if name == "training":
+        return True
+    if name in _REGISTERED or name == "_non_persistent_buffers_set":
+        return True  # its items are compared one by one
+    if name in _OF_EVERY_MODULE:
+        return not new
+    return old is new and (isinstance(name, tuple) or _is_plain(old))
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, _PLAIN) or (type(value) is tuple and all(map(_is_plain, value)))
