@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -364,3 +365,55 @@ def test_what_only_looks_like_a_frozen_batch_norm_is_left_alone() -> None:
 
     assert torch.equal(prepared(x), model(x))
     assert plan_of(prepared).rows[0].role == "quantized"
+
+
+class Rounded(torch.autograd.Function):
+    """Fake quantize by the formula, its gradient 1 where nothing is clipped."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+        codes = torch.round(x / scale)
+        ctx.save_for_backward((codes >= -128) & (codes <= 127))
+        return codes.clamp(-128, 127) * scale
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (kept,) = ctx.saved_tensors
+        return grad * kept, None
+
+
+def folded_factor(layer: nn.Module, norm: nn.Module) -> Tensor:
+    """What folding multiplies each weight by, written out weight by weight."""
+    factor = torch.rsqrt(norm.running_var + norm.eps) * norm.weight
+    if not isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        return factor.reshape(-1, *[1] * (layer.weight.dim() - 1))
+    per_group = layer.weight.shape[0] // layer.groups
+    rows = [factor.chunk(layer.groups)[index // per_group] for index in range(layer.weight.shape[0])]
+    return torch.stack(rows).reshape(*layer.weight.shape[:2], *[1] * (layer.weight.dim() - 2))
+
+
+@pytest.mark.parametrize("variance", [1.0, 1e-8])
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_gradients_of_a_kept_batch_norm_are_those_of_its_formula(name: str, variance: float) -> None:
+    make, norm, shape = PAIRS[name]
+    layer, norm = make(), trained(norm())
+    norm.running_var.mul_(variance)
+    x = torch.randn(shape)
+    rules = {"": get_default_qconfig(activation_fake_quant=None)}
+    prepared = prepare(nn.Sequential(layer, norm), rules, example_inputs=(x,), stage="qat", bn="keep").train()
+    result = prepared(x)
+    slope = torch.randn_like(result)
+    (result * slope).sum().backward()
+
+    quantizer = fake_quants(prepared)["0.weight"]
+    shaped = [-1 if axis == quantizer.ch_axis else 1 for axis in range(layer.weight.dim())]
+    factor = folded_factor(layer, norm)
+    weight = Rounded.apply(layer.weight * factor, quantizer.qparams().scale.reshape(shaped)) / factor
+    expected = norm.train()(torch.func.functional_call(layer, {"weight": weight}, (x,)))
+    (expected * slope).sum().backward()
+
+    torch.testing.assert_close(result, expected)
+    trained_here = (prepared[0].weight, *prepared[1].parameters())
+    for actual, known in zip(trained_here, (layer.weight, *norm.parameters()), strict=True):
+        largest = float(known.grad.abs().max())
+        torch.testing.assert_close(actual.grad, known.grad, rtol=1e-4, atol=1e-5 * largest)
