@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -15,6 +16,7 @@ from typing import Any, TypeAlias
 from quantcfg.errors import Interrupted
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+_AGAIN_S = 0.01
 _Handlers: TypeAlias = Mapping[signal.Signals, Any]
 
 
@@ -93,13 +95,48 @@ def ending_by_signals(command: str = "", *, can_insist: bool = False) -> Iterato
         message = f"stopped by {signal.Signals(number).name}"
         raise Interrupted(message, command=command, exit_code=128 + number)
 
-    _install(dict.fromkeys(previous, end))
+    def begin() -> None:
+        _install(dict.fromkeys(previous, end))
+
+    begin()
     try:
-        yield
+        with _raised_again(begin):
+            yield
     except BaseException:  # SystemExit, too: torchrun does not tell errors apart
         _install(previous if can_insist else dict.fromkeys(previous, signal.SIG_IGN))
         raise
     _install(previous)
+
+
+@contextmanager
+def _raised_again(begin: Callable[[], None]) -> Iterator[None]:
+    """Send a signal anew whose error was lost: Python drops what is raised in a ``__del__`` or by a fork.
+
+    ``begin`` lets signals raise errors once more.
+    """
+    before, sent = sys.unraisablehook, list[threading.Timer]()
+
+    def send() -> None:
+        os.kill(os.getpid(), numbers.pop())
+
+    def note(lost: sys.UnraisableHookArgs) -> None:
+        if not isinstance(lost.exc_value, Interrupted):
+            before(lost)
+            return
+        begin()
+        if not numbers:
+            numbers.append(lost.exc_value.exit_code - 128)
+            sent.append(threading.Timer(_AGAIN_S, send))
+            sent[-1].start()
+
+    numbers: list[int] = []  # of the signal that is to be sent, or none
+    sys.unraisablehook = note
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        for timer in sent:
+            timer.cancel()
 
 
 def resume_command(command: Sequence[str]) -> str:

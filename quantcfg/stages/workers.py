@@ -30,9 +30,11 @@ def lasting_workers(data: Any) -> Iterator[None]:
         return
     users = data.worker_init_fn
     data.worker_init_fn = _Start(users)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until each worker has begun
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         data.worker_init_fn = users
 
 
@@ -43,9 +45,10 @@ class _Start:
     users: Callable[[int], None] | None
 
     def __call__(self, worker: int) -> None:
-        for number in set(STOP_SIGNALS) - {signal.SIGTERM}:
+        others = set(STOP_SIGNALS) - {signal.SIGTERM}
+        for number in others:
             signal.signal(number, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, others)
         threading.Thread(target=_obey, args=(parent_process(),), daemon=True).start()
         if self.users is not None:
             self.users(worker)

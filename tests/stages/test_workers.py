@@ -43,6 +43,15 @@ def test_a_pass_goes_on_after_a_signal_to_all(name):
     assert begun + [int(batch) for (batch,) in iterator] == list(range(40))
 
 
+@pytest.mark.parametrize("name", ["TERM", "INT"])
+def test_a_worker_that_is_about_to_begin_outlives_a_signal(name):
+    loader = DataLoader(TensorDataset(torch.arange(40)), num_workers=2)
+    with lasting_workers(loader):
+        iterator = iter(loader)
+        signal_all(iterator, name)  # most likely they import something still
+    assert [int(batch) for (batch,) in iterator] == list(range(40))
+
+
 def test_without_this_workers_die():
     _, iterator, _ = begin(lasting=False)
     with pytest.raises(RuntimeError, match="DataLoader worker"):
