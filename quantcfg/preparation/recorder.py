@@ -316,6 +316,8 @@ def run_recorder(recorder: Recorder, forward: Callable[[], Any]) -> Recording:
     try:
         with uncompiled():
             result = forward()
+            if isinstance(result, Iterator):  # a generator: its modules run, one by one, while it is read
+                result = list(result)
         for tensor in tensors_in(result):
             tag = getattr(tensor, _TAG, None)
             if tag is not None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -311,9 +314,53 @@ class Energies(Stranger):
         return energies, torch.autograd.grad(energies.sum(), x, create_graph=True)[0]
 
 
+@dataclass
+class Batch:
+    """A container that nobody told torch of, and in it a plain object."""
+
+    first: Tensor
+    rest: Any
+
+
+class InputsInPlainObjects(Stranger):
+    def example(self):
+        return Batch(torch.randn(4, 8), SimpleNamespace(items={"more": [torch.randn(4, 8)]}))
+
+    def forward(self, batch):
+        total = self.a(batch.first) + batch.rest.items["more"][0]
+        return SimpleNamespace(logits=self.b(total), hidden=Batch(total, None))
+
+
+class ComputesWithArrays(Stranger):
+    def forward(self, x):
+        frame = torch.from_numpy(numpy.tanh(self.a(x).detach().numpy()))
+        return self.b(frame) + self.a(torch.tensor(x.tolist()))
+
+
+class MakesItsOwnNoise(Stranger):
+    def forward(self, x):
+        noise = self.a(torch.randn(len(x), 8))
+        return self.b(noise) + torch.empty(4, 8).normal_() * 0.1
+
+
+class YieldsItsResults(Stranger):
+    def forward(self, x):
+        yield self.a(x)
+        yield self.b(x * 2)
+
+
+class OwnCall(Stranger):
+    def __call__(self, x):
+        return super().__call__(2 * x) + 1
+
+    def forward(self, x):
+        return self.b(self.a(x))
+
+
 def outputs(model: nn.Module, example: Any) -> list[Tensor]:
     torch.manual_seed(1)
-    return list(tensors_in(model(example)))
+    result = model(example)
+    return list(tensors_in(list(result) if isinstance(result, Iterator) else result))
 
 
 def evaluated(model: nn.Module, example: Any) -> list[Tensor]:
@@ -383,7 +430,16 @@ def test_a_script_that_knows_nothing_of_it_trains_and_saves_it(stranger: nn.Modu
 
 @pytest.mark.parametrize(
     ("kind", "op"),
-    [(NestedTensor, "add_0"), (SparseMatrices, "b"), (SubclassOfTensor, "add_0"), (OwnFunction, "b")],
+    [
+        (NestedTensor, "add_0"),
+        (SparseMatrices, "b"),
+        (SubclassOfTensor, "add_0"),
+        (OwnFunction, "b"),
+        (InputsInPlainObjects, "b"),
+        (ComputesWithArrays, "add_0"),
+        (MakesItsOwnNoise, "a"),
+        (YieldsItsResults, "b"),
+    ],
 )
 def test_what_leaves_the_dense_world_is_quantized_where_it_comes_back(
     kind: Callable[[], nn.Module], op: str
@@ -391,3 +447,31 @@ def test_what_leaves_the_dense_world_is_quantized_where_it_comes_back(
     model = kind()
     rows = plan_of(prepare(model, {"": INT16}, example_inputs=(model.example(),))).rows
     assert next(row for row in rows if row.name == op).role == "quantized"
+
+
+class Experts(nn.Module):
+    """An expert that is sent nothing unless there are more than four rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8), nn.ReLU())])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, late = torch.zeros_like(x), torch.arange(len(x)) >= 4
+        for expert, chosen in zip(self.experts, (~late, late), strict=True):
+            y[chosen] = expert(x[chosen])
+        return y
+
+
+@pytest.mark.parametrize("rows", [0, 4])
+def test_what_is_sent_nothing_at_first_is_quantized_as_if_it_had_been(rows: int) -> None:
+    model, x = Experts(), torch.randn(8, 8)
+    prepared = prepare(model, {"": INT16}, example_inputs=(x[:rows],))
+    assert list(fake_quants(prepared)) == list(fake_quants(prepare(model, {"": INT16}, example_inputs=(x,))))
+
+    with calibrating(prepared):
+        prepared(x[:rows])
+        prepared(x)
+    set_fake_quantize(prepared, FakeQuantState.VALIDATION)
+    torch.testing.assert_close(prepared(x), model(x), rtol=1e-3, atol=1e-3)
+    assert prepared(x[:0]).shape == (0, 8)
