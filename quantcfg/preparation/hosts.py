@@ -34,7 +34,6 @@ class FakeQuants(nn.ModuleDict):
         """Yield names and modules; none to a forward that asks a module what it, or its parameters, are."""
         if not self.interceptor.position.depth:
             yield from super().named_modules(*args, **kwargs)
-        self.register_load_state_dict_post_hook(_follow_mode)  # type: ignore[no-untyped-call]
 
     @property
     def training(self) -> bool:

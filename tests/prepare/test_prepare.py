@@ -429,3 +429,16 @@ def test_a_mode_that_is_assigned_module_by_module_switches_the_observers() -> No
         module.training = mode
 
     assert all(module.observing and module.quantizing for module in fake_quants(prepared).values())
+
+
+def test_looking_through_the_modules_leaves_nothing_behind() -> None:
+    make, inputs = CASES["resnet"]
+    prepared = prepare(make().eval(), GLOBAL, example_inputs=inputs(), stage="qat")
+
+    def hooks() -> list[int]:
+        return [len(module._load_state_dict_post_hooks) for module in prepared.modules()]
+
+    first = hooks()
+    fake_quants(prepared)
+
+    assert hooks() == first
