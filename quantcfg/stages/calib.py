@@ -294,6 +294,9 @@ def _batches(job: Job, source: DataSource, start: _Start) -> Iterator[Numbered]:
     """The batches that are left, the last one cut where the config counts samples."""
     section, samples = job.config.calib, start.position.samples
     restore = restorer(start.random)
+    if samples == section.samples:  # the run was stopped after the last one
+        restore()
+        return
     for index, batch in source.batches(
         skip=start.position.batches, limit=section.batches, after_skip=restore
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +76,8 @@ def make_worker(job: Job, model: nn.Module, teacher: Teacher | None) -> Worker:
     if is_fsdp(model):
         return Worker(objective.forward, job.ranks.size, fsdp=model)
     # Observers and batch norms are kept equal by StepStatistics; a broadcast would undo what ranks have seen.
-    wrapped = DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=True)
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of a name that older torch lacks
+        wrapped = DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=True)
     return Worker(wrapped, job.ranks.size, ddp=wrapped)
 
 

@@ -114,6 +114,15 @@ def test_calibration_goes_on_to_the_same_bits(stoppable, monkeypatch, batch):
     assert contents(stoppable.path / "run") == contents(stoppable.path / "whole")
 
 
+@pytest.mark.parametrize("samples", [16, 12])
+def test_a_calibration_stopped_after_its_last_sample_reads_no_more(stoppable, monkeypatch, samples):
+    arguments = (*CALIB, "--set", "calib.batches=null", "--set", f"calib.samples={samples}")
+    assert stoppable.run(*arguments, "-o", "whole", "-q").code == 0
+    assert stopped(stoppable, monkeypatch, "calib:3:2", *arguments, "-o", "run").code == 130
+    assert stoppable.run(*arguments, "-o", "run", "--resume", "-q").code == 0
+    assert contents(stoppable.path / "run") == contents(stoppable.path / "whole")
+
+
 def test_a_qat_run_stopped_while_it_calibrates_goes_on(stoppable, monkeypatch, whole):
     assert stopped(stoppable, monkeypatch, "calib:3:2", *QAT, "-o", "run").code == 130
     assert stoppable.run(*QAT, "-o", "run", "--resume", "-q").code == 0

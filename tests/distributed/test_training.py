@@ -182,6 +182,13 @@ def test_an_observer_that_is_not_synchronised_is_caught(folder):
 
 
 @pytest.mark.slow
+def test_a_model_file_may_make_errors_of_warnings(folder):
+    rewrite(folder, "\nimport warnings\nwarnings.simplefilter('error')\n")
+    (done,) = run_jobs(qat(folder, "run", 2))
+    assert (done.codes, done.message) == ([0, 0], "")
+
+
+@pytest.mark.slow
 def test_ranks_that_have_nothing_to_do_are_told(folder):
     (done,) = run_jobs(Job(str(folder.path), ["qat", "model.py", "config.yaml", "-o", "run", *ONE_BATCH], 2))
     assert done.codes == [0, 0], done.message
