@@ -22,6 +22,12 @@ GLOBAL = {"": get_default_qconfig()}
 IMAGE = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.fixture(autouse=True)
+def _compiled_anew() -> None:
+    """All prepared models have one forward, which the compiler compiles for eight of them in one process."""
+    torch.compiler.reset()
+
+
 def calibrated_resnet(stage: str = "qat") -> nn.Module:
     torch.manual_seed(0)
     prepared = prepare(ResNet().eval(), GLOBAL, example_inputs=(IMAGE,), stage=stage)
