@@ -29,27 +29,27 @@ class Identity:
     """What a run is made of, all of which must be the same for it to be gone on with.
 
     Attributes:
-        job: gives the seed, the config and the data.
-        stage: ``calib`` or ``qat``.
+        job: gives the data.
+        command: stage, seed and the SHA-256 of the config.
         weights: SHA-256 of the state of the float model.
         kinds: dtype and shape of each tensor in it.
         calibration: SHA-256 of the calibrated model of ``--from``; empty without it.
     """
 
     job: Job
-    stage: str
+    command: Mapping[str, Any]
     weights: str
     kinds: Mapping[str, str]
     calibration: str = ""
 
     def terms(self) -> dict[str, Any]:
         """What holds from the beginning, in plain values."""
-        terms = {**_terms(self.job, self.stage), "weights": self.weights}
+        terms = {**self.command, "weights": self.weights}
         return terms | ({"calibration": self.calibration} if self.calibration else {})
 
     def facts(self) -> dict[str, Any]:
         """All of it as a checkpoint keeps it, with what was read of the data by now, and the surroundings."""
-        sources = [self.job.source(name) for name in _READ[self.stage]]
+        sources = [self.job.source(name) for name in _READ[self.command["stage"]]]
         data = {s.name: asdict(s.facts) if s.exists else None for s in sources if s.is_open or not s.exists}
         return {**self.terms(), "kinds": dict(self.kinds), "data": data, **surroundings(self.job)}
 
@@ -67,7 +67,7 @@ def identity_of(job: Job, float_model: nn.Module, stage: str, source: RunDirecto
     """What a run of this stage is made of. It starts from the calibration run ``source``, if there is one."""
     state = float_model.state_dict()
     calibration = source.model_hash() if source is not None and job.ranks.is_first else ""
-    return Identity(job, stage, hash_state(state), kinds_of(state), calibration)
+    return Identity(job, _terms(job, stage), hash_state(state), kinds_of(state), calibration)
 
 
 def surroundings(job: Job) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def refuse(run: RunDirectory, differences: Iterable[Difference]) -> None:
 
 def differences(identity: Identity, before: Mapping[str, Any], run: RunDirectory) -> Iterator[Difference]:
     """What differs from what ``run`` was ``before``, as far as that is known, beside the data."""
-    yield from command_differences(identity.job, identity.stage, before, run)
+    yield from command_differences(identity.job, identity.command["stage"], before, run)
     if before.get("weights", identity.weights) != identity.weights:
         yield Difference("model", _changed_kinds(before.get("kinds", {}), identity.kinds))
     if (was := before.get("calibration", "")) != identity.calibration and before:

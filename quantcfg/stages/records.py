@@ -163,7 +163,8 @@ def share_checkpoint(ranks: Ranks, checkpoint: Checkpoint | None) -> Checkpoint 
         return None
     model = ranks.spread_tensors(dict(checkpoint.model) if checkpoint else {})
     state = join_tensors(shared["state"], ranks.spread_tensors(tensors))
-    return Checkpoint(shared["step"], model, state, shared["facts"])
+    own = checkpoint.metrics if checkpoint else b""  # for the one that writes
+    return Checkpoint(shared["step"], model, state, shared["facts"], own)
 
 
 def save(
