@@ -48,9 +48,10 @@ class ObserverShards:
 
     def go_on(self, resting: Sequence[str]) -> None:
         """Start from the statistics in the model, those of a stopped run, in which ``resting`` had ended."""
-        for name in resting:
-            self._quantizers[name].observing = False
-            self._rests_since[name] = -1 if self.ranks.is_first else _NEVER
+        if self.ranks.is_first:  # the others look again, as each rank does in the first batch that it has
+            for name in resting:
+                self._quantizers[name].observing = False
+                self._rests_since[name] = -1
         self._keep_on_first(self._quantizers)
 
     def begin_batch(self, index: int) -> None:

@@ -114,6 +114,17 @@ def test_a_stop_of_one_rank_stops_all_and_another_number_of_them_goes_on(every, 
     every.assert_equal("run", "whole")
 
 
+def test_a_stopped_calibration_goes_on_while_every_rank_has_batches_left(folder):
+    stop = {"FAULT": "calib:0:3:15"}
+    _, stopped, resumed = run_jobs(
+        calib(folder, "whole", 1, environment={}),
+        calib(folder, "run", 2, environment=stop),
+        calib(folder, "run", 2, "--resume", environment={}),
+    )
+    assert (stopped.codes, resumed.codes) == ([143, 143], [0, 0]), resumed.message
+    folder.assert_equal("run", "whole")
+
+
 @pytest.mark.slow
 def test_statistics_are_recalculated_by_many_ranks_as_by_one(folder):
     kl = ("--from", "one", "--set", "qconfig.global.activation_observer=kl")
