@@ -58,7 +58,7 @@ def _deepcopy(model: nn.Module, memo: Memo) -> nn.Module:
 def _deepcopy_or_refuse(model: nn.Module, memo: Memo) -> nn.Module:
     try:
         return _deepcopy(model, memo)
-    except Exception as error:
+    except Exception as error:  # whatever an attribute of the user's raises
         raise PrepareError(
             f"the model cannot be copied: {error}",
             hint="copy.deepcopy of each of its modules has to work",
