@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 import quantcfg as qc
+from quantcfg.numeric.qparams import EPS
 from quantcfg.preparation.seeing import tensors_in
 from tests.models.operators import declare_operators
 
@@ -241,6 +242,8 @@ def _note(
         return "finds another number of objects"
     if cosine > _LOW:
         return ""
+    if (most := float(expected.abs().max())) < EPS:
+        return f"random weights leave {most:.0e} of the output, which no scale is small enough for"
     wide = _of_16_bits(model, run, expected)
     if wide > _HIGH:
         return f"with 16 bits {wide:.4f}: random weights amplify what 8 bits leave out"
