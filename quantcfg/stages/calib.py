@@ -228,7 +228,7 @@ def _calibrate(stage: _Stage, start: _Start) -> Position:
     ):
         if start.position.batches:
             stage.shards.go_on(start.resting)
-        for index, batch in _batches(job, stage.source, start):
+        for index, batch in _batches(job, stage.source, start, stop):
             if job.ranks.owns(index):
                 _observe(stage, index, batch)
             position = Position(index + 1, position.samples + num_samples(batch))
@@ -290,7 +290,7 @@ def _note_shortage(job: Job, position: Position) -> None:
         job.progress.note(f"calib_data() had {had}; calib.samples asks for {wanted.samples}")
 
 
-def _batches(job: Job, source: DataSource, start: _Start) -> Iterator[Numbered]:
+def _batches(job: Job, source: DataSource, start: _Start, stop: StopRequest) -> Iterator[Numbered]:
     """The batches that are left, the last one cut where the config counts samples."""
     section, samples = job.config.calib, start.position.samples
     restore = restorer(start.random)
@@ -298,7 +298,7 @@ def _batches(job: Job, source: DataSource, start: _Start) -> Iterator[Numbered]:
         restore()
         return
     for index, batch in source.batches(
-        skip=start.position.batches, limit=section.batches, after_skip=restore
+        skip=start.position.batches, limit=section.batches, after_skip=restore, stop=stop
     ):
         if section.samples is not None:
             batch = cut(batch, section.samples - samples)  # noqa: PLW2901  the rest is not used

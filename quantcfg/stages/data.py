@@ -30,6 +30,7 @@ from quantcfg.stages.seeding import (
     seeded,
     seeded_everywhere,
 )
+from quantcfg.stages.signals import StopRequest
 from quantcfg.stages.user_code import place_of, user_code
 from quantcfg.stages.workers import lasting_workers
 
@@ -102,12 +103,14 @@ class DataSource:
         skip: int = 0,
         limit: int | None = None,
         after_skip: Callable[[], None] | None = None,
+        stop: StopRequest | None = None,
     ) -> Iterator[Numbered]:
         """Batches ``skip`` to ``limit`` of one pass, numbered from 0, on the device.
 
         Every generator is seeded from (seed, name, epoch) before the pass, those of a DataLoader too, so a
         pass can be repeated. Skipped batches are read: no other way keeps the order of every loader.
-        ``after_skip`` is called before the first batch that is not skipped is read.
+        ``after_skip`` is called before the first batch that is not skipped is read. Until then a ``stop``
+        ends the pass at once: what the run has is saved.
 
         Raises:
             UserCodeError: The data raised, gave no batch, or gave something that is none; or it has other
@@ -115,7 +118,7 @@ class DataSource:
         """
         batches = self._guarded(self._iterate(epoch))
         self.digest = 0
-        if (read := sum(1 for _ in islice(batches, skip))) < skip:
+        if (read := _skip(batches, skip, stop or StopRequest()) if skip else 0) < skip:
             self._refuse(f"ended after {_batches(read)}: {skip} were read before the run was stopped")
         if after_skip is not None:
             after_skip()
@@ -267,6 +270,16 @@ class DataSource:
 
     def _place(self) -> str:
         return place_of(self._function)
+
+
+def _skip(batches: Iterator[Any], count: int, stop: StopRequest) -> int:
+    """Read ``count`` batches, or those that there are; how many."""
+    read = 0
+    with stop.obeyed_at_once():
+        for _ in islice(batches, count):
+            read += 1
+            stop.obey()  # a loader that passes over what it cannot load may have caught the first time
+    return read
 
 
 def _from_first(first: Any, drawn: Mapping[str, Any], rest: Iterator[Any]) -> Iterator[Any]:

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, TypeAlias
 
@@ -29,11 +29,33 @@ class StopRequest:
     """Whether somebody asked the run to stop, and by which signal."""
 
     received: signal.Signals | None = None
+    is_obeyed_at_once: bool = field(default=False, init=False)
+    _before: _Handlers = field(default_factory=dict)
 
     def receive(self, number: int) -> None:
         """Take over what another process received; 0 is nothing."""
         if number:
             self.received = signal.Signals(number)
+
+    def obey(self) -> None:
+        """Let the signal that came, if one did, have the effect it had before us."""
+        if self.received is not None:
+            _as_before(self.received, self._before)
+
+    @contextmanager
+    def obeyed_at_once(self) -> Iterator[None]:
+        """For a block that makes nothing to be saved: a signal ends it as if nobody collected signals.
+
+        One that came before ends it, too. User code in the block may catch that: `obey` tells it again.
+        """
+        collecting = _handlers()
+        self.is_obeyed_at_once = True
+        try:
+            self.obey()
+            yield
+        finally:
+            self.is_obeyed_at_once = False
+            _install(collecting)
 
     @property
     def exit_code(self) -> int:
@@ -48,8 +70,8 @@ def stop_request(*, can_insist: bool = True) -> Iterator[StopRequest]:
     With ``can_insist`` off the next ones change nothing: torchrun hands on every signal, the one too that a
     terminal or a scheduler has sent to all processes, and ends by itself those that do not stop in time.
     """
-    request = StopRequest()
     previous, owner = _handlers(), os.getpid()
+    request = StopRequest(_before=previous)
 
     def note(number: int, frame: FrameType | None) -> None:
         del frame
@@ -60,6 +82,8 @@ def stop_request(*, can_insist: bool = True) -> Iterator[StopRequest]:
         request.received = request.received or signal.Signals(number)
         if can_insist:
             _install(previous)
+        if request.is_obeyed_at_once:
+            request.obey()
 
     _install(dict.fromkeys(previous, note))
     failed = True
@@ -165,6 +189,6 @@ def _install(handlers: _Handlers) -> None:
 
 
 def _as_before(number: int, previous: _Handlers) -> None:
-    """Let a signal to a child, which has inherited our handlers, do what it does without them."""
+    """Let a signal do what it does without our handlers, which a child inherits, too."""
     _install(previous)
     os.kill(os.getpid(), number)

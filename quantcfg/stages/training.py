@@ -30,6 +30,7 @@ from quantcfg.stages.progress import Task
 from quantcfg.stages.scaling import MOST_IN_A_ROW, LossScaler
 from quantcfg.stages.seeding import random_state, restorer
 from quantcfg.stages.sharded import load_optimizer, whole, whole_state
+from quantcfg.stages.signals import StopRequest
 from quantcfg.stages.steps import Turn, steps
 from quantcfg.stages.synchronize import OneBatch, StepStatistics
 from quantcfg.stages.user_code import in_batch
@@ -64,6 +65,10 @@ class Length:
 
 class Pauses(Protocol):
     """What there is to do while the state of a training can be saved."""
+
+    @property
+    def stop(self) -> StopRequest:
+        """Whether somebody asked for the end."""
 
     def between_steps(self, trainer: Trainer) -> None:
         """After each optimizer step but the last."""
@@ -145,7 +150,9 @@ class Trainer:
         restore = restorer(self.random if self.position.batch else None)
         size, ranks = self.section.accumulate, self.job.ranks
         statistics = StepStatistics(self.model, ranks) if ranks.are_many or size > 1 else OneBatch()
-        batches = self.source.batches(self.position.epoch, skip=self.position.batch, after_skip=restore)
+        batches = self.source.batches(
+            self.position.epoch, skip=self.position.batch, after_skip=restore, stop=self.pauses.stop
+        )
         for turns in steps(self.source, batches, size):
             num_batches = self._step(task, turns, statistics)
             is_over = self.is_over

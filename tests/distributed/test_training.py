@@ -128,6 +128,35 @@ def test_a_stopped_run_goes_on_in_any_number_of_ranks(folder):
         folder.assert_close(f"{first}-{second}", "whole", **TIGHT)
 
 
+READ = """
+def train_data():
+    for batch in DataLoader(dataset(2), batch_size=4, shuffle=True):
+        fault("train")
+        yield batch
+"""
+
+
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_signal_to_one_rank_ends_all_that_skip_what_they_have_trained_on(folder, rank):
+    rewrite(folder, READ)
+    again = ("run", 2, "--resume")
+    whole, stopped, skipping, resumed = run_jobs(
+        qat(folder, "whole", 2),
+        qat(folder, "run", 2, environment={"FAULT": "loss:0:3:15"}),
+        qat(folder, *again, environment={"FAULT": f"train:{rank}:4:15"}),
+        qat(folder, *again),
+    )
+    assert (whole.codes, stopped.codes) == ([0, 0], [143, 143]), stopped.message
+    assert (skipping.codes, skipping.message) == (
+        [143, 143],
+        "error: stopped by SIGTERM\n"
+        "hint: resume with: torchrun --standalone --nproc-per-node 2 -m quantcfg "
+        "qat model.py config.yaml -o run -q --resume\n",
+    )
+    assert resumed.codes == [0, 0], resumed.message
+    folder.assert_equal("run", "whole")
+
+
 def test_a_loss_that_is_nan_on_one_rank_stops_all_of_them_once(folder):
     (done,) = run_jobs(qat(folder, "run", 2, environment={"FAULT": "loss:1:3:nan"}))
     assert done.codes == [6, 6]
