@@ -242,6 +242,8 @@ def _note(
         return "finds another number of objects"
     if cosine > _LOW:
         return ""
+    if not expected.numel():
+        return "finds no object"
     if (most := float(expected.abs().max())) < EPS:
         return f"random weights leave {most:.0e} of the output, which no scale is small enough for"
     wide = _of_16_bits(model, run, expected)

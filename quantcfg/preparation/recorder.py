@@ -68,6 +68,11 @@ class Recorder:
         }
         self._owned_values: dict[int, int] = {}
         self._tagged: list[weakref.ref[Tensor]] = []
+        # Of what is empty in the example only this is looked at: all of an example without samples, and what
+        # layers make, as experts of whom none was asked. Of the objects that a detector did not find there
+        # may be none in any batch.
+        self._is_empty = False
+        self._awaited: set[int] = set()
         self._hidden = False  # something ran that leaves no tags on what it makes
         self._arrays = False  # data comes as arrays or lists of numbers, from the caller or out of a tensor
         self._entered = ""
@@ -85,7 +90,10 @@ class Recorder:
         path = self._entered
         self._repeated = path in self._begun
         self._begun.add(path)
-        for name, leaf in named_inputs(module, args, kwargs):
+        inputs = list(named_inputs(module, args, kwargs))
+        sizes = [leaf.numel() for _, leaf in inputs if isinstance(leaf, Tensor)]
+        self._is_empty = bool(sizes) and not any(sizes)
+        for name, leaf in inputs:
             self._arrays = self._arrays or is_outside_data(name, leaf)
             if is_float(leaf) and not hasattr(leaf, _TAG):
                 value = self._new_value(leaf, "input", f"{path}.{name}".lstrip("."))
@@ -106,7 +114,7 @@ class Recorder:
             return func(*args, **kwargs)
         call = self._count(scope, op, getattr(func, "__name__", op), args, kwargs)
         self._hidden = self._hidden or call.transformed
-        operands = list(self._operands(args, kwargs))
+        operands = list(self._operands(args, kwargs, is_layer=bool(ops.spec_of(op).weights)))
         result = func(*args, **kwargs)
         made = args[0] if call.spelling == "__setitem__" else result
         outputs = [leaf for leaf in pytree.tree_leaves(made) if is_float(leaf)]
@@ -141,7 +149,7 @@ class Recorder:
         for inner, _ in module.named_modules(prefix=path):
             self.enter(inner, call)
         noted = self._count(Scope(path, call, None), "script", "script", args, {})
-        site = self._site(noted, list(self._operands(args, {})), inplace=False)
+        site = self._site(noted, list(self._operands(args, {}, is_layer=True)), inplace=False)
         outputs = [leaf for leaf in pytree.tree_leaves(output) if is_float(leaf)]
         site.outputs = tuple(self._output(site, tensor, position) for position, tensor in enumerate(outputs))
 
@@ -193,6 +201,9 @@ class Recorder:
         sources = [values[o.value] for o in (*site.data, *site.weights)]
         value = self._new_value(tensor, "site", "")
         value.producer, value.output = site.index, position
+        of_layer = site.spec.weights or any(source.index in self._awaited for source in sources)
+        if of_layer and tensor.numel() == 0:
+            self._awaited.add(value.index)
         looked_up = site.kind is OpKind.GEMM and bool(site.weights) and not site.data  # an embedding
         if site.kind is OpKind.CREATE:  # like its argument, but not computed from it
             value.live = site.op in ops.RANDOM or (self._arrays and site.op in ops.FROM_ARRAYS)
@@ -224,21 +235,23 @@ class Recorder:
         self._tagged.append(weakref.ref(result))
         return alias
 
-    def _operands(self, args: Any, kwargs: Any) -> Iterator[Operand]:
+    def _operands(self, args: Any, kwargs: Any, *, is_layer: bool) -> Iterator[Operand]:
         for key, argument in (*enumerate(args), *kwargs.items()):
             if key == "out":
                 continue  # written, not read
             if isinstance(argument, Tensor):
-                yield from self._operand((key,), argument)
+                yield from self._operand((key,), argument, is_layer=is_layer)
             elif isinstance(argument, list | tuple):
                 for position, item in enumerate(argument):
                     if isinstance(item, Tensor):
-                        yield from self._operand((key, position), item)
+                        yield from self._operand((key, position), item, is_layer=is_layer)
 
-    def _operand(self, slot: Slot, tensor: Tensor) -> Iterator[Operand]:
+    def _operand(self, slot: Slot, tensor: Tensor, *, is_layer: bool) -> Iterator[Operand]:
         if not is_float(tensor):
             return
         tag = getattr(tensor, _TAG, None)
+        if tensor.numel() == 0 and not (is_layer or self._is_empty or tag in self._awaited):
+            return
         if tag is not None and tag < 0:
             index = -1 - tag
             producer = self.recording.producer(index)

@@ -463,6 +463,29 @@ class Experts(nn.Module):
         return y
 
 
+class Finder(nn.Module):
+    """What computes with the objects that it finds, of which there are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.boxes = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.boxes(x)
+        kept = found[found[:, 4] > 1e9]
+        return (kept[:, :4] * 2 + 1).clamp(min=0)
+
+
+def test_of_what_a_detector_does_not_find_nothing_is_asked() -> None:
+    x = torch.randn(4, 8)
+    prepared = prepare(Finder(), {"": INT16}, example_inputs=(x,))
+    assert list(fake_quants(prepared)) == ["input.x", "boxes.weight", "boxes.output"]
+    with calibrating(prepared):
+        prepared(x)
+    set_fake_quantize(prepared, FakeQuantState.VALIDATION)
+    assert prepared(x).shape == (0, 4)
+
+
 @pytest.mark.parametrize("rows", [0, 4])
 def test_what_is_sent_nothing_at_first_is_quantized_as_if_it_had_been(rows: int) -> None:
     model, x = Experts(), torch.randn(8, 8)
