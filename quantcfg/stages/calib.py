@@ -153,11 +153,13 @@ def _run(stage: _Stage, start: _Start) -> None:
     if stage.comparison is not None:
         stage.comparison.check(float_metrics)
     start = replace(start, float_metrics=float_metrics)
-    with stage.clock.phase("calibration"):
-        position = _calibrate(stage, start)
-    if stage.comparison is not None and not start.position.is_solved:
-        _settle(stage, stage.comparison)
-    _save(stage, position, float_metrics)  # an evaluation may be stopped, and takes its time
+    with stop_request(can_insist=not stage.job.ranks.is_launched) as stop:
+        with stage.clock.phase("calibration"):
+            position = _calibrate(stage, start, stop)
+        if stage.comparison is not None and not start.position.is_solved:
+            with stop.obeyed_at_once():
+                _settle(stage, stage.comparison)
+        _save(stage, position, float_metrics)  # an evaluation may be stopped, and takes its time
     metrics = _evaluate_calibrated(stage)
     stage.run.metrics.append(step=position.batches, float=dict(float_metrics), calibrated=metrics)
     _finish(stage, position, float_metrics, metrics)
@@ -212,7 +214,7 @@ def _name_chosen(stage: _Stage, comparison: Comparison, table: Mapping[str, Any]
     stage.model = stage.job.quietly().prepare(stage.float_model, "calib")
 
 
-def _calibrate(stage: _Stage, start: _Start) -> Position:
+def _calibrate(stage: _Stage, start: _Start, stop: StopRequest) -> Position:
     job, position = stage.job, start.position
     if position.is_solved:
         restorer(start.random)()
@@ -222,7 +224,6 @@ def _calibrate(stage: _Stage, start: _Start) -> Position:
         job.progress.note("calib_data() has no length, and all of it is used; calib.batches limits it")
     timer = SaveTimer()
     with (
-        stop_request(can_insist=not job.ranks.is_launched) as stop,
         calibrating(stage.model),
         job.progress.task("calibrating", total, done=position.batches) as task,
     ):
@@ -261,13 +262,13 @@ def _between_rounds(
     is_end: bool = False,
 ) -> None:
     """Save, stop, or bring the statistics together, if any rank wants it: all of them are here."""
-    ranks = stage.job.ranks
+    ranks, is_compared = stage.job.ranks, is_end and stage.comparison is not None
     wishes = Pulse(
         position.batches,
         is_end,
         stage.source.digest,
         stop=stop.received or 0,
-        save=ranks.is_first and timer.is_due(),
+        save=ranks.is_first and (timer.is_due() or is_compared),
         merge=ranks.are_many and stage.shards.wants_merge,
     ).beat(ranks, stage.source.name)
     stop.receive(wishes.stop)

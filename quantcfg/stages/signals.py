@@ -67,6 +67,7 @@ class StopRequest:
 def stop_request(*, can_insist: bool = True) -> Iterator[StopRequest]:
     """Collect stop signals during the block. After the first one the next has the effect it had before us.
 
+    So has the first one at the end of the block, where that did not look at it any more.
     With ``can_insist`` off the next ones change nothing: torchrun hands on every signal, the one too that a
     terminal or a scheduler has sent to all processes, and ends by itself those that do not stop in time.
     """
@@ -94,6 +95,7 @@ def stop_request(*, can_insist: bool = True) -> Iterator[StopRequest]:
         # A rank that fails with others is told to stop at once, and has yet to say what it saw.
         if can_insist or not failed:
             _install(previous)
+    request.obey()
 
 
 @contextmanager

@@ -158,6 +158,22 @@ def test_a_comparison_that_fails_at_its_very_end_goes_on_to_the_same_bits(projec
     assert contents(project.path / "run") == contents(project.path / "whole")
 
 
+# the evaluations are those of the float model, of the two candidates, and of what is calibrated
+@pytest.mark.parametrize("evaluation", [2, 3])
+def test_what_is_compared_by_a_metric_is_saved_before(project, monkeypatch, evaluation):
+    own = "\ncalls['eval'] = 0\ndef evaluate(model, data):\n    stop_at('eval')\n    return {'score': 1.0}\n"
+    project.model(STOPPABLE + own)
+    compare = ("--set", "calib.compare=[min_max, kl]", "--set", "calib.compare_by={metric: score, mode: max}")
+    assert project.run(*CALIB, "-o", "whole", "-q", *compare).code == 0
+    done = stopped(project, monkeypatch, f"eval:{evaluation}:15", *CALIB, "-o", "run", *compare)
+    assert done.code == 143
+    assert done.err.startswith("error: stopped by SIGTERM\nhint: resume with: quantcfg calib model.py ")
+    resumed = project.run(*CALIB, "-o", "run", "--resume", *compare)
+    assert resumed.code == 0
+    assert "note: going on from step 4 of 'run'" in resumed.err
+    assert contents(project.path / "run") == contents(project.path / "whole")
+
+
 def test_a_compared_calibration_is_evaluated_and_trained_from(hard):
     assert hard.run(*CALIB, "-o", "run", "-q", "--set", f"calib.compare={ALL}").code == 0
     report = json.loads(hard.run("eval", "model.py", "run", "--format", "json").out)

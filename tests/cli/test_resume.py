@@ -338,6 +338,21 @@ def test_a_calibration_is_not_lost_when_its_evaluation_is_stopped(stoppable, mon
     assert contents(stoppable.path / "run") == contents(stoppable.path / "whole")
 
 
+def test_a_signal_while_ranges_are_solved_is_obeyed_when_they_are_saved(stoppable, monkeypatch):
+    assert stoppable.run(*CALIB, "-o", "whole", "-q").code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("quantcfg.stages.calib.require_agreement", lambda *_: signal.raise_signal(15))
+        done = stoppable.run(*CALIB, "-o", "run", "-q")
+    assert (done.code, done.err) == (
+        143,
+        "error: stopped by SIGTERM\n"
+        "hint: resume with: quantcfg calib model.py config.yaml -o run -q --resume\n",
+    )
+    assert "checkpoints/4/manifest.json" in stoppable.names("run")
+    assert stoppable.run(*CALIB, "-o", "run", "-q", "--resume").code == 0
+    assert contents(stoppable.path / "run") == contents(stoppable.path / "whole")
+
+
 def test_children_that_a_step_starts_can_be_terminated(stoppable):
     more = """
 import signal

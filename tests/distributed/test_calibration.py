@@ -125,6 +125,32 @@ def test_a_stopped_calibration_goes_on_while_every_rank_has_batches_left(folder)
     folder.assert_equal("run", "whole")
 
 
+SCORED = """
+def evaluate(model, data):
+    fault("eval")
+    return {"score": sum(float(model(x).sum()) for x, _ in data)}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_comparison_stopped_in_its_evaluations_goes_on_from_what_was_seen(folder, rank):
+    projects.write(folder.path, projects.small(), SCORED)
+    compare = ("--set", "calib.compare=[min_max, kl]", "--set", "calib.compare_by={metric: score, mode: max}")
+    alone, whole, stopped, resumed = run_jobs(
+        calib(folder, "alone", 1, *compare, environment={}),
+        calib(folder, "whole", 2, *compare, environment={}),
+        calib(folder, "run", 2, *compare, environment={"FAULT": f"eval:{rank}:3:15"}),
+        calib(folder, "run", 2, "--resume", *compare, environment={}),
+    )
+    assert (alone.codes, whole.codes, stopped.codes) == ([0], [0, 0], [143, 143]), stopped.message
+    assert stopped.message.startswith("error: stopped by SIGTERM\nhint: resume with: torchrun ")
+    assert (folder.path / "run/checkpoints/5/manifest.json").is_file()
+    assert resumed.codes == [0, 0], resumed.message
+    folder.assert_equal("whole", "alone")
+    folder.assert_equal("run", "whole")
+
+
 @pytest.mark.slow
 def test_statistics_are_recalculated_by_many_ranks_as_by_one(folder):
     kl = ("--from", "one", "--set", "qconfig.global.activation_observer=kl")
