@@ -28,7 +28,6 @@ from quantcfg.export.program import OtherShapeError, Program
 from quantcfg.export.report import RUNTIME, Check, Subject
 from quantcfg.export.session import Feeds, FileModel, Runner, input_names, latencies_s, open_session, runner
 from quantcfg.preparation.state import plan_of, prepared
-from quantcfg.stages.batches import cut
 from quantcfg.stages.evaluate import evaluate
 from quantcfg.stages.integers import evaluate_integers, integer_report
 from quantcfg.stages.user_code import first_line, in_batch
@@ -267,9 +266,9 @@ def _reference_evaluator(subject: Subject, proto: onnx.ModelProto, path: Path) -
         subject.job.progress.note("the model is too large for ONNX's reference evaluator, which was not run")
         return {}
     source, forward = subject.job.source(subject.data), subject.job.model_file.forward
-    batch = next(iter(source.batches(limit=1)))[1]
+    ((index, batch),) = source.batches(limit=1)
     if any(axis == 0 for _, axis in subject.exported.axes):
-        batch = cut(batch, _REFERENCE_SAMPLES)
+        batch = source.cut(index, batch, _REFERENCE_SAMPLES)
     try:
         evaluator = ReferenceEvaluator(str(path))
         file = FileModel(subject.exported, input_names(proto), lambda feeds: _arrays(evaluator, feeds))

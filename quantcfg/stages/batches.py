@@ -63,7 +63,8 @@ def num_samples(batch: Any) -> int:
 
 def cut(batch: Any, samples: int) -> Any:
     """The first ``samples`` samples of ``batch``: every tensor with a row per sample is cut to them."""
-    rows = num_samples(batch)
+    if (rows := num_samples(batch)) <= samples:
+        return batch
     return _map_tensors(batch, lambda x: x[:samples] if x.dim() and x.shape[0] == rows else x)
 
 

@@ -15,7 +15,7 @@ from quantcfg.runs.directory import RunDirectory
 from quantcfg.runs.log import LOGGER, logging_to
 from quantcfg.stages import records
 from quantcfg.stages.agreement import require_agreement
-from quantcfg.stages.batches import cut, num_samples
+from quantcfg.stages.batches import num_samples
 from quantcfg.stages.clock import Clock, SaveTimer
 from quantcfg.stages.comparison import Comparison, open_comparison, take_observers
 from quantcfg.stages.data import DataSource, Numbered, length_of
@@ -302,7 +302,7 @@ def _batches(job: Job, source: DataSource, start: _Start, stop: StopRequest) -> 
         skip=start.position.batches, limit=section.batches, after_skip=restore, stop=stop
     ):
         if section.samples is not None:
-            batch = cut(batch, section.samples - samples)  # noqa: PLW2901  the rest is not used
+            batch = source.cut(index, batch, section.samples - samples)  # noqa: PLW2901  the rest is not used
         samples += num_samples(batch)
         yield index, batch
         if samples == section.samples:

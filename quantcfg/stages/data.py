@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from quantcfg.config.suggest import counted
 from quantcfg.errors import UserCodeError
-from quantcfg.stages.batches import fault_in, tensors_in, to_device
+from quantcfg.stages.batches import cut, fault_in, tensors_in, to_device
 from quantcfg.stages.fingerprint import hash_state
 from quantcfg.stages.model_file import ModelFile
 from quantcfg.stages.ranks import ALONE, Ranks
@@ -156,6 +156,17 @@ class DataSource:
         """Take over what the run knew before it was stopped, and hold the passes to come against it."""
         self._before = before.whole_pass
         self.facts = replace(self.facts, whole_pass=before.whole_pass)
+
+    def cut(self, index: int, batch: Any, samples: int) -> Any:
+        """The first ``samples`` samples of a batch, or all of them where it has no more.
+
+        Raises:
+            UserCodeError: Its container cannot be built again around less.
+        """
+        with user_code(
+            f"cutting batch {index} of {self.name}() to {counted(samples, 'sample')}", self._function
+        ):
+            return cut(batch, samples)
 
     def drawing(self, index: int, epoch: int = 0) -> AbstractContextManager[None]:
         """For a block that works on one batch: what it draws depends on that batch and changes no other.

@@ -8,7 +8,6 @@ from torch import nn
 
 from quantcfg.integer.compare import IntegerReport, compare_integers
 from quantcfg.integer.convert import convert
-from quantcfg.stages.batches import cut
 from quantcfg.stages.clock import Clock
 from quantcfg.stages.evaluate import evaluate
 from quantcfg.stages.job import Job
@@ -36,7 +35,7 @@ def integer_report(job: Job, model: nn.Module, data: str) -> IntegerReport:
     """The integers of ``model`` in both forms, on the first samples of the data function ``data``."""
     source = job.source(data)
     ((index, batch),) = source.batches(limit=1)
-    part = cut(batch, COMPARED_SAMPLES)
+    part = source.cut(index, batch, COMPARED_SAMPLES)
 
     def run(model: nn.Module) -> Any:
         with in_batch(source.name, index):

@@ -107,11 +107,6 @@ ENDS = {
         "def calib_data():  # here\n    yield torch.rand(2, 1, 4, 4, device='meta')\n",
         "batch 0 of calib_data() holds a tensor on the meta device, which has no values",
     ),
-    "a batch that cannot be built again": (
-        "class Pair(tuple):\n    def __new__(cls, x, y):\n        return super().__new__(cls, (x, y))\n\n\n"
-        "def calib_data():  # here\n    yield Pair(torch.rand(2, 1, 4, 4), torch.zeros(2).long())\n",
-        "moving batch 0 of calib_data() to cpu raised TypeError: ",
-    ),
     "torch itself replaced": (
         "def broken(*args, **kwargs):\n    raise TypeError('mine now')  # here\n\n\ntorch.relu = broken\n",
         "raised TypeError: mine now",
@@ -128,6 +123,10 @@ WORKS = {
     "prints at exit": "import atexit\natexit.register(print, 'goodbye')\n",
     "prints a lot": "print('x' * 2**22)\n",
     "chdir": "import os\n\n\ndef build_model():\n    os.chdir('/')\n    return Net()\n",
+    "a batch that cannot be built again": (
+        "class Pair(tuple):\n    def __new__(cls, x, y):\n        return super().__new__(cls, (x, y))\n\n\n"
+        "def calib_data():\n    yield Pair(torch.rand(2, 1, 4, 4), torch.zeros(2).long())\n"
+    ),
     "an infinite loader": (
         "import itertools\n\n\ndef calib_data():\n    return itertools.cycle(DataLoader(dataset(1), batch_size=8))\n"
     ),

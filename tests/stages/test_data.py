@@ -134,6 +134,24 @@ def test_something_else_than_a_batch_is_refused():
     )
 
 
+class Pair(tuple):
+    """What cannot be built of a list of its items."""
+
+    def __new__(cls, x, y):
+        return super().__new__(cls, (x, y))
+
+
+def test_a_batch_of_a_container_that_cannot_be_built_again_is_taken_as_it_is_or_refused():
+    data = source(lambda: [Pair(torch.ones(4, 2), torch.ones(4))])
+    ((index, batch),) = data.batches()
+    assert data.cut(index, batch, 4) is batch
+    with pytest.raises(UserCodeError) as caught:
+        data.cut(index, batch, 1)
+    assert caught.value.message.startswith("cutting batch 0 of train_data() to 1 sample raised TypeError: ")
+    data.device = torch.device("meta")
+    assert message(data)[1].startswith("moving batch 0 of train_data() to meta raised TypeError: ")
+
+
 def test_every_generator_is_saved_and_restored():
     seed_all(5)
     random.random(), np.random.rand(), np.random.randn(), torch.rand(1)
