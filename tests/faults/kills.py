@@ -94,7 +94,9 @@ def report(project, stage, kills, seed, seconds, *, until_wrong):
     while (counts["kills"] < kills or time.monotonic() - began < seconds) and not (until_wrong and wrong):
         if counts["runs"] % 10 == 0:  # how long a run takes depends on what else the machine does
             usual = undisturbed(command)[1]
-        wrong += one_run(command, whole, usual, chance, counts)
+        found = one_run(command, whole, usual, chance, counts)
+        print("".join(f"violation: {one}\n" for one in found), end="", file=sys.stderr, flush=True)
+        wrong += found
         if time.monotonic() - last > 60:
             last = time.monotonic()
             print(
