@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from quantcfg.errors import Interrupted
-from quantcfg.stages.signals import ending_by_signals
+from quantcfg.stages.signals import ending_by_signals, stop_request
 
 LIMIT_S = 600  # for what takes no time, on a machine with much else to do
 
@@ -42,3 +42,13 @@ def test_other_errors_that_python_drops_are_shown_as_before(monkeypatch):
         faulty = Faulty()
         del faulty
     assert shown == ["here"]
+
+
+def test_a_signal_that_a_block_did_not_look_at_ends_what_comes_behind_it():
+    done = []
+    with pytest.raises(Interrupted) as caught, ending_by_signals("again", can_insist=True):
+        with stop_request():
+            signal.raise_signal(signal.SIGUSR1)
+            done.append("the block")
+        done.append("what comes behind it")
+    assert (caught.value.exit_code, done) == (138, ["the block"])

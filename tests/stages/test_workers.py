@@ -15,6 +15,9 @@ from quantcfg.stages.user_code import user_code
 from quantcfg.stages.workers import lasting_workers
 from tests.stages.test_data import source
 
+# what torch says of two workers on one core
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+
 LIMIT_S = 600  # for what takes seconds, on a machine with much else to do
 
 
