@@ -130,7 +130,7 @@ class Substitute(TorchFunctionMode):
 
     def call(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
         """The function, and the arguments to call it with."""
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of fold has its own
 
 
 class ScopedForward:
