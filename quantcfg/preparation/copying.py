@@ -13,12 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from quantcfg.errors import PrepareError
-from quantcfg.preparation.seeing import reachable
+from quantcfg.preparation.seeing import OF_EVERY_MODULE, reachable
 
 Memo = dict[int, Any]
 """What `copy.deepcopy` takes: the copy of each object that has one, by the ``id`` of the object."""
-
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def copy_of(model: nn.Module, taken: Iterable[tuple[Any, Any]] = ()) -> nn.Module:
@@ -67,7 +65,7 @@ def _deepcopy_or_refuse(model: nn.Module, memo: Memo) -> nn.Module:
 
 def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """What a module's own code, or who uses it, has put on it."""
-    return ((name, value) for name, value in vars(module).items() if name not in _OF_EVERY_MODULE)
+    return ((name, value) for name, value in vars(module).items() if name not in OF_EVERY_MODULE)
 
 
 def _empty(model: nn.Module) -> Iterator[tuple[Any, Any]]:
@@ -106,7 +104,7 @@ def _complete(old: nn.Module, new: nn.Module, memo: Memo) -> None:
         if _is_set(old, descriptor) and not _is_set(new, descriptor):
             descriptor.__set__(new, copy.deepcopy(descriptor.__get__(old), memo))
     for name, value in vars(new).items():
-        if name not in _OF_EVERY_MODULE:
+        if name not in OF_EVERY_MODULE:
             new.__dict__[name] = _rebound(value, memo)
         elif name.endswith("hooks") and value:
             value.update((key, _rebound(hook, memo)) for key, hook in list(value.items()))

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 
 Leaf = tuple[tuple[str, ...], Any]
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+"""The attributes that torch gives every module; its own code, or who uses it, has put the others on it."""
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _CODE = (type, FunctionType, BuiltinFunctionType, MethodType, ModuleType)
-_LEAVES = (Tensor, nn.Module, torch.Generator, *_PLAIN, *_CODE)
+_LEAVES = (Tensor, nn.Module, torch.Generator, *PLAIN, *_CODE)
 
 
 def memory_of(tensor: Tensor) -> int:

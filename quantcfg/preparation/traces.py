@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from quantcfg.preparation.seeing import OF_EVERY_MODULE, PLAIN
+
 _REGISTERED = ("_parameters", "_buffers", "_modules")
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+_PLAIN = (*PLAIN, torch.dtype, torch.device)
 
 Held = list[dict[Any, Any]]
 
@@ -39,7 +40,7 @@ def _is_kept(name: Any, old: Any, new: Any) -> bool:
         return True
     if name in _REGISTERED or name == "_non_persistent_buffers_set":
         return True  # its items are compared one by one
-    if name in _OF_EVERY_MODULE:
+    if name in OF_EVERY_MODULE:
         return not new
     return old is new and (isinstance(name, tuple) or _is_plain(old))
 

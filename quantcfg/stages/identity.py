@@ -94,7 +94,9 @@ def refuse(run: RunDirectory, differences: Iterable[Difference]) -> None:
 def differences(identity: Identity, before: Mapping[str, Any], run: RunDirectory) -> Iterator[Difference]:
     """What differs from what ``run`` was ``before``, as far as that is known, beside the data."""
     yield from command_differences(identity.job, identity.command["stage"], before, run)
-    if before.get("weights", identity.weights) != identity.weights:
+    same_seed = before.get("seed", identity.job.seed) == identity.job.seed  # another one draws other values
+    same_kinds = before.get("kinds", identity.kinds) == identity.kinds
+    if before.get("weights", identity.weights) != identity.weights and (same_seed or not same_kinds):
         yield Difference("model", _changed_kinds(before.get("kinds", {}), identity.kinds))
     if (was := before.get("calibration", "")) != identity.calibration and before:
         yield Difference("calibration", _changed_calibration(was, identity.calibration))
