@@ -39,10 +39,11 @@ def refused(what):
     return 2, f"error: 'run' was begun with another {what}"
 
 
-def test_another_seed_is_named(project, stopped_at):
-    stopped_at("loss:2", *QAT)
+@pytest.mark.parametrize("model", ["", "\ndef build_model():\n    return Net()\n"], ids=["fixed", "drawn"])
+def test_another_seed_is_named(project, stopped_at, model):
+    stopped_at("loss:2", *QAT, model=model)
     said = refused(f"seed: the seed was 0 and is 5\nhint: --seed 0 goes on with it; {HINT}")
-    assert resumed(project, *QAT, "--seed", "5") == said
+    assert resumed(project, *QAT, "--seed", "5", model=model) == said
 
 
 def test_fields_of_another_config_are_named_with_their_places(project, stopped_at):
