@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from quantcfg.errors import Interrupted
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _AGAIN_S = 0.01
+_TRIES = 100
 _Handlers: TypeAlias = Mapping[signal.Signals, Any]
 
 
@@ -117,6 +119,9 @@ def ending_by_signals(command: str = "", *, can_insist: bool = False) -> Iterato
         if os.getpid() != sent.owner or (can_insist and sent.is_on_its_way):
             _as_before(number, previous)
             return
+        sent.is_pending = False
+        if sent.is_over:
+            return
         raise sent.error(signal.Signals(number))
 
     _install(dict.fromkeys(previous, end))
@@ -143,6 +148,8 @@ class _Sent:
         self._number: signal.Signals | None = None
         self._error: weakref.ref[Interrupted] | None = None
         self._timer: threading.Timer | None = None
+        self.is_pending = False  # sent anew, and not here yet
+        self.is_over = False
         self._hook = sys.unraisablehook
 
     @property
@@ -162,9 +169,14 @@ class _Sent:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         sys.unraisablehook = self._hook
-        number, self._error, self.owner = self._number, None, 0
+        number, self._error, self.is_over = self._number, None, True
         if self._timer is not None:
             self._timer.cancel()
+            self._timer.join()
+            for _ in range(_TRIES):  # it would end the process where its handler is taken away before
+                if not self.is_pending:
+                    break
+                time.sleep(_AGAIN_S)
         if number is not None and error is not None and not isinstance(error, Interrupted):
             raise self._made() from error
 
@@ -180,10 +192,15 @@ class _Sent:
     def _lost(self, error: weakref.ref[Interrupted]) -> None:
         del error
         self._error = None
-        if os.getpid() == self.owner:
+        if os.getpid() == self.owner and not self.is_over:
             # By a thread: a handler that runs here could only raise what is dropped once more.
-            self._timer = threading.Timer(_AGAIN_S, os.kill, (self.owner, self._number))
+            self._timer = threading.Timer(_AGAIN_S, self._send)
             self._timer.start()
+
+    def _send(self) -> None:
+        assert self._number is not None
+        self.is_pending = True
+        os.kill(self.owner, self._number)
 
 
 def resume_command(command: Sequence[str]) -> str:

@@ -42,7 +42,7 @@ def test_a_signal_whose_error_somebody_catches_is_not_lost():
 
 @pytest.mark.parametrize("error", [ValueError("a schema"), SystemExit(3), KeyboardInterrupt()])
 def test_an_error_that_is_made_of_a_signal_is_that_signal(error):
-    with pytest.raises(Interrupted) as caught, ending_by_signals("again"):
+    with pytest.raises(Interrupted) as caught, ending_by_signals("again", can_insist=True):
         try:
             signal.raise_signal(signal.SIGTERM)
         except Interrupted:
