@@ -7,9 +7,7 @@ import shlex
 import signal
 import sys
 import threading
-import time
-import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -19,7 +17,6 @@ from quantcfg.errors import Interrupted
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _AGAIN_S = 0.01
-_TRIES = 100
 _Handlers: TypeAlias = Mapping[signal.Signals, Any]
 
 
@@ -110,23 +107,26 @@ def ending_by_signals(command: str = "", *, can_insist: bool = False) -> Iterato
     has failed.
 
     Raises:
-        Interrupted: A signal came, whatever other error was made of that on the way.
+        Interrupted: A signal came.
     """
-    previous, sent = _handlers(), _Sent(command)
+    previous, owner = _handlers(), os.getpid()
 
     def end(number: int, frame: FrameType | None) -> None:
         del frame
-        if os.getpid() != sent.owner or (can_insist and sent.is_on_its_way):
+        if os.getpid() != owner:
             _as_before(number, previous)
             return
-        sent.is_pending = False
-        if sent.is_over:
-            return
-        raise sent.error(signal.Signals(number))
+        if can_insist:
+            _install(previous)
+        message = f"stopped by {signal.Signals(number).name}"
+        raise Interrupted(message, command=command, exit_code=128 + number)
 
-    _install(dict.fromkeys(previous, end))
+    def begin() -> None:
+        _install(dict.fromkeys(previous, end))
+
+    begin()
     try:
-        with sent:
+        with _raised_again(begin):
             yield
     except BaseException:  # SystemExit, too: torchrun does not tell errors apart
         _install(previous if can_insist else dict.fromkeys(previous, signal.SIG_IGN))
@@ -134,73 +134,35 @@ def ending_by_signals(command: str = "", *, can_insist: bool = False) -> Iterato
     _install(previous)
 
 
-class _Sent:
-    """A signal that was raised as an error, and is sent anew where that gets lost.
+@contextmanager
+def _raised_again(begin: Callable[[], None]) -> Iterator[None]:
+    """Send a signal anew whose error was lost: Python drops what is raised in a ``__del__`` or by a fork.
 
-    Python drops errors in a ``__del__`` and by a fork, and code that goes on whatever went wrong drops them,
-    too: there are imports in torch that do. Other code turns them into errors of its own, as pydantic does
-    while it builds a schema.
+    ``begin`` lets signals raise errors once more.
     """
+    before, sent = sys.unraisablehook, list[threading.Timer]()
 
-    def __init__(self, command: str) -> None:
-        self.owner = os.getpid()
-        self._command = command
-        self._number: signal.Signals | None = None
-        self._error: weakref.ref[Interrupted] | None = None
-        self._timer: threading.Timer | None = None
-        self.is_pending = False  # sent anew, and not here yet
-        self.is_over = False
-        self._hook = sys.unraisablehook
+    def send() -> None:
+        os.kill(os.getpid(), numbers.pop())
 
-    @property
-    def is_on_its_way(self) -> bool:
-        """Whether the error is still known to somebody."""
-        return self._error is not None
-
-    def error(self, number: signal.Signals) -> Interrupted:
-        """What to raise. Nobody may keep it in a variable of a frame that its traceback holds."""
-        self._number = number
-        error = self._made()
-        self._error = weakref.ref(error, self._lost)
-        return error
-
-    def __enter__(self) -> None:
-        sys.unraisablehook = self._note
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        sys.unraisablehook = self._hook
-        number, self._error, self.is_over = self._number, None, True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer.join()
-            for _ in range(_TRIES):  # it would end the process where its handler is taken away before
-                if not self.is_pending:
-                    break
-                time.sleep(_AGAIN_S)
-        if number is not None and error is not None and not isinstance(error, Interrupted):
-            raise self._made() from error
-
-    def _made(self) -> Interrupted:
-        assert self._number is not None
-        message = f"stopped by {self._number.name}"
-        return Interrupted(message, command=self._command, exit_code=128 + self._number)
-
-    def _note(self, lost: sys.UnraisableHookArgs) -> None:
+    def note(lost: sys.UnraisableHookArgs) -> None:
         if not isinstance(lost.exc_value, Interrupted):
-            self._hook(lost)
+            before(lost)
+            return
+        begin()
+        if not numbers:
+            numbers.append(lost.exc_value.exit_code - 128)
+            sent.append(threading.Timer(_AGAIN_S, send))
+            sent[-1].start()
 
-    def _lost(self, error: weakref.ref[Interrupted]) -> None:
-        del error
-        self._error = None
-        if os.getpid() == self.owner and not self.is_over:
-            # By a thread: a handler that runs here could only raise what is dropped once more.
-            self._timer = threading.Timer(_AGAIN_S, self._send)
-            self._timer.start()
-
-    def _send(self) -> None:
-        assert self._number is not None
-        self.is_pending = True
-        os.kill(self.owner, self._number)
+    numbers: list[int] = []  # of the signal that is to be sent, or none
+    sys.unraisablehook = note
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        for timer in sent:
+            timer.cancel()
 
 
 def resume_command(command: Sequence[str]) -> str:
