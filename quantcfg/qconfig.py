@@ -6,14 +6,13 @@ Nothing else knows both sides. A `QConfigSpec` (names and scalars, from a file) 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 
+from quantcfg.config.kinds import accepted, fake_quants
 from quantcfg.config.presets import PRESETS
 from quantcfg.config.spec import FakeQuantSpec, QConfigSpec
 from quantcfg.config.suggest import nearest
@@ -22,7 +21,6 @@ from quantcfg.numeric.dtypes import QuantDType, as_dtype
 from quantcfg.numeric.fake_quantize import FAKE_QUANTIZES
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
 from quantcfg.numeric.observers import OBSERVERS
-from quantcfg.numeric.observers.base import Observer
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +44,14 @@ class FakeQuantFactory:
             ch_axis: the axis to use instead of the one given, where the op decides it.
             name: the site's name, for error messages.
         """
-        cls = FAKE_QUANTIZES[self.fake_quant]
-        own = {key: value for key, value in self.kwargs if key in _parameters(cls)}
+        names = fake_quants()[self.fake_quant]
+        own = {key: value for key, value in self.kwargs if key in names}
         rest = {key: value for key, value in self.kwargs if key not in own}
         if self.per_channel:
             rest |= {"num_channels": num_channels}
             if ch_axis is not None:
                 rest["ch_axis"] = ch_axis
-        module = cls(OBSERVERS[self.observer](**rest), **own)
+        module = FAKE_QUANTIZES[self.fake_quant](OBSERVERS[self.observer](**rest), **own)
         module.name = name
         return module
 
@@ -145,8 +143,7 @@ def get_default_qconfig(  # noqa: PLR0917  the reference's signature
         activation_fake_quant: ``fake_quant``, ``lsq``, ``pact`` or None (32-bit output).
         weight_fake_quant: the same for weights.
         activation_observer: ``min_max``, ``fixed_scale``, ``clip``, ``percentile``, ``clip_std``, ``mse``,
-        ``kl``
-            or ``mix``.
+            ``kl`` or ``mix``.
         weight_observer: the same for weights.
         activation_qkwargs: parameters of the fake quant and of the observer, by name.
         weight_qkwargs: the same for weights.
@@ -178,9 +175,9 @@ def _factory(fake_quant: str, observer: str, kwargs: Mapping[str, Any]) -> FakeQ
     observer = kwargs.pop("observer", observer)  # parameters are applied last, so they win over the name
     _known(fake_quant, FAKE_QUANTIZES, "fake quant")
     _known(observer, OBSERVERS, "observer")
-    allowed = _parameters(FAKE_QUANTIZES[fake_quant]) | _parameters(OBSERVERS[observer])
+    allowed = accepted(observer, fake_quant)
     for key in kwargs:
-        _known(key, dict.fromkeys(sorted(allowed)), f"parameter of {fake_quant} with {observer}")
+        _known(key, allowed, f"parameter of {fake_quant} with {observer}")
     return FakeQuantFactory(fake_quant, observer, tuple(sorted(kwargs.items())))
 
 
@@ -198,18 +195,8 @@ def _plain(value: Any) -> Any:
 def _known(name: str, table: Mapping[str, Any], what: str) -> None:
     if name not in table:
         close = nearest(name, table)
-        hint = f"; did you mean '{close}'?" if close else ""
+        hint = f"; did you mean '{close}'?" if close else "."
         raise ValueError(f"unknown {what} '{name}'{hint} Known: {', '.join(table)}")
-
-
-@cache
-def _parameters(cls: type) -> set[str]:
-    """Names of the parameters of a constructor and of those it passes on to."""
-    names: set[str] = set()
-    for base in cls.__mro__:
-        if issubclass(base, FakeQuantizeBase | Observer) and "__init__" in vars(base):
-            names |= set(inspect.signature(vars(base)["__init__"]).parameters)
-    return names - {"self", "observer", "kwargs", "num_channels"}
 
 
 def qconfig_from_spec(spec: QConfigSpec) -> QConfig:

@@ -94,6 +94,16 @@ def test_an_observer_among_the_parameters_wins_over_the_name() -> None:
             "unknown observer 'minmax'; did you mean 'min_max'? Known: min_max, fixed_scale, clip, "
             "percentile, clip_std, mse, kl, mix",
         ),
+        (
+            {"activation_observer": "averages"},
+            "unknown observer 'averages'. Known: min_max, fixed_scale, clip, percentile, clip_std, mse, kl, "
+            "mix",
+        ),
+        (
+            {"activation_qkwargs": {"top_bits": 12}},
+            "unknown parameter of fake_quant with min_max 'top_bits'. Known: dtype, qscheme, ch_axis, "
+            "quant_min, quant_max, averaging_constant, nonfinite",
+        ),
     ],
 )
 def test_unknown_names_list_what_there_is(arguments: dict[str, str], message: str) -> None:
@@ -102,9 +112,13 @@ def test_unknown_names_list_what_there_is(arguments: dict[str, str], message: st
     assert str(caught.value) == message
 
 
-def test_a_parameter_that_the_observer_lacks_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^unknown parameter of fake_quant with min_max 'percentile'"):
-        qc.get_default_qconfig(activation_qkwargs={"percentile": 99.9})
+@pytest.mark.parametrize(
+    ("observer", "parameter"),
+    [("min_max", "percentile"), ("percentile", "top_bits"), ("mse", "shared"), ("kl", "num_channels")],
+)
+def test_a_parameter_that_no_config_can_give_is_refused(observer: str, parameter: str) -> None:
+    with pytest.raises(ValueError, match=f"^unknown parameter of fake_quant with {observer} '{parameter}'"):
+        qc.get_default_qconfig(activation_observer=observer, activation_qkwargs={parameter: 1})
 
 
 def test_qconfig_takes_factories_and_one_of_two_synonyms() -> None:
