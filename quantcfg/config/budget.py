@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from quantcfg.config.collect import Findings
-from quantcfg.config.nodes import Entry, Leaf, Table
+from quantcfg.config.layers import RULE_SECTIONS, RULE_TABLES
+from quantcfg.config.nodes import Entry, Leaf, Table, as_table
 from quantcfg.config.patterns import is_exact
 
 MAX_RULES = 15_000
@@ -13,11 +14,7 @@ DEAR = 5
 _TABLES = (
     ("qconfigs",),
     ("guards", "ops"),
-    *(
-        (*stage, "qconfig", kind)
-        for stage in ((), ("calib",), ("qat",))
-        for kind in ("module_type", "module_name")
-    ),
+    *((*section, table) for section in RULE_SECTIONS for table in RULE_TABLES),
 )
 
 
@@ -44,8 +41,7 @@ def refuse_too_many(tree: Table, findings: Findings) -> None:
 
 def _named(tree: Table) -> Iterator[tuple[str, Entry]]:
     for path in _TABLES:
-        node = tree
+        table = tree
         for key in path:
-            found = node.get(key)
-            node = found if isinstance(found, Table) else Table({}, tree.place)
-        yield from node.entries.items()
+            table = as_table(table.get(key))
+        yield from table.entries.items()

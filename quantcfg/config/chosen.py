@@ -7,15 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from quantcfg.config.load import Config
-from quantcfg.config.nodes import Entry, Items, Leaf, Node, Table
+from quantcfg.config.nodes import NOWHERE, Entry, Items, Leaf, Node, Table, as_table
 from quantcfg.config.patterns import is_exact
 from quantcfg.config.rules import Rule, in_order
 from quantcfg.config.spec import QConfigSpec
-from quantcfg.errors import Place
 
-_NOWHERE = Place("", 1)
 _STAGE = "calib"
-_OURS = ("compare", "compare_by", "compare_per")
+_COMPARING = ("compare", "compare_by", "compare_per")
 
 
 def with_chosen(config: Config, specs: Mapping[str, QConfigSpec]) -> Config:
@@ -53,32 +51,27 @@ def spec_fields(spec: QConfigSpec) -> dict[str, Any]:
 
 
 def _grafted(tree: Table, rules: Mapping[str, Any]) -> Table:
-    section = _table(tree.get(_STAGE))
-    qconfig = _table(section.get("qconfig"))
-    named = _table(qconfig.get("module_name"))
+    section = as_table(tree.get(_STAGE))
+    qconfig = as_table(section.get("qconfig"))
+    named = as_table(qconfig.get("module_name"))
     left = {key: entry for key, entry in named.entries.items() if key not in rules}
     named = Table(left | {key: _entry(value) for key, value in rules.items()}, named.place)
     section = _with(section, "qconfig", _with(qconfig, "module_name", named))
-    for name in _OURS:
-        section.entries.pop(name, None)
-    return _with(tree, _STAGE, section)
+    kept = {key: entry for key, entry in section.entries.items() if key not in _COMPARING}
+    return _with(tree, _STAGE, Table(kept, section.place))
 
 
 def _with(table: Table, key: str, node: Node) -> Table:
-    return Table(table.entries | {key: Entry(_NOWHERE, node)}, table.place)
-
-
-def _table(node: Node | None) -> Table:
-    return node if isinstance(node, Table) else Table({}, _NOWHERE)
+    return Table({**table.entries, key: Entry(NOWHERE, node)}, table.place)
 
 
 def _entry(value: Any) -> Entry:
-    return Entry(_NOWHERE, _node(value))
+    return Entry(NOWHERE, _node(value))
 
 
 def _node(value: Any) -> Node:
     if isinstance(value, dict):
-        return Table({key: _entry(item) for key, item in value.items()}, _NOWHERE)
+        return Table({key: _entry(item) for key, item in value.items()}, NOWHERE)
     if isinstance(value, list | tuple):
-        return Items(tuple(_node(item) for item in value), _NOWHERE)
-    return Leaf(value, _NOWHERE)
+        return Items(tuple(_node(item) for item in value), NOWHERE)
+    return Leaf(value, NOWHERE)

@@ -15,8 +15,10 @@ from quantcfg.config.spec import QConfigSpec, Scalar
 
 ABSENT = "-"
 BOTH = "both"
-_NOT_SETTINGS = {"version": True, "extends": True, "qconfigs": True, "qconfig": True}
-_RULES = {"calib": {"qconfig"}, "qat": {"qconfig"}}
+_NOT_SETTINGS: dict[str, Any] = {
+    **dict.fromkeys(("version", "extends", "qconfigs", "qconfig"), True),
+    **{stage: {"qconfig"} for stage in STAGES},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +53,7 @@ def compare_rules(a: Config, b: Config) -> list[Change]:
 
 
 def _settings(config: Config) -> dict[str, str]:
-    dumped = config.file.model_dump(exclude=_NOT_SETTINGS)
-    for section, names in _RULES.items():
-        for name in names:
-            dumped[section].pop(name)
-    return dict(_flat(dumped, ""))
+    return dict(_flat(config.file.model_dump(exclude=_NOT_SETTINGS), ""))
 
 
 def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:

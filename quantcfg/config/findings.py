@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from quantcfg.config.collect import Findings
+from quantcfg.config.layers import RULE_TABLES
 from quantcfg.config.matching import NameIndex, first_dead_segment
 from quantcfg.config.nodes import place_in_key, shortened
 from quantcfg.config.patterns import (
@@ -22,7 +23,6 @@ from quantcfg.config.rules import Classes, Decision, Rule, RuleSet, Target, reso
 from quantcfg.config.suggest import counted, listing, nearest
 from quantcfg.errors import Diagnostic
 
-CHECKED = ("module_type", "module_name")
 MAX_NAMED = 3
 _Hint = tuple[str | None, tuple[str, ...]]
 """What was most likely meant, if anything is near, and what is known about where matching stops."""
@@ -45,7 +45,7 @@ def check_rules(
     tree, asleep = _Tree(targets), _Tree((), idle or {})
     effects = _effects(decisions)
     for rule in ruleset.rules:
-        if rule.kind not in (*CHECKED, "template"):
+        if rule.kind not in (*RULE_TABLES, "template"):
             continue
         matched = tree.matched_by(rule)
         if rule.expect is not None and len(matched) != rule.expect:
@@ -56,7 +56,7 @@ def check_rules(
             _report_idle(rule, sleeping, findings)
         elif not matched:
             _report_unmatched(rule, tree, findings)
-        elif rule.kind in CHECKED:
+        elif rule.kind in RULE_TABLES:
             _report_effect(rule, effects[id(rule)], findings)
             _report_alternatives(rule, matched, (tree, asleep), findings)
     _report_ties(decisions, findings)

@@ -19,11 +19,12 @@ from quantcfg.config.parameters import (
     Parameters,
 )
 from quantcfg.config.presets import PRESETS
+from quantcfg.config.qconfigs import QKWARGS
+from quantcfg.config.spec import SLOTS
 
 SCHEMA_ID = "urn:quantcfg:config:1"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 FREE_NOTES = {"^x-": {"description": "A note; not read."}}
-QKWARGS = ("activation_qkwargs", "weight_qkwargs")
 
 
 def schema_text(names: Iterable[str] = (), types: Iterable[str] = ()) -> str:
@@ -83,9 +84,7 @@ def _type_qkwargs(fields: dict[str, Any]) -> None:
     anything = {name: _reference(name) for model in PARAMETERS.values() for name in model.model_fields}
     for qkwargs in QKWARGS:
         fields["properties"][qkwargs] |= {"properties": anything, "additionalProperties": False}
-    fields["allOf"] = [
-        _when(slot, observer) for slot in ("activation", "weight") for observer in OBSERVER_PARAMETERS
-    ]
+    fields["allOf"] = [_when(slot, observer) for slot in SLOTS for observer in OBSERVER_PARAMETERS]
 
 
 def _reference(name: str) -> dict[str, Any]:

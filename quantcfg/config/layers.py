@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from quantcfg.config.collect import Findings
-from quantcfg.config.nodes import Entry, Items, Leaf, Node, Table, describe, shortened
+from quantcfg.config.nodes import NOWHERE, Entry, Items, Leaf, Node, Table, describe, shortened
 from quantcfg.config.presets import PRESETS
 from quantcfg.config.source import SUFFIXES, Stop, parse, read_bytes
 from quantcfg.config.suggest import nearest
@@ -15,21 +15,20 @@ from quantcfg.errors import Place, UsageError
 MAX_FILES = 64
 VERSION = 1
 RULE_TABLES = ("module_type", "module_name")
+RULE_SECTIONS = (("qconfig",), ("calib", "qconfig"), ("qat", "qconfig"))
+"""Where rules stand: those of both stages, and those of each."""
 
 
 def is_free(path: tuple[str, ...]) -> bool:
     """Whether the keys of the mapping at ``path`` are names of the user's."""
     if path in (("qconfigs",), ("guards", "metric_drop"), ("guards", "ops")):
         return True
-    return bool(path) and path[-1] in RULE_TABLES and path[:-1] in _RULES
+    return bool(path) and path[-1] in RULE_TABLES and path[:-1] in RULE_SECTIONS
 
 
 def is_qconfig(path: tuple[str, ...]) -> bool:
     """Whether the value at ``path`` is a qconfig, which a later layer replaces whole."""
-    return is_free(path[:-1]) or (bool(path) and path[-1] == "global" and path[:-1] in _RULES)
-
-
-_RULES = (("qconfig",), ("calib", "qconfig"), ("qat", "qconfig"))
+    return is_free(path[:-1]) or (bool(path) and path[-1] == "global" and path[:-1] in RULE_SECTIONS)
 
 
 @dataclass(slots=True)
@@ -163,7 +162,7 @@ class Loader:
 
     def merged(self) -> Table:
         """All layers as one; a later one wins, key by key, and a qconfig is replaced whole."""
-        result = Table({}, Place("", 1))
+        result = Table({}, NOWHERE)
         for layer in self.layers:
             result = merge(result, layer)
         return result

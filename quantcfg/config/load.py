@@ -15,7 +15,7 @@ from quantcfg.config.collect import Findings
 from quantcfg.config.compiled import file_validator
 from quantcfg.config.hardware import PROFILES, check_target
 from quantcfg.config.layers import VERSION, Loader
-from quantcfg.config.nodes import Table, plain, renamed
+from quantcfg.config.nodes import NOWHERE, Table, as_table, plain, renamed
 from quantcfg.config.overrides import apply_overrides
 from quantcfg.config.presets import STAGES
 from quantcfg.config.qconfigs import QConfigReader
@@ -90,7 +90,7 @@ class Config:
 
 def empty_config() -> Config:
     """A config without a single rule, for questions about a model alone."""
-    tree = Table({}, Place("", 1))
+    tree = Table({}, NOWHERE)
     stages: dict[str, tuple[Rule, ...]] = dict.fromkeys(STAGES, ())
     return Config(Path(), (), {}, (), (), tree, stages)
 
@@ -164,16 +164,14 @@ def _stages(tree: Table, broken: frozenset[int], findings: Findings) -> dict[str
 
 
 def _check_guards(tree: Table, findings: Findings) -> None:
-    guards = tree.get("guards")
-    ops = guards.get("ops") if isinstance(guards, Table) else None
-    for pattern, entry in ops.entries.items() if isinstance(ops, Table) else ():
+    ops = as_table(as_table(tree.get("guards")).get("ops"))
+    for pattern, entry in ops.entries.items():
         check_pattern("module_name", pattern, entry.key_place, findings)
 
 
 def _check_target(tree: Table, stages: Mapping[str, Sequence[Rule]], findings: Findings) -> None:
     """Refuse what the target of the export takes nowhere, unless the config says what to do about it."""
-    section = tree.get("export")
-    values = plain(section) if isinstance(section, Table) else {}
+    values = plain(as_table(tree.get("export")))
     profile = PROFILES.get(str(values.get("target")))
     if profile is None or values.get("unsupported", "error") != "error":
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ class Entry:
 class Table:
     """A mapping, in the order of the file."""
 
-    entries: dict[str, Entry]
+    entries: Mapping[str, Entry]
     place: Place
 
     def get(self, key: str) -> Node | None:
@@ -56,6 +56,13 @@ class Table:
 
 
 Node = Leaf | Items | Table
+NOWHERE = Place("", 1)
+"""The place of what no file holds."""
+
+
+def as_table(node: Node | None) -> Table:
+    """A mapping as it is; an empty one in the place of anything else, or of nothing."""
+    return node if isinstance(node, Table) else Table({}, NOWHERE)
 
 
 def plain(node: Node) -> Any:

@@ -16,8 +16,8 @@ from quantcfg.config.suggest import nearest
 from quantcfg.errors import Place
 
 INHERIT = "inherit"
-FIELD_NAMES = (*QCONFIG_DEFAULTS, "activation_qkwargs", "weight_qkwargs")
 QKWARGS = ("activation_qkwargs", "weight_qkwargs")
+FIELD_NAMES = (*QCONFIG_DEFAULTS, *QKWARGS)
 
 
 class Broken(Exception):  # noqa: N818  a signal inside the config stack, never seen outside of it
@@ -102,7 +102,7 @@ class QConfigReader:
                     if name in PRESETS
                     else f"`{name}` is a reserved name",
                     entry.key_place,
-                    help="choose another name, such as " + f"`my_{name}`",
+                    help=f"choose another name, such as `my_{name}`",
                 )
             try:
                 self._named(name)

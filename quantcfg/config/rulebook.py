@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from quantcfg.config.collect import Findings
 from quantcfg.config.forms import RULE_KEYS
-from quantcfg.config.layers import merge
-from quantcfg.config.nodes import Entry, Items, Leaf, Node, Table, place_in_key, shortened
+from quantcfg.config.layers import RULE_TABLES, merge
+from quantcfg.config.nodes import Entry, Items, Leaf, Node, Table, as_table, place_in_key, shortened
 from quantcfg.config.patterns import REGEX_PREFIX, PatternError, is_exact, parse_pattern, parse_regex
 from quantcfg.config.qconfigs import Broken, QConfigReader
 from quantcfg.config.rules import Rule, in_order
@@ -23,9 +23,8 @@ MAX_REGEXES = 1000
 
 def stage_rules(tree: Table, stage: str) -> Table:
     """The shared rules with those of the stage merged over them."""
-    section = tree.get(stage)
-    own = section.get("qconfig") if isinstance(section, Table) else None
-    return merge(_table(tree.get("qconfig")), _table(own), ("qconfig",))
+    own = as_table(tree.get(stage)).get("qconfig")
+    return merge(as_table(tree.get("qconfig")), as_table(own), ("qconfig",))
 
 
 def stage_templates(tree: Table, stage: str) -> tuple[str, ...]:
@@ -55,16 +54,12 @@ def build_rules(tree: Table, reader: QConfigReader, findings: Findings) -> tuple
     return in_order(rules)
 
 
-def _table(node: Node | None) -> Table:
-    return node if isinstance(node, Table) else Table({}, Place("", 1))
-
-
 def _rule_entries(table: Table) -> Iterator[tuple[str, str, Entry]]:
     for key, entry in table.entries.items():
         if key == "global":
             yield "global", "", entry
-        elif key in ("module_type", "module_name") and isinstance(entry.node, Table):
-            for pattern, rule in entry.node.entries.items():
+        elif key in RULE_TABLES:
+            for pattern, rule in as_table(entry.node).entries.items():
                 yield key, pattern, rule
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from quantcfg.config.collect import Findings
+from quantcfg.config.layers import RULE_SECTIONS
 from quantcfg.config.nodes import Entry, Items, Leaf, Node, Table, describe, shortened
 from quantcfg.config.patterns import is_exact
 from quantcfg.config.qconfigs import Broken, QConfigReader
@@ -20,12 +21,7 @@ from quantcfg.errors import UsageError
 
 SUFFIXES = (".json", *YAML_SUFFIXES)
 TYPES = ("activation", "weight")
-_LISTS = (
-    ("qconfig", "templates"),
-    ("calib", "qconfig", "templates"),
-    ("qat", "qconfig", "templates"),
-)
-_DTYPE = 4
+_DTYPE_COLUMN = 4
 
 
 def with_tables(tree: Table, findings: Findings) -> tuple[Table, tuple[Path, ...]]:
@@ -34,8 +30,8 @@ def with_tables(tree: Table, findings: Findings) -> tuple[Table, tuple[Path, ...
     A table is looked for beside the config that names it. Its rows keep their places in its own file.
     """
     reader = _TableReader(findings)
-    for path in _LISTS:
-        tree = _changed(tree, path, reader.read_in)
+    for section in RULE_SECTIONS:
+        tree = _changed(tree, (*section, "templates"), reader.read_in)
     return tree, tuple(reader.files)
 
 
@@ -47,7 +43,7 @@ def _changed(table: Table, path: tuple[str, ...], change: Callable[[Node], Node]
         return table
     node = entry.node
     node = _changed(node, tuple(rest), change) if rest and isinstance(node, Table) else change(node)
-    return Table(table.entries | {key: Entry(entry.key_place, node)}, table.place)
+    return Table({**table.entries, key: Entry(entry.key_place, node)}, table.place)
 
 
 class _TableReader:
@@ -137,7 +133,7 @@ def _head(row: Node, findings: Findings) -> tuple[Leaf | None, object]:
 def _dtype(row: Node) -> object:
     """The dtype of a row; None where the row is too short to have one."""
     columns = row.items if isinstance(row, Items) else ()
-    node = columns[_DTYPE] if len(columns) > _DTYPE else None
+    node = columns[_DTYPE_COLUMN] if len(columns) > _DTYPE_COLUMN else None
     return node.value if isinstance(node, Leaf) else None
 
 

@@ -12,7 +12,7 @@ from quantcfg.config.collect import Findings
 from quantcfg.config.compiled import parameter_validator
 from quantcfg.config.foreign import native
 from quantcfg.config.kinds import accepted, observers, owners
-from quantcfg.config.nodes import Leaf, describe, shortened
+from quantcfg.config.nodes import NOWHERE, Leaf, describe, shortened
 from quantcfg.config.overlay import kind
 from quantcfg.config.spec import SLOTS, Field, Fields, slot_kwargs
 from quantcfg.config.suggest import listing, nearest
@@ -110,7 +110,7 @@ class SlotChecker:
 
     def _bad_value(self, path: str, item: Field, error: Any) -> None:
         place = item.origin if isinstance(item.origin, Place) else None
-        leaf = Leaf(item.value, place or Place("", 1))
+        leaf = Leaf(item.value, place or NOWHERE)
         name = path.partition(".")[2]
         if error["type"] == "literal_error":
             self._bad_choice(path, leaf, choices_of(error), KINDS.get(name, ("QC104", name)))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from quantcfg.config.collect import Findings
-from quantcfg.config.findings import CHECKED
+from quantcfg.config.layers import RULE_TABLES
 from quantcfg.config.nodes import shortened
 from quantcfg.config.rules import Decision, Rule, RuleSet
 from quantcfg.config.spec import FakeQuantSpec
@@ -84,7 +84,7 @@ def _idle(
             if row.weight is not None or row.output is not None:
                 busy.add(id(rule))
     for rule in rules.rules:
-        known = rule.kind not in CHECKED or rule.place is None or rule.place in told
+        known = rule.kind not in RULE_TABLES or rule.place is None or rule.place in told
         if not known and id(rule) in won and id(rule) not in busy:
             yield rule, won[id(rule)]
 
