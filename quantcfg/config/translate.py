@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic_core import ValidationError
@@ -18,7 +19,7 @@ from quantcfg.config.nodes import (
     Leaf,
     Loc,
     Node,
-    Table,
+    as_table,
     bad_leaves,
     describe,
     key_path,
@@ -64,6 +65,19 @@ CONDITION_ADVICE = 'write a comparison with a number, such as ">= 0.95"'
 SIZE_ADVICE = 'write a comparison with a size in B, KiB, MiB or GiB, such as "<= 24 MiB"'
 TABLE_ADVICE = "write {name: sensitive_ops, table: FILE, topk: 10, use: w8a16}"
 QCONFIG_FORMS = "a qconfig: the name of a preset, a name under `qconfigs`, null, or a mapping"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One of pydantic's errors and what it is about: ``node`` at ``loc``, whose key, if any, is at ``place``.
+
+    ``loc`` leads through the file: it lacks the tags of unions, which are in that of the ``error``.
+    """
+
+    error: Error
+    loc: Loc
+    node: Node
+    place: Place
 
 
 class Translator:
@@ -124,37 +138,33 @@ class Translator:
         if isinstance(node, Leaf) and node.bad:
             return
         place = steps[-1][1] if steps else self.root.place
-        handler = HANDLERS.get(error["type"])
-        if handler is not None:
-            handler(self, error, loc, node, place)
-        else:
-            _wrong_type(self, error, loc, node, place)
+        HANDLERS.get(error["type"], _wrong_type)(self, Fault(error, loc, node, place))
 
     def keys_of(self, loc: Sequence[str | int]) -> list[str]:
         """The keys that the section at a location of an error has."""
         return fields_at(tuple(loc))
 
 
-def _unknown_key(t: Translator, error: Error, loc: Loc, node: Node, place: Place) -> None:
-    del node
+def _unknown_key(translator: Translator, fault: Fault) -> None:
+    loc = fault.loc
+    if translator.is_doubled(loc):
+        return
     key, parent = str(loc[-1]), key_path(loc[:-1])
-    keys = t.keys_of(error["loc"][:-1])
-    near = nearest(key, [name for name in keys if name not in _siblings(t.root, loc)] + keys)
+    keys = translator.keys_of(fault.error["loc"][:-1])
+    near = nearest(key, [name for name in keys if name not in _siblings(translator.root, loc)] + keys)
     near = KEYS[key] if KEYS.get(key) in keys else near
-    other = t.misplaced.get(error["loc"])
+    other = translator.misplaced.get(fault.error["loc"])
     within = f" in `{parent}`" if parent else ""
-    if t.is_doubled(loc):
-        return
     if other and (near is None or distance(key, near, 2) > 1):
-        _misplaced_key(t, other, within, place)
+        _misplaced_key(translator, other, within, fault.place)
         return
-    t.findings.error(
+    translator.findings.error(
         "QC101",
         f"unknown key `{shortened(key)}`{within}",
-        place,
+        fault.place,
         label=f"did you mean `{near}`?" if near else "not a key here",
         notes=(f"keys here: {listing(keys, 12)}",) if keys else (),
-        help=f"write `{near}`" if near else _unknown_key_advice(loc, place),
+        help=f"write `{near}`" if near else _unknown_key_advice(loc, fault.place),
     )
 
 
@@ -164,65 +174,71 @@ def _unknown_key_advice(loc: Loc, place: Place) -> str:
     return "remove it; a key that starts with `x-` is a free note"
 
 
-def _misplaced_key(t: Translator, item: Misplaced, within: str, place: Place) -> None:
+def _misplaced_key(translator: Translator, item: Misplaced, within: str, place: Place) -> None:
     """One finding for all keys of a section that belong into the same other one."""
-    if t.is_new(item):
+    if translator.is_new(item):
         what = "unknown key" if len(item.keys) == 1 else "unknown keys"
         summary = f"{what} {listing([f'`{key}`' for key in item.keys])}{within}"
-        t.findings.error("QC101", summary, place, label=item.label, help=item.help)
+        translator.findings.error("QC101", summary, place, label=item.label, help=item.help)
 
 
 def _siblings(root: Node, loc: Loc) -> Iterable[str]:
     steps = list(walk(root, loc[:-1]))
     node = steps[-1][2] if steps else root
-    return node.entries if isinstance(node, Table) else ()
+    return as_table(node).entries
 
 
-def _missing_key(t: Translator, error: Error, loc: Loc, node: Node, place: Place) -> None:
-    if bad_leaves(node):
+def _missing_key(translator: Translator, fault: Fault) -> None:
+    if bad_leaves(fault.node):
         return
-    key, parent = error["loc"][-1], key_path(loc)
-    advice = f"add `{key}:`"
+    key, parent = fault.error["loc"][-1], key_path(fault.loc)
     where = f" in `{parent}`" if parent else ""
-    label = f"`{key}` is missing here"
-    t.findings.error("QC102", f"the key `{key}` is missing{where}", place, label=label, help=advice)
+    translator.findings.error(
+        "QC102",
+        f"the key `{key}` is missing{where}",
+        fault.place,
+        label=f"`{key}` is missing here",
+        help=f"add `{key}:`",
+    )
 
 
-def _wrong_type(t: Translator, error: Error, loc: Loc, node: Node, place: Place) -> None:
+def _wrong_type(translator: Translator, fault: Fault) -> None:
+    error, loc, node = fault.error, fault.loc, fault.node
     expected = EXPECTED.get(error["type"], error["msg"][:1].lower() + error["msg"][1:])
     if error["type"] == "union_tag_not_found" and "discriminator" in error.get("ctx", {}):
         if error["ctx"]["discriminator"] == "'name'":
-            _missing_name(t, error, loc, node, place)
+            _missing_name(translator, fault)
             return
         expected = QCONFIG_FORMS
     is_null = isinstance(node, Leaf) and node.value is None
     advice = type_advice(expected, node)
-    keys = t.keys_of(error["loc"]) if expected == "a mapping" else []
+    keys = translator.keys_of(error["loc"]) if expected == "a mapping" else []
     if keys == ["name"] and isinstance(node, Leaf) and isinstance(node.value, str):
         advice = f'write `name = "{node.value}"` in it' if _is_toml(node) else f"write {{name: {node.value}}}"
     if expected == "a text" and loc[0] == "guards":
         advice = _condition_advice(loc)
     if "templates" in loc and expected == "a mapping":
         advice = TABLE_ADVICE
-    t.findings.error(
+    translator.findings.error(
         "QC103",
         f"`{key_path(loc)}`: expected {expected}, got {describe(node)}",
-        place if is_null else node.place,
+        fault.place if is_null else node.place,
         label=f"expected {expected}" if len(expected) < 40 else "",
         notes=(f"keys here: {listing(keys, 12)}",) if keys else (),
         help=advice,
     )
 
 
-def _missing_name(t: Translator, error: Error, loc: Loc, node: Node, place: Place) -> None:
+def _missing_name(translator: Translator, fault: Fault) -> None:
     """The key that says which of several models a mapping is: absent, or misspelt."""
-    for key, entry in node.entries.items() if isinstance(node, Table) else ():
+    for key, entry in as_table(fault.node).entries.items():
         if nearest(key, ["name"]):
             label, advice = "did you mean `name`?", "write `name`"
-            summary = f"unknown key `{shortened(key)}` in `{key_path(loc)}`"
-            t.findings.error("QC101", summary, entry.key_place, label=label, help=advice)
+            summary = f"unknown key `{shortened(key)}` in `{key_path(fault.loc)}`"
+            translator.findings.error("QC101", summary, entry.key_place, label=label, help=advice)
             return
-    _missing_key(t, {**error, "loc": (*error["loc"], "name")}, loc, node, place)
+    error = {**fault.error, "loc": (*fault.error["loc"], "name")}
+    _missing_key(translator, replace(fault, error=error))
 
 
 def type_advice(expected: str, node: Node) -> str:
@@ -279,17 +295,17 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _not_a_choice(t: Translator, error: Error, loc: Loc, node: Node, place: Place) -> None:
-    del place
+def _not_a_choice(translator: Translator, fault: Fault) -> None:
+    loc, node = fault.loc, fault.node
     names = [key for key in loc if isinstance(key, str)]
     code, what = KINDS.get(names[-1], ("QC104", ""))
-    choices = choices_of(error)
+    choices = choices_of(fault.error)
     value = node.value if isinstance(node, Leaf) else None
     near = (native(value, choices) or nearest(value, choices)) if isinstance(value, str) else None
     subject = (
         f"unknown {what} {describe(node)}" if what else f"`{key_path(loc)}`: {describe(node)} is not allowed"
     )
-    t.findings.error(
+    translator.findings.error(
         code,
         subject.replace("the text ", "", 1),
         node.place,
@@ -305,42 +321,40 @@ def choices_of(error: Error) -> list[str]:
     return [name.strip().strip("'") for name in expected.replace(" or ", ", ").split(",")]
 
 
-def _unknown_tag(t: Translator, error: Error, loc: Loc, node: Node, place: Place) -> None:
-    key = error["ctx"]["discriminator"].strip("'")
-    for _, _, value in walk(node, (key,)):
+def _unknown_tag(translator: Translator, fault: Fault) -> None:
+    key = fault.error["ctx"]["discriminator"].strip("'")
+    for _, _, value in walk(fault.node, (key,)):
         if isinstance(value, Leaf) and value.bad:
             return
-        _not_a_choice(t, error, (*loc, key), value, place)
+        _not_a_choice(translator, replace(fault, loc=(*fault.loc, key), node=value))
 
 
-def _out_of_range(t: Translator, error: Error, loc: Loc, node: Node, place: Place) -> None:
-    del place
-    bound, word = BOUNDS[error["type"]]
-    limit = error["ctx"][bound]
-    t.findings.error(
+def _out_of_range(translator: Translator, fault: Fault) -> None:
+    bound, word = BOUNDS[fault.error["type"]]
+    limit = fault.error["ctx"][bound]
+    translator.findings.error(
         "QC105",
-        f"`{key_path(loc)}` must be {word} {limit:g}, got {plain(node)}",
-        node.place,
+        f"`{key_path(fault.loc)}` must be {word} {limit:g}, got {plain(fault.node)}",
+        fault.node.place,
         label=f"must be {word} {limit:g}",
     )
 
 
-def _wrong_length(t: Translator, error: Error, loc: Loc, node: Node, place: Place) -> None:
-    del place
-    context = error.get("ctx", {})
+def _wrong_length(translator: Translator, fault: Fault) -> None:
+    context = fault.error.get("ctx", {})
     wanted = context.get("min_length", context.get("max_length"))
     bound = "at least" if "min_length" in context and "max_length" not in context else "exactly"
-    summary = f"`{key_path(loc)}` must have {bound} {wanted} values, got {context.get('actual_length', 0)}"
-    t.findings.error("QC105", summary, node.place)
+    had = context.get("actual_length", 0)
+    summary = f"`{key_path(fault.loc)}` must have {bound} {wanted} values, got {had}"
+    translator.findings.error("QC105", summary, fault.node.place)
 
 
-def _wrong_form(t: Translator, error: Error, loc: Loc, node: Node, place: Place) -> None:
-    del error, place
-    t.findings.error(
+def _wrong_form(translator: Translator, fault: Fault) -> None:
+    translator.findings.error(
         "QC105",
-        f"`{key_path(loc)}`: {describe(node)} is not a condition",
-        node.place,
-        help=_condition_advice(loc),
+        f"`{key_path(fault.loc)}`: {describe(fault.node)} is not a condition",
+        fault.node.place,
+        help=_condition_advice(fault.loc),
     )
 
 
@@ -348,15 +362,14 @@ def _condition_advice(loc: Loc) -> str:
     return SIZE_ADVICE if loc[:2] == ("guards", "size") else CONDITION_ADVICE
 
 
-def _refused(t: Translator, error: Error, loc: Loc, node: Node, place: Place) -> None:
-    context = error["ctx"]
-    for _, key_place, _ in walk(node, (context["at"],)):
+def _refused(translator: Translator, fault: Fault) -> None:
+    context, place = fault.error["ctx"], fault.place
+    for _, key_place, _ in walk(fault.node, (context["at"],)):
         place = key_place
-    del loc
-    t.findings.error("QC107", context["summary"], place, help=context["hint"])
+    translator.findings.error("QC107", context["summary"], place, help=context["hint"])
 
 
-Handler = Callable[[Translator, Error, Loc, Node, Place], None]
+Handler = Callable[[Translator, Fault], None]
 HANDLERS: dict[str, Handler] = {
     "extra_forbidden": _unknown_key,
     "missing": _missing_key,
