@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from quantcfg.config.collect import Findings
 from quantcfg.config.rules import Rule
 from quantcfg.config.slot_checks import dtype_bits
-from quantcfg.config.spec import FakeQuantSpec, QConfigSpec, Scalar
+from quantcfg.config.spec import QSCHEME_DEFAULTS, FakeQuantSpec, QConfigSpec, Scalar
 from quantcfg.errors import Place
 
 Grid = tuple[str, str]
@@ -96,8 +96,7 @@ PROFILES: dict[str, Profile] = {profile.name: profile for profile in _PROFILES}
 
 def grid_of(spec: FakeQuantSpec, slot: str) -> Grid:
     """The dtype and the qscheme of a slot, defaults filled in."""
-    default = _PER_CHANNEL if slot == "weight" else _SYMMETRIC
-    return spec.dtype, str(spec.kwargs.get("qscheme", default))
+    return spec.dtype, str(spec.kwargs.get("qscheme", QSCHEME_DEFAULTS[slot]))
 
 
 def fits(profile: Profile, spec: FakeQuantSpec | None, slot: str, op: str = "") -> bool:

@@ -14,7 +14,7 @@ from quantcfg.config.foreign import native
 from quantcfg.config.kinds import accepted, observers, owners
 from quantcfg.config.nodes import NOWHERE, Leaf, describe, shortened
 from quantcfg.config.overlay import kind
-from quantcfg.config.spec import SLOTS, Field, Fields, slot_kwargs
+from quantcfg.config.spec import QSCHEME_DEFAULTS, SLOTS, Field, Fields, slot_kwargs
 from quantcfg.config.suggest import listing, nearest
 from quantcfg.config.translate import BOUNDS, EXPECTED, KINDS, choices_of, type_advice
 from quantcfg.errors import Place
@@ -41,6 +41,11 @@ class SlotChecker:
                 self._slot(slot, fields, changes)
         return len(self.findings.errors) == before
 
+    def conflict(self, summary: str, item: Field, advice: str, *, at_key: bool = False) -> None:
+        """Report a parameter that another one contradicts, at its value or ``at_key``."""
+        place = self._key_place(item) if at_key else _origin(item)
+        self.findings.error("QC126", summary, place, help=advice)
+
     def _slot(self, slot: str, fields: Fields, changes: Fields) -> None:
         fake_quant, observer = kind(fields, f"{slot}_fake_quant"), kind(fields, f"{slot}_observer")
         kwargs = slot_kwargs(fields, slot)
@@ -48,7 +53,7 @@ class SlotChecker:
             self._without_effect(slot, changes)
             return
         if observer is None:
-            place = _place(fields, f"{slot}_observer")
+            place = _origin(fields.get(f"{slot}_observer"))
             summary = f"`{slot}_observer` is null but `{slot}_fake_quant` is {fake_quant}"
             advice = f"name an observer, or set `{slot}_fake_quant: null` to leave it in float"
             self.findings.error("QC126", summary, place, help=advice)
@@ -109,7 +114,7 @@ class SlotChecker:
         return True
 
     def _bad_value(self, path: str, item: Field, error: Any) -> None:
-        place = item.origin if isinstance(item.origin, Place) else None
+        place = _origin(item)
         leaf = Leaf(item.value, place or NOWHERE)
         name = path.partition(".")[2]
         if error["type"] == "literal_error":
@@ -157,24 +162,24 @@ class SlotChecker:
         if low is None or high is None:
             given, missing = ("quant_max", "quant_min") if low is None else ("quant_min", "quant_max")
             summary = f"`{slot}_qkwargs.{given}` has no effect without `{missing}`"
-            self._conflict(summary, kwargs[given], f"add `{missing}`, or remove `{given}`")
+            self.conflict(summary, kwargs[given], f"add `{missing}`, or remove `{given}`")
             return
         smallest, largest = dtype_bounds(_text(kwargs, "dtype", "qint8"))
         quant_min, quant_max = _number(low), _number(high)
         if not smallest <= quant_min <= 0 <= quant_max <= largest or quant_min == quant_max:
             summary = f"{quant_min:g} to {quant_max:g} is not a range around 0 inside {smallest} to {largest}"
             summary += f" ({_text(kwargs, 'dtype', 'qint8')})"
-            self._conflict(summary, low if quant_min < smallest or quant_min > 0 else high, "")
+            self.conflict(summary, low if quant_min < smallest or quant_min > 0 else high, "")
 
     def _axis(self, slot: str, kwargs: Fields) -> None:
         qscheme, axis = _qscheme(slot, kwargs), kwargs.get("ch_axis")
         if axis is not None and axis.value is not None and qscheme.startswith("per_tensor"):
             advice = f"remove it, or write `qscheme: {qscheme.replace('per_tensor', 'per_channel')}`"
             summary = f"`{slot}_qkwargs.ch_axis` has no meaning with the qscheme {qscheme}"
-            self._conflict(summary, axis, advice, at_key=True)
+            self.conflict(summary, axis, advice, at_key=True)
         elif axis is None and qscheme.startswith("per_channel") and slot == "activation":
             summary = f"the qscheme {qscheme} of an activation needs a `ch_axis`"
-            self._conflict(
+            self.conflict(
                 summary, kwargs["qscheme"], "add `ch_axis: 1` for images with their channels on axis 1"
             )
 
@@ -183,11 +188,11 @@ class SlotChecker:
         if fake_quant == "pact" and qscheme and str(qscheme.value).endswith("affine"):
             advice = f"write `qscheme: {str(qscheme.value).replace('affine', 'symmetric')}`"
             summary = f"`{slot}_fake_quant: pact` clips symmetrically and has no affine form"
-            self._conflict(summary, qscheme, advice)
+            self.conflict(summary, qscheme, advice)
         dtype = kwargs.get("dtype")
         if fake_quant == "pact" and dtype and str(dtype.value).startswith("qu"):
             summary = f"`{slot}_fake_quant: pact` clips on both sides of 0 and has no unsigned form"
-            self._conflict(summary, dtype, f"write `dtype: {str(dtype.value).replace('qu', 'q')}`")
+            self.conflict(summary, dtype, f"write `dtype: {str(dtype.value).replace('qu', 'q')}`")
 
     def _unsigned(self, slot: str, kwargs: Fields) -> None:
         dtype, qscheme = kwargs.get("dtype"), _qscheme(slot, kwargs)
@@ -198,7 +203,7 @@ class SlotChecker:
             "QC133",
             f"{dtype.value} with the symmetric qscheme of `{slot}_qkwargs` clips all below 0 and leaves half "
             "of its integers unused",
-            dtype.origin if isinstance(dtype.origin, Place) else None,
+            _origin(dtype),
             help=f"write `qscheme: {qscheme.replace('symmetric', 'affine')}`, "
             f"or `dtype: {str(dtype.value).replace('qu', 'q')}`",
         )
@@ -208,12 +213,9 @@ class SlotChecker:
         if check is not None:
             check(self, slot, kwargs)
 
-    def _conflict(self, summary: str, item: Field, advice: str, *, at_key: bool = False) -> None:
-        place = self._key_place(item) if at_key else item.origin
-        self.findings.error("QC126", summary, place if isinstance(place, Place) else None, help=advice)
-
     def _key_place(self, item: Field) -> Place | None:
-        return self.key_places.get(item.origin, item.origin) if isinstance(item.origin, Place) else None
+        place = _origin(item)
+        return self.key_places.get(place, place) if place else None
 
 
 def _kl(checker: SlotChecker, slot: str, kwargs: Fields) -> None:
@@ -224,7 +226,7 @@ def _kl(checker: SlotChecker, slot: str, kwargs: Fields) -> None:
         summary = f"`{slot}_observer: kl` cannot work with {dtype}"
         summary += f": {bins} bins do not tell {levels} levels apart, so every range looks perfect"
         culprit = kwargs.get("dtype") or kwargs["bins"]
-        checker._conflict(summary, culprit, "use the observer mse, or min_max")
+        checker.conflict(summary, culprit, "use the observer mse, or min_max")
 
 
 def _clip(checker: SlotChecker, slot: str, kwargs: Fields) -> None:
@@ -232,18 +234,17 @@ def _clip(checker: SlotChecker, slot: str, kwargs: Fields) -> None:
     xmin, xmax = _number(low) if low else -1.0, _number(high) if high else 1.0
     if xmin > xmax:
         summary = f"`{slot}_qkwargs`: xmin {xmin:g} is above xmax {xmax:g}"
-        checker._conflict(summary, low or kwargs["xmax"], "")
+        checker.conflict(summary, low or kwargs["xmax"], "")
 
 
 def _fixed_scale(checker: SlotChecker, slot: str, kwargs: Fields) -> None:
     if kwargs.keys() >= {"scale", "threshold"}:
         summary = f"`{slot}_qkwargs`: `scale` and `threshold` both fix the scale"
-        checker._conflict(summary, kwargs["threshold"], "keep one of them", at_key=True)
+        checker.conflict(summary, kwargs["threshold"], "keep one of them", at_key=True)
     zero_point = kwargs.get("zero_point")
-    default = "per_channel_symmetric" if slot == "weight" else "per_tensor_symmetric"
-    if zero_point and zero_point.value and _text(kwargs, "qscheme", default).endswith("symmetric"):
+    if zero_point and zero_point.value and _qscheme(slot, kwargs).endswith("symmetric"):
         summary = f"`{slot}_qkwargs.zero_point` must be 0 with a symmetric qscheme"
-        checker._conflict(summary, zero_point, "remove it, or write `qscheme: per_tensor_affine`")
+        checker.conflict(summary, zero_point, "remove it, or write `qscheme: per_tensor_affine`")
 
 
 def _percentile(checker: SlotChecker, slot: str, kwargs: Fields) -> None:
@@ -254,7 +255,7 @@ def _percentile(checker: SlotChecker, slot: str, kwargs: Fields) -> None:
     checker.findings.warning(
         "QC134",
         f"`{slot}_qkwargs.percentile` is in percent: {share:g} keeps {share:g} % of the values",
-        item.origin if isinstance(item.origin, Place) else None,
+        _origin(item),
         help=f"write `percentile: {percent:.10g}`",
     )
 
@@ -274,8 +275,7 @@ def dtype_bounds(dtype: str) -> tuple[int, int]:
 
 
 def _qscheme(slot: str, kwargs: Fields) -> str:
-    default = "per_channel_symmetric" if slot == "weight" else "per_tensor_symmetric"
-    return _text(kwargs, "qscheme", default)
+    return _text(kwargs, "qscheme", QSCHEME_DEFAULTS[slot])
 
 
 def _text(kwargs: Fields, name: str, default: str) -> str:
@@ -288,12 +288,13 @@ def _number(item: Field) -> float:
 
 def _line(item: Field) -> tuple[str, int] | None:
     """File and line: parameters of one line that miss the same observer miss it together."""
-    return (item.origin.file, item.origin.line) if isinstance(item.origin, Place) else None
+    place = _origin(item)
+    return (place.file, place.line) if place else None
 
 
-def _place(fields: Fields, name: str) -> Place | None:
-    origin = fields[name].origin if name in fields else None
-    return origin if isinstance(origin, Place) else None
+def _origin(item: Field | None) -> Place | None:
+    """Where a parameter was written in a file, if it was."""
+    return item.origin if item and isinstance(item.origin, Place) else None
 
 
 def _every_parameter() -> list[str]:

@@ -20,6 +20,8 @@ QCONFIG_DEFAULTS: dict[str, Scalar] = {
     "weight_observer": "min_max",
 }
 """The defaults of `get_default_qconfig`; both ``*_qkwargs`` are empty by default."""
+QSCHEME_DEFAULTS = {"activation": "per_tensor_symmetric", "weight": "per_channel_symmetric"}
+"""The qscheme of a slot that names none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ def _weight_defaults(fields: Fields) -> dict[str, Field]:
     if fields["weight_fake_quant"].value is None:
         return {}
     kwargs = slot_kwargs(fields, "weight")
-    qscheme = kwargs.get("qscheme", Field("per_channel_symmetric", DEFAULT))
+    qscheme = kwargs.get("qscheme", Field(QSCHEME_DEFAULTS["weight"], DEFAULT))
     defaults = {"weight_qkwargs.qscheme": qscheme}
     if qscheme.value == "per_channel_symmetric":
         defaults["weight_qkwargs.ch_axis"] = kwargs.get("ch_axis", Field(0, DEFAULT))
