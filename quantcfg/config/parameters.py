@@ -3,9 +3,10 @@
 from dataclasses import replace
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from quantcfg.config.kinds import accepted
+from quantcfg.config.section import Positive, Section
 from quantcfg.config.spec import FakeQuantSpec, QConfigSpec
 
 DType = Literal[
@@ -41,14 +42,11 @@ DType = Literal[
     "quint16",
 ]
 QScheme = Literal["per_tensor_symmetric", "per_channel_symmetric", "per_tensor_affine", "per_channel_affine"]
-Positive = Annotated[float, Field(gt=0)]
 AveragingConstant = Annotated[float, Field(ge=0, le=1)]
 
 
-class Parameters(BaseModel):
-    """Base of all parameter sets: unknown names are refused, nothing is coerced."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
+class Parameters(Section):
+    """Base of all parameter sets."""
 
 
 class ObserverParameters(Parameters):

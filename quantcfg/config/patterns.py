@@ -16,6 +16,11 @@ MAX_BRACES = 16
 _SPECIAL = re.compile(r"[*?{}\[\]]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(0|[1-9]\d{0,8})\.\.(0|[1-9]\d{0,8})")
+_REGEX_TOKEN = re.compile(
+    r"(?:(?P<open>\((?:\?[:P<=!a-zA-Z][^()]*?[:>]|\?:)?)|(?P<close>\))|(?P<choice>\|)"
+    r"|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|[^()|\\])(?P<repeat>[*+]|\{\d*,?\d*\})?",
+    re.DOTALL,
+)
 
 
 class PatternError(ValueError):
@@ -138,13 +143,6 @@ def _refuse_explosive(body: str) -> None:
             groups[-1] = True
     if repeats > MAX_REPEATS:
         raise PatternError(f"more than {MAX_REPEATS} repeats, which may take forever", len(REGEX_PREFIX))
-
-
-_REGEX_TOKEN = re.compile(
-    r"(?:(?P<open>\((?:\?[:P<=!a-zA-Z][^()]*?[:>]|\?:)?)|(?P<close>\))|(?P<choice>\|)|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|[^()|\\])"
-    r"(?P<repeat>[*+]|\{\d*,?\d*\})?",
-    re.DOTALL,
-)
 
 
 def _split(pattern: str) -> Iterator[tuple[str, int]]:

@@ -52,7 +52,11 @@ def read_plain(text: str) -> Scalar:
 
 def checked_int(text: str) -> int:
     """A whole number of at most 64 bits, in any base that Python's literals have."""
-    value = int(text.lstrip("+"), 0) if len(text) <= MAX_DIGITS else MAX_INT + 1
+    return in_64_bits(int(text.lstrip("+"), 0) if len(text) <= MAX_DIGITS else MAX_INT + 1)
+
+
+def in_64_bits(value: int) -> int:
+    """The number, when 64 bits hold it."""
     if not -MAX_INT - 1 <= value <= MAX_INT:
         raise ScalarError("the number does not fit into 64 bits")
     return value

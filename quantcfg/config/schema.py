@@ -251,7 +251,7 @@ class File(Section):
 
     version: Literal[1]
     """Version of the format."""
-    extends: Annotated[str | list[str] | None, Field()] = None
+    extends: str | list[str] | None = None
     """Configs (or presets) that this one changes, one or several; later ones win."""
     qconfigs: dict[str, StagedValue] = Field(default_factory=dict)
     """Qconfigs by names of your own, to be used in rules."""

@@ -12,7 +12,10 @@ from quantcfg.config.nodes import Loc
 Span = tuple[int, int]
 """Start and end as character offsets."""
 
-_KEY = re.compile(r"[A-Za-z0-9_-]+|\"(?:\\.|[^\"\\\n])*\"|'[^'\n]*'")
+KEY = r"(?:[A-Za-z0-9_-]+|\"(?:\\.|[^\"\\\n])*\"|'[^'\n]*')"
+"""One part of a key between dots, bare or quoted, as a regular expression."""
+
+_KEY = re.compile(KEY)
 _STRING = re.compile(r'"""(?:\\.|[^\\])*?"{3,5}|\'\'\'.*?\'{3,5}|"(?:\\.|[^"\\\n])*"|\'[^\'\n]*\'', re.DOTALL)
 _BARE = re.compile(r"[^,\]}#\n]*")
 _BLANK = re.compile(r"[ \t]*")

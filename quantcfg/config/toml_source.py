@@ -9,9 +9,9 @@ from typing import Any, NoReturn
 
 from quantcfg.config.collect import Findings
 from quantcfg.config.nodes import Entry, Items, Leaf, Loc, Node, Table, shortened
-from quantcfg.config.scalars import MAX_INT, ScalarError, checked_float
+from quantcfg.config.scalars import ScalarError, checked_float, in_64_bits
 from quantcfg.config.source import MAX_DEPTH, MAX_NODES, Stop, place_at
-from quantcfg.config.toml_scan import Scan, scan
+from quantcfg.config.toml_scan import KEY, Scan, scan
 from quantcfg.errors import Place
 
 # Strings first, so that brackets and digits inside them are not seen.
@@ -20,8 +20,10 @@ _TOKENS = re.compile(
     r"|(?P<open>[\[{])|(?P<close>[\]}])|(?P<value>[,=])",
     re.DOTALL,
 )
-_KEY = r"(?:[A-Za-z0-9_-]+|\"(?:\\.|[^\"\\\n])*\"|'[^'\n]*')"
-_DEEP_KEY = re.compile(rf"(?:^|[\[{{,])[ \t]*(?:{_KEY}[ \t]*\.[ \t]*){{{MAX_DEPTH}}}")
+_COSTS = {"=": 2, ",": 1, "[": 1, "{": 1}
+"""How many nodes a token stands for: an assignment is a key and a value."""
+
+_DEEP_KEY = re.compile(rf"(?:^|[\[{{,])[ \t]*(?:{KEY}[ \t]*\.[ \t]*){{{MAX_DEPTH}}}")
 _AT = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)")
 
 
@@ -69,10 +71,6 @@ def _check_budget(name: str, text: str, findings: Findings) -> None:
             place = place_at(name, text, token.start(), len(token["long"]))
             findings.error("QC006", "the number does not fit into 64 bits", place)
             raise Stop
-
-
-_COSTS = {"=": 2, ",": 1, "[": 1, "{": 1}
-"""How many nodes a token stands for: an assignment is a key and a value."""
 
 
 def _refuse_deep_keys(name: str, text: str, findings: Findings) -> None:
@@ -175,9 +173,7 @@ def _checked(value: Any) -> str | int | float | bool | None:
     if isinstance(value, bool):
         return value
     if isinstance(value, int):
-        if not -MAX_INT - 1 <= value <= MAX_INT:
-            raise ScalarError("the number does not fit into 64 bits")
-        return value
+        return in_64_bits(value)
     if isinstance(value, float):
         return checked_float(value, str(value))
     raise ScalarError(f"dates and times such as `{value}` are not used here", "quote it if it is a text")

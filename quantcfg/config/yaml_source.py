@@ -17,6 +17,8 @@ from quantcfg.errors import Place
 # libyaml keeps its state on the heap, so depth cannot overflow a stack; the pure parser is the fallback.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _STANDARD_TAG = "tag:yaml.org,2002:"
+_KEY = re.compile(r"( *)(?:[\w.*?{},-]+|\"[^\"]*\"|'[^']*'):(?: |$)")
+_CLOSED_BY = {"[": "]", "{": "}", '"': '"', "'": "'"}
 
 
 @dataclass(slots=True)
@@ -251,12 +253,6 @@ def _has_value(line: str) -> bool:
     rest = line.partition(": ")[2].partition(" #")[0].strip()
     is_open = rest[:1] in _CLOSED_BY and not rest[1:].endswith(_CLOSED_BY[rest[0]])
     return bool(rest) and rest[0] not in "#&|>" and not is_open
-
-
-_CLOSED_BY = {"[": "]", "{": "}", '"': '"', "'": "'"}
-
-
-_KEY = re.compile(r"( *)(?:[\w.*?{},-]+|\"[^\"]*\"|'[^']*'):(?: |$)")
 
 
 def _advice(problem: str, line: str) -> str:
