@@ -41,6 +41,7 @@ def session(*, quiet: bool, verbose: bool, timeout: float | None = None) -> Iter
     """
     from quantcfg.render.console import say
     from quantcfg.render.log import logging_on_stderr
+    from quantcfg.stages.signals import Ended
     from quantcfg.stages.user_code import loader_workers
 
     launch = launch_of(os.environ)
@@ -66,6 +67,8 @@ def session(*, quiet: bool, verbose: bool, timeout: float | None = None) -> Iter
         warnings.showwarning = show
         try:
             yield ranks
+        except Ended:  # further out it is said by which signal
+            raise
         except KeyboardInterrupt:
             raise Interrupted("interrupted") from None
 

@@ -72,7 +72,7 @@ def settled(saver: Saver) -> Iterator[None]:
     """
     try:
         yield
-    except Interrupted:
+    except (Interrupted, KeyboardInterrupt):
         saver.wait()
         raise
     except BaseException:

@@ -24,6 +24,10 @@ class Stopped(KeyboardInterrupt):
     """Breaks off what is made anew when the run goes on. Code that catches what went wrong lets it pass."""
 
 
+class Ended(KeyboardInterrupt):
+    """Raised by a signal wherever the program just is. Code that catches what went wrong lets it pass."""
+
+
 @dataclass(slots=True)
 class StopRequest:
     """Whether somebody asked the run to stop, and by which signal."""
@@ -107,62 +111,94 @@ def ending_by_signals(command: str = "", *, can_insist: bool = False) -> Iterato
     has failed.
 
     Raises:
-        Interrupted: A signal came.
+        Interrupted: A signal came, whatever else it made of the block: a library may have put an error of
+            its own in the place of ours, or have passed over it.
     """
-    previous, owner = _handlers(), os.getpid()
-
-    def end(number: int, frame: FrameType | None) -> None:
-        del frame
-        if os.getpid() != owner:
-            _as_before(number, previous)
-            return
-        if can_insist:
-            _install(previous)
-        message = f"stopped by {signal.Signals(number).name}"
-        raise Interrupted(message, command=command, exit_code=128 + number)
-
-    def begin() -> None:
-        _install(dict.fromkeys(previous, end))
-
-    begin()
+    ending = _Ending(_handlers(), can_insist)
     try:
-        with _raised_again(begin):
-            yield
-    except BaseException:  # SystemExit, too: torchrun does not tell errors apart
-        _install(previous if can_insist else dict.fromkeys(previous, signal.SIG_IGN))
-        raise
-    _install(previous)
-
-
-@contextmanager
-def _raised_again(begin: Callable[[], None]) -> Iterator[None]:
-    """Send a signal anew whose error was lost: Python drops what is raised in a ``__del__`` or by a fork.
-
-    ``begin`` lets signals raise errors once more.
-    """
-    before, sent = sys.unraisablehook, list[threading.Timer]()
-
-    def send() -> None:
-        os.kill(os.getpid(), numbers.pop())
-
-    def note(lost: sys.UnraisableHookArgs) -> None:
-        if not isinstance(lost.exc_value, Interrupted):
-            before(lost)
-            return
-        begin()
-        if not numbers:
-            numbers.append(lost.exc_value.exit_code - 128)
-            sent.append(threading.Timer(_AGAIN_S, send))
-            sent[-1].start()
-
-    numbers: list[int] = []  # of the signal that is to be sent, or none
-    sys.unraisablehook = note
-    try:
+        ending.begin()
         yield
-    finally:
-        sys.unraisablehook = before
-        for timer in sent:
-            timer.cancel()
+        ending.close()
+    except Interrupted:  # by a step that saw the signal, which says more
+        ending.fail()
+        raise
+    except BaseException as error:  # SystemExit, too: torchrun does not tell errors apart
+        ending.fail()
+        ending.check(command, error)
+        raise
+    ending.check(command)
+
+
+@dataclass(slots=True)
+class _Ending:
+    """The signal that ends a block, once it has come.
+
+    What its handler raises Python drops in a ``__del__`` or in a fork. Such a signal is sent anew, until its
+    error is not dropped.
+    """
+
+    previous: _Handlers
+    can_insist: bool
+    owner: int = field(default_factory=os.getpid)
+    received: signal.Signals | None = None
+    lost: signal.Signals | None = None
+    is_over: threading.Event = field(default_factory=threading.Event)
+    _hook: Callable[[sys.UnraisableHookArgs], object] = sys.unraisablehook
+    _sender: threading.Thread | None = None
+
+    def begin(self) -> None:
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = self._note
+        _install(dict.fromkeys(self.previous, self._end))
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.owner:
+            _as_before(number, self.previous)
+            return
+        self.received = self.received or signal.Signals(number)
+        if self.is_over.is_set() or self._is_noted(frame):
+            return
+        if self.can_insist and self._sender is None:
+            _install(self.previous)
+        self.lost = None
+        raise Ended
+
+    def _is_noted(self, frame: FrameType | None) -> bool:
+        while frame is not None and frame.f_code is not _Ending._note.__code__:
+            frame = frame.f_back
+        return frame is not None
+
+    def _note(self, lost: sys.UnraisableHookArgs) -> None:
+        if not isinstance(lost.exc_value, Ended):
+            self._hook(lost)
+            return
+        self.lost = self.received
+        _install(dict.fromkeys(self.previous, self._end))
+        if self._sender is None:
+            self._sender = threading.Thread(target=self._send, daemon=True)
+            self._sender.start()
+
+    def _send(self) -> None:
+        while not self.is_over.wait(_AGAIN_S):
+            if self.lost is not None:
+                os.kill(self.owner, self.lost)
+
+    def fail(self) -> None:
+        self.close()
+        if not self.can_insist:
+            _install(dict.fromkeys(self.previous, signal.SIG_IGN))
+
+    def close(self) -> None:
+        self.is_over.set()
+        sys.unraisablehook = self._hook
+        if self._sender is not None:
+            self._sender.join()
+        _install(self.previous)
+
+    def check(self, command: str, cause: BaseException | None = None) -> None:
+        if self.received is not None:
+            message, code = f"stopped by {self.received.name}", 128 + self.received
+            raise Interrupted(message, command=command, exit_code=code) from cause
 
 
 def resume_command(command: Sequence[str]) -> str:

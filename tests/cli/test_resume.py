@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -97,8 +98,17 @@ def test_a_chain_of_stops_ends_in_the_same_bits(stoppable, monkeypatch, whole):
     assert contents(stoppable.path / "run") == whole
 
 
+@pytest.fixture
+def hangup():
+    """Sets what a SIGHUP does, which nohup has the tests ignore, too."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield partial(signal.signal, signal.SIGHUP)
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143), (1, 129), (10, 138)])
-def test_every_stop_signal_saves_and_has_its_exit_code(stoppable, monkeypatch, number, code):
+def test_every_stop_signal_saves_and_has_its_exit_code(stoppable, monkeypatch, hangup, number, code):
+    hangup(signal.SIG_DFL)
     done = stopped(stoppable, monkeypatch, f"loss:4:{number}", *QAT, "-o", "run")
     assert done.code == code
     assert "checkpoints/4/manifest.json" in stoppable.names("run")
@@ -370,12 +380,9 @@ def loss(outputs, batch):
     assert stoppable.run(*QAT, "-o", "run", "-q", "--set", "qat.epochs=1").code == 0
 
 
-def test_a_run_under_nohup_outlives_its_terminal(stoppable, monkeypatch):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        assert stopped(stoppable, monkeypatch, "calib:2:1", *CALIB, "-o", "run").code == 0
-    finally:
-        signal.signal(signal.SIGHUP, before)
+def test_a_run_under_nohup_outlives_its_terminal(stoppable, monkeypatch, hangup):
+    hangup(signal.SIG_IGN)
+    assert stopped(stoppable, monkeypatch, "calib:2:1", *CALIB, "-o", "run").code == 0
 
 
 def test_workers_and_their_augmentations_are_gone_on_with(stoppable, monkeypatch):

@@ -26,7 +26,7 @@ def optimizer(model):
     stop_at("optimizer")
     return torch.optim.SGD(model.parameters(), lr=0.05)
 """
-CATCHING = SEEN.replace("stop_at(name)", "try:\n            stop_at(name)\n        except Exception: pass")
+CATCHING = SEEN.replace("stop_at(name)", "try: stop_at(name)\n        except BaseException: pass")
 SLOW = pytest.mark.slow
 SIGNALS = [15, pytest.param(2, marks=SLOW), 10]
 
