@@ -283,14 +283,12 @@ class _LearnedClip(torch.autograd.Function):
 
 
 def _needs_backward(ctx: Any) -> bool:
-    # An exported graph is the forward alone, and without what only a backward would use.
-    return any(ctx.needs_input_grad) and not torch.compiler.is_exporting()
+    return any(ctx.needs_input_grad)
 
 
 def _is_held(x: Tensor) -> bool:
     """Whether the graph keeps ``x`` until backward, for its gradient: its values can be used again there."""
-    held = x.is_leaf and x.requires_grad and torch.is_grad_enabled()
-    return held and not torch.compiler.is_exporting()
+    return x.is_leaf and x.requires_grad and torch.is_grad_enabled()
 
 
 def _on_grid(x: Tensor, scale: Tensor, zero_point: Tensor | None, options: _Options) -> Tensor:
@@ -360,8 +358,9 @@ def _learned_step_gradients(grad: Tensor, ctx: Any) -> tuple[Tensor, Tensor]:
 
 
 def _run(function: Any, x: Tensor, *arguments: object) -> Tensor:
-    if not torch.is_grad_enabled():
-        # Or `needs_input_grad` says that there is a backward to prepare for.
+    if torch.compiler.is_exporting() or not torch.is_grad_enabled():
+        # Or `needs_input_grad` says that there is a backward to prepare for. An exported graph is the forward
+        # alone, and without what only a backward would use.
         x, arguments = x.detach(), tuple(a.detach() if isinstance(a, Tensor) else a for a in arguments)
     # The qparams have one dimension: a scalar would come out as a vector. As vectors, type promotion keeps
     # the arithmetic of half precisions in float32.

@@ -172,6 +172,22 @@ def test_it_exports() -> None:
     torch.testing.assert_close(program.module()(IMAGE), prepared(IMAGE), rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects:UserWarning")  # counters
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("kind", ["fake_quant", "lsq", "pact"])
+def test_it_exports_while_gradients_are_on(kind: str, strict: bool) -> None:
+    weight = "fake_quant" if kind == "pact" else kind
+    rules, batch = {"": get_default_qconfig(kind, weight)}, torch.randn(4, 8)
+    prepared = prepare(nn.Linear(8, 4), rules, example_inputs=batch)
+    with calibrating(prepared):
+        prepared(batch)
+    set_fake_quantize(prepared, FakeQuantState.VALIDATION)
+
+    program = torch.export.export(prepared, (batch,), strict=strict)
+
+    torch.testing.assert_close(program.module()(batch), prepared(batch), rtol=0, atol=0)
+
+
 def test_functional_call_uses_the_tensors_it_is_given() -> None:
     prepared = calibrated_resnet()
     set_fake_quantize(prepared, FakeQuantState.VALIDATION)
