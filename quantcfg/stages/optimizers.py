@@ -7,12 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import BaseModel
 from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from quantcfg.config.training import OptimizerSection
+from quantcfg.config.training import (
+    Cosine,
+    Linear,
+    MultiStep,
+    OneCycle,
+    OptimizerSection,
+    Scheduler,
+    Step,
+)
 from quantcfg.errors import UserCodeError
 from quantcfg.preparation.state import fake_quants
 
@@ -23,22 +30,6 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
     "RMSprop": torch.optim.RMSprop,
 }
 _QUANTIZER_OPTIONS = ("quantizer_lr", "quantizer_weight_decay")
-_Build = Callable[[Optimizer, Any, int], LRScheduler]
-PER_STEP: dict[str, _Build] = {
-    "cosine": lambda optimizer, s, steps: lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=s.min_lr),
-    "linear": lambda optimizer, s, steps: lr_scheduler.LinearLR(
-        optimizer, s.start_factor, s.end_factor, total_iters=steps
-    ),
-    "onecycle": lambda optimizer, s, steps: lr_scheduler.OneCycleLR(
-        optimizer, _peaks(optimizer, s.max_lr), total_steps=steps, pct_start=s.pct_start
-    ),
-}
-PER_EPOCH: dict[str, _Build] = {
-    "step": lambda optimizer, s, _: lr_scheduler.StepLR(optimizer, s.step_size, gamma=s.gamma),
-    "multistep": lambda optimizer, s, _: lr_scheduler.MultiStepLR(
-        optimizer, list(s.milestones), gamma=s.gamma
-    ),
-}
 
 
 @dataclass(slots=True)
@@ -90,13 +81,43 @@ def _quantizer_options(section: OptimizerSection, options: Mapping[str, Any]) ->
     return {"lr": section.quantizer_lr or options["lr"], "weight_decay": section.quantizer_weight_decay}
 
 
+def _cosine(optimizer: Optimizer, section: Cosine, num_steps: int) -> LRScheduler:
+    return lr_scheduler.CosineAnnealingLR(optimizer, num_steps, eta_min=section.min_lr)
+
+
+def _linear(optimizer: Optimizer, section: Linear, num_steps: int) -> LRScheduler:
+    ends = section.start_factor, section.end_factor
+    return lr_scheduler.LinearLR(optimizer, *ends, total_iters=num_steps)
+
+
+def _one_cycle(optimizer: Optimizer, section: OneCycle, num_steps: int) -> LRScheduler:
+    peaks = _peaks(optimizer, section.max_lr)
+    return lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=num_steps, pct_start=section.pct_start)
+
+
 def _peaks(optimizer: Optimizer, max_lr: float) -> list[float]:
     """The highest rate of each group, in the proportion of their learning rates to the first group's."""
     rates = [group["lr"] for group in optimizer.param_groups]
     return [max_lr * rate / rates[0] if rates[0] else max_lr for rate in rates]
 
 
-def build_schedule(section: BaseModel | None, optimizer: Optimizer, num_steps: int | None) -> Schedule:
+def _step(optimizer: Optimizer, section: Step) -> LRScheduler:
+    return lr_scheduler.StepLR(optimizer, section.step_size, gamma=section.gamma)
+
+
+def _multi_step(optimizer: Optimizer, section: MultiStep) -> LRScheduler:
+    return lr_scheduler.MultiStepLR(optimizer, list(section.milestones), gamma=section.gamma)
+
+
+PER_STEP: dict[str, Callable[[Optimizer, Any, int], LRScheduler]] = {
+    "cosine": _cosine,
+    "linear": _linear,
+    "onecycle": _one_cycle,
+}
+PER_EPOCH: dict[str, Callable[[Optimizer, Any], LRScheduler]] = {"step": _step, "multistep": _multi_step}
+
+
+def build_schedule(section: Scheduler | None, optimizer: Optimizer, num_steps: int | None) -> Schedule:
     """The scheduler of the config over ``num_steps`` steps.
 
     Raises:
@@ -104,12 +125,11 @@ def build_schedule(section: BaseModel | None, optimizer: Optimizer, num_steps: i
     """
     if section is None:
         return Schedule()
-    name: str = getattr(section, "name")  # noqa: B009  every section has a name
-    if name in PER_EPOCH:
-        return Schedule(PER_EPOCH[name](optimizer, section, 0), is_per_epoch=True)
+    if section.name in PER_EPOCH:
+        return Schedule(PER_EPOCH[section.name](optimizer, section), is_per_epoch=True)
     if num_steps is None:
         raise UserCodeError(
-            f"train_data() has no length, which the scheduler '{name}' needs",
+            f"train_data() has no length, which the scheduler '{section.name}' needs",
             hint="set qat.steps in the config instead of qat.epochs",
         )
-    return Schedule(PER_STEP[name](optimizer, section, num_steps))
+    return Schedule(PER_STEP[section.name](optimizer, section, num_steps))
