@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from quantcfg.config.findings import nearest_name
@@ -65,7 +65,7 @@ class TemplateQconfigSetter:
     """
 
     reference_qconfig: QConfig
-    templates: tuple[str, ...] = field(default=())
+    templates: tuple[str, ...] = ()
 
     def decide(self, recording: Recording, targets: Sequence[Target]) -> list[Decision]:
         """The decision of this setter alone for every target."""
@@ -148,32 +148,33 @@ def _has_dtype(row: Sequence[Any], dtype: str | None) -> bool:
     return dtype is None or len(row) < 5 or str(row[4]) == dtype
 
 
-_W8A16 = "default_{}_8bit_weight_16bit_{}fake_quant_qconfig"
-_OUTPUT_AND_GRID = ("high_precision_output", "grid_sample_int16")
+_OUTPUT = ("high_precision_output",)
+_OUTPUT_AND_GRID = (*_OUTPUT, "grid_sample_int16")
 _SETTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "default_calibration_qconfig_setter": ("default_calib_8bit_fake_quant_qconfig", _OUTPUT_AND_GRID),
     "default_qat_qconfig_setter": ("default_qat_8bit_fake_quant_qconfig", _OUTPUT_AND_GRID),
     "default_qat_fixed_act_qconfig_setter": (
-        "default_qat_8bit_fixed_act_fake_quant_qconfig", _OUTPUT_AND_GRID
+        "default_qat_8bit_fixed_act_fake_quant_qconfig",
+        _OUTPUT_AND_GRID,
     ),
     "calibration_8bit_weight_16bit_act_qconfig_setter": (
-        _W8A16.format("calib", "act_"), ("high_precision_output",)
+        "default_calib_8bit_weight_16bit_act_fake_quant_qconfig",
+        _OUTPUT,
     ),
-    "qat_8bit_weight_16bit_act_qconfig_setter": (_W8A16.format("qat", "act_"), ("high_precision_output",)),
+    "qat_8bit_weight_16bit_act_qconfig_setter": (
+        "default_qat_8bit_weight_16bit_act_fake_quant_qconfig",
+        _OUTPUT,
+    ),
     "qat_8bit_weight_16bit_fixed_act_qconfig_setter": (
-        _W8A16.format("qat", "fixed_act_"), ("high_precision_output",)
+        "default_qat_8bit_weight_16bit_fixed_act_fake_quant_qconfig",
+        _OUTPUT,
     ),
-}  # fmt: skip
-SETTER_NAMES = tuple(_SETTERS)
-
-
-def default_setter(name: str) -> TemplateQconfigSetter:
-    """One of the ready-made setters by name."""
-    preset, templates = _SETTERS[name]
-    return TemplateQconfigSetter(preset_qconfig(preset), templates)
+}
 
 
 def __getattr__(name: str) -> TemplateQconfigSetter:
+    # The reference's ready-made setters are attributes.
     if name in _SETTERS:
-        return default_setter(name)
+        preset, templates = _SETTERS[name]
+        return TemplateQconfigSetter(preset_qconfig(preset), templates)
     raise AttributeError(f"module 'quantcfg.preparation.setters' has no attribute '{name}'")
