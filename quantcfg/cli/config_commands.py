@@ -36,10 +36,10 @@ def validate(
     model: Model = None,
     overrides: Overrides = None,
     strict: Strict = False,
-    fmt: Findings = FindingsFormat.text,
+    output_format: Findings = FindingsFormat.text,
 ) -> None:
     """Check config files. Without --model it runs nothing of yours and does not import torch."""
-    request = Request(tuple(configs), tuple(overrides or ()), strict, fmt)
+    request = Request(tuple(configs), tuple(overrides or ()), strict, output_format)
     if model is None:
         code = run_validation(request)
     else:
@@ -61,28 +61,28 @@ def schema(model: SchemaModel = None) -> None:
         sys.stdout.write(model_schema(model))
 
 
-def presets(name: Name = None, fmt: ReportFormat = Format.text) -> None:
+def presets(name: Name = None, output_format: ReportFormat = Format.text) -> None:
     """List the presets, or show one with its fields in both stages."""
     from quantcfg.config.catalogue import preset_catalogue
 
-    _show("preset", preset_catalogue(), name, fmt)
+    _show("preset", preset_catalogue(), name, output_format)
 
 
-def observers(name: Name = None, fmt: ReportFormat = Format.text) -> None:
+def observers(name: Name = None, output_format: ReportFormat = Format.text) -> None:
     """List the observers, or show one with its parameters and defaults."""
     from quantcfg.config.catalogue import observer_catalogue
 
-    _show("observer", observer_catalogue(), name, fmt)
+    _show("observer", observer_catalogue(), name, output_format)
 
 
-def fake_quants(name: Name = None, fmt: ReportFormat = Format.text) -> None:
+def fake_quants(name: Name = None, output_format: ReportFormat = Format.text) -> None:
     """List the kinds of fake quantize, or show one with its parameters and defaults."""
     from quantcfg.config.catalogue import fake_quant_catalogue
 
-    _show("fake quantize", fake_quant_catalogue(), name, fmt)
+    _show("fake quantize", fake_quant_catalogue(), name, output_format)
 
 
-def _show(what: str, entries: Mapping[str, CatalogueEntry], name: str | None, fmt: Format) -> None:
+def _show(what: str, entries: Mapping[str, CatalogueEntry], name: str | None, output_format: Format) -> None:
     from quantcfg.config.suggest import nearest
     from quantcfg.render.catalogue import format_entry, format_list
 
@@ -90,7 +90,7 @@ def _show(what: str, entries: Mapping[str, CatalogueEntry], name: str | None, fm
         near = nearest(name, entries)
         hint = f"did you mean {near}?" if near else f"there are: {', '.join(entries)}"
         raise UsageError(f"there is no {what} '{name}'", hint=hint)
-    if fmt is Format.json:
+    if output_format is Format.json:
         shown = entries[name].as_dict() if name else [entry.as_dict() for entry in entries.values()]
         typer.echo(json.dumps(shown, indent=2))
     else:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quantcfg.cli import options
 from quantcfg.cli.session import make_job, session
+
+if TYPE_CHECKING:
+    from quantcfg.export.report import ExportReport
 
 
 class FileFormat(StrEnum):
@@ -68,12 +71,10 @@ def export(
     _print(report, as_json=as_json)
 
 
-def _print(report: object, *, as_json: bool) -> None:
-    from quantcfg.export.report import ExportReport
+def _print(report: ExportReport, *, as_json: bool) -> None:
     from quantcfg.render.console import print_json, result_console
     from quantcfg.render.export import print_export
 
-    assert isinstance(report, ExportReport)
     if as_json:
         print_json(report.to_dict())
     else:

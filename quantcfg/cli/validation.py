@@ -32,27 +32,29 @@ class Request:
     configs: tuple[Path, ...]
     overrides: tuple[str, ...] = ()
     strict: bool = False
-    fmt: FindingsFormat = FindingsFormat.text
+    output_format: FindingsFormat = FindingsFormat.text
 
 
 def plain_request(arguments: Sequence[str]) -> Request | None:
     """The request of a command line of nothing but configs, ``--set``, ``--strict`` and ``--format``."""
     if arguments[:1] != ["validate"]:
         return None
-    configs, overrides, strict, fmt = [], [], False, "text"
+    configs, overrides, strict, output_format = [], [], False, "text"
     words = iter(arguments[1:])
     for word in words:
         if word == "--strict":
             strict = True
         elif word == "--set" and (override := _value(words)):
             overrides.append(override)
-        elif word == "--format" and (fmt := _value(words)) in set(FindingsFormat):
+        elif word == "--format" and (output_format := _value(words)) in set(FindingsFormat):
             continue
         elif word and not word.startswith("-"):
             configs.append(Path(word))
         else:
             return None
-    return Request(tuple(configs), tuple(overrides), strict, FindingsFormat(fmt)) if configs else None
+    return (
+        Request(tuple(configs), tuple(overrides), strict, FindingsFormat(output_format)) if configs else None
+    )
 
 
 def _value(words: Iterator[str]) -> str:
@@ -89,13 +91,13 @@ def report(request: Request, findings: Sequence[Diagnostic]) -> int:
     from quantcfg.render.diagnostics import print_diagnostics, render_report
     from quantcfg.render.text import safe_text
 
-    if request.fmt is FindingsFormat.text:
+    if request.output_format is FindingsFormat.text:
         print_diagnostics(findings)
         if not any(item.severity == "error" for item in findings):
             for path in request.configs:
                 print(f"{safe_text(str(path))}: ok")
     else:
-        print(render_report(findings, request.fmt.value))
+        print(render_report(findings, request.output_format.value))
     return exit_code(findings, strict=request.strict)
 
 

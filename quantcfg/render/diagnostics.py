@@ -203,8 +203,8 @@ def _sarif_result(diagnostic: Diagnostic) -> dict[str, Any]:
     return result
 
 
-def render_report(diagnostics: Sequence[Diagnostic], fmt: str) -> str:
+def render_report(diagnostics: Sequence[Diagnostic], output_format: str) -> str:
     """The findings in ``json``, ``github`` or ``sarif``."""
-    if fmt == "github":
+    if output_format == "github":
         return as_github(diagnostics)
-    return json.dumps(as_sarif(diagnostics) if fmt == "sarif" else as_json(diagnostics), indent=2)
+    return json.dumps(as_sarif(diagnostics) if output_format == "sarif" else as_json(diagnostics), indent=2)
