@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from quantcfg.integer.call import Call
-from quantcfg.integer.pointwise import _MAX_ENTRIES
+from quantcfg.integer.pointwise import MAX_ENTRIES
 from quantcfg.integer.values import Sum, Term
 
 _UNIT = 2.0**30  # of the table of exponentials
@@ -22,7 +22,7 @@ def softmax(call: Call) -> Sum | None:
     if term is None or term.bounds is None or not term.per_tensor or axis is None:
         return None
     span = term.bounds[1] - term.bounds[0]
-    if span >= _MAX_ENTRIES:
+    if span >= MAX_ENTRIES:
         return None
     below = torch.arange(span + 1, dtype=torch.float64, device=term.steps.device)
     entries = (torch.exp(-below * term.scale) * _UNIT).round()
@@ -37,7 +37,7 @@ def layer_norm(call: Call) -> Sum | None:
         return None
     shape = call.get(1, "normalized_shape")
     axes = tuple(range(-len(shape), 0))
-    centred, scale = _normalised(term, axes, float(call.get(4, "eps", 1e-5)))
+    centred, scale = _normalized(term, axes, float(call.get(4, "eps", 1e-5)))
     return _affine(centred, scale, call.get(2, "weight"), call.get(3, "bias"))
 
 
@@ -48,7 +48,7 @@ def group_norm(call: Call) -> Sum | None:
         return None
     shape, groups = term.steps.shape, int(call.get(1, "num_groups"))
     grouped = Term(term.steps.reshape(shape[0], groups, -1), term.scale)
-    centred, scale = _normalised(grouped, (-1,), float(call.get(4, "eps", 1e-5)))
+    centred, scale = _normalized(grouped, (-1,), float(call.get(4, "eps", 1e-5)))
     weight, bias = (_per_channel(call.get(i, name), shape) for i, name in ((2, "weight"), (3, "bias")))
     return _affine(centred.reshape(shape), scale.expand_as(centred).reshape(shape), weight, bias)
 
@@ -57,8 +57,8 @@ def _per_channel(parameter: Tensor | None, shape: torch.Size) -> Tensor | None:
     return None if parameter is None else parameter.reshape(-1, *[1] * (len(shape) - 2))
 
 
-def _normalised(term: Term, axes: tuple[int, ...], eps: float) -> tuple[Tensor, Tensor]:
-    """``n * q - sum(q)``, integers, and the scale that makes them the normalised values."""
+def _normalized(term: Term, axes: tuple[int, ...], eps: float) -> tuple[Tensor, Tensor]:
+    """``n * q - sum(q)``, integers, and the scale that makes them the normalized values."""
     q = term.steps
     total = q.sum(axes, keepdim=True)
     count = q.numel() / max(total.numel(), 1)

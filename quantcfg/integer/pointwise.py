@@ -12,7 +12,7 @@ from torch import Tensor
 from quantcfg.integer.call import Call
 from quantcfg.integer.values import Sum, Term, broadcast_shapes, integers_of, quantize
 
-_MAX_ENTRIES = 1 << 17  # of a table: every integer of a 16-bit grid, and of a difference of two
+MAX_ENTRIES = 1 << 17  # of a table: every integer of a 16-bit grid, and of a difference of two
 
 
 def add(call: Call) -> Sum | None:
@@ -122,7 +122,7 @@ def prelu(call: Call) -> Sum | None:
 
 
 def _has_table(term: Term) -> bool:
-    return term.bounds is not None and term.per_tensor and term.bounds[1] - term.bounds[0] < _MAX_ENTRIES
+    return term.bounds is not None and term.per_tensor and term.bounds[1] - term.bounds[0] < MAX_ENTRIES
 
 
 def _column(term: Term, x: Tensor) -> Tensor:

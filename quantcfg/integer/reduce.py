@@ -5,13 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from quantcfg.integer.call import Call
 from quantcfg.integer.values import Sum, Term
-
-_POOLS = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
 def mean(call: Call) -> Sum | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +51,7 @@ class MetricsLog:
 
 
 def _plain(value: Any) -> Any:
-    is_strange = isinstance(value, float) and value - value != 0
-    return str(value) if is_strange else value
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _scalars(values: Mapping[str, Any], group: str = "training") -> Iterator[tuple[str, float]]:

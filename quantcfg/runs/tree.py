@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,7 +47,7 @@ def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         tensors[path] = detached_copy(value)
         return {_TENSOR: path}
-    if isinstance(value, float) and value - value != 0:  # inf or NaN
+    if isinstance(value, float) and not math.isfinite(value):
         return {_FLOAT: str(value)}
     if value is None or isinstance(value, bool | int | float | str):
         return value

@@ -78,8 +78,7 @@ def run_calib(
     identity = identity_of(job, float_model, "calib", statistics)
     comparison = open_comparison(job.config, float_model, model)
     shards = ObserverShards(model, job.ranks)
-    stage = _Stage(job, run, float_model, model, source, identity, clock, shards, comparison)
-    stage.integer = integer
+    stage = _Stage(job, run, float_model, model, source, identity, clock, shards, comparison, integer=integer)
     with logging_to(run.log):
         _run(stage, _start(stage, statistics))
 

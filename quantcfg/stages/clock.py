@@ -14,7 +14,7 @@ SAVE_INTERVAL_S = 600.0  # what a killed run loses at most, beside one step
 class SaveTimer:
     """Says when a checkpoint is due that nothing but the time asks for. No result depends on it."""
 
-    last: float = field(default_factory=lambda: time.monotonic())
+    last: float = field(default_factory=time.monotonic)
 
     def is_due(self) -> bool:
         """Whether the interval is over; if so, the next one begins."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -171,8 +172,8 @@ class _Search:
 
     def _rank(self, metrics: Mapping[str, float]) -> float:
         value = metrics[self.by.metric]
-        if value != value:  # noqa: PLR0124  NaN is the worst
-            return float("inf")
+        if math.isnan(value):
+            return math.inf  # the worst
         return -value if self.by.mode == "max" else value
 
 

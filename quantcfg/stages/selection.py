@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -68,6 +69,6 @@ class Selection:
     def _is_better(self, value: float) -> bool:
         assert self.section is not None
         if self.best_step is None:
-            return value == value  # noqa: PLR0124  NaN is no best
+            return not math.isnan(value)
         best = self.best_metrics[self.section.metric]
         return value > best if self.section.mode == "max" else value < best

@@ -14,7 +14,7 @@ from quantcfg.config.patterns import is_exact
 from quantcfg.config.resolved import scalar_text
 from quantcfg.config.source import STEERING
 from quantcfg.config.suggest import counted
-from quantcfg.preparation.ops import OpKind
+from quantcfg.preparation.ops import COMPUTING
 from quantcfg.preparation.targets import type_names
 from quantcfg.preparation.templates import TEMPLATES
 from quantcfg.stages.survey import Survey
@@ -24,7 +24,6 @@ _PLAIN_KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*", re.ASCII)
 _YAML_WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
 _COLUMN = 34
 _MAX_LISTED = 24
-_QUANTIZED = (OpKind.GEMM, OpKind.COMPUTE, OpKind.JOIN)
 
 _HEAD = """\
 # yaml-language-server: $schema={schema}
@@ -112,7 +111,7 @@ def _shown(text: str) -> str:
 
 def _classes(model: nn.Module, surveyed: Survey) -> Iterator[_Line]:
     """The classes of modules that own ops themselves."""
-    owners = dict.fromkeys(site.path for site in surveyed.recording.sites if site.kind in _QUANTIZED)
+    owners = dict.fromkeys(site.path for site in surveyed.recording.sites if site.kind in COMPUTING)
     modules = dict(model.named_modules())
     counts = Counter(_class_name(type(modules[path])) for path in owners if path)
     for name, count in counts.most_common(_MAX_LISTED):
@@ -138,7 +137,7 @@ def _parts(surveyed: Survey) -> Iterator[_Line]:
     known = {line.key for line in _outputs(surveyed)}
     for path, module in _top(surveyed.model):
         inside = [site for site in surveyed.recording.sites if f"{site.path}.".startswith(f"{path}.")]
-        if path in known or not is_exact(path) or not any(site.kind in _QUANTIZED for site in inside):
+        if path in known or not is_exact(path) or not any(site.kind in COMPUTING for site in inside):
             continue
         params = sum(parameter.numel() for parameter in module.parameters())
         remark = f"{_class_name(type(module))}: {counted(len(inside), 'op')}, {params:,} parameters"

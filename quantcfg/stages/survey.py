@@ -9,6 +9,7 @@ from torch import nn
 
 from quantcfg.config.findings import check_rules
 from quantcfg.config.load import Config, empty_config
+from quantcfg.config.presets import STAGES
 from quantcfg.config.rules import Decision, RuleSet, Target
 from quantcfg.errors import ConfigError, Diagnostic
 from quantcfg.preparation.assign import Assignment, Assignments, assign
@@ -19,8 +20,6 @@ from quantcfg.preparation.state import prepared
 from quantcfg.preparation.targets import targets_of, with_attributes
 from quantcfg.preparation.templates import with_templates
 from quantcfg.stages.job import Job
-
-STAGES = ("calib", "qat")
 
 
 @dataclass(frozen=True, slots=True)
