@@ -18,7 +18,7 @@ _SHOWN = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ExportTarget:
     """Where the model is to run, and what happens to what cannot: ``error``, ``float`` or ``adjust``."""
 
     profile: Profile
@@ -46,7 +46,7 @@ class _Misfit:
 
 
 def fitted(
-    decisions: Sequence[Decision], assign: Assign, target: Target, rules: RuleSet
+    decisions: Sequence[Decision], assign: Assign, target: ExportTarget, rules: RuleSet
 ) -> tuple[list[Decision], tuple[Adjustment, ...]]:
     """Decisions whose quantizers the target takes, and what was changed for that.
 
@@ -68,14 +68,14 @@ def fitted(
     return fitting, tuple(changes)
 
 
-def fitting_spec(spec: FakeQuantSpec | None, target: Target) -> FakeQuantSpec | None:
+def fitting_spec(spec: FakeQuantSpec | None, target: ExportTarget) -> FakeQuantSpec | None:
     """The activation that inputs get where no op says otherwise, as the target takes it."""
     if spec is None or target.unsupported != "adjust":
         return spec
     return adjusted(target.profile, spec, "activation") or spec
 
 
-def _misfits(assignments: Assignments, target: Target) -> list[_Misfit]:
+def _misfits(assignments: Assignments, target: ExportTarget) -> list[_Misfit]:
     found: list[_Misfit] = []
     for row in assignments.rows:
         activations: list[FakeQuantSpec | None] = [
@@ -88,7 +88,7 @@ def _misfits(assignments: Assignments, target: Target) -> list[_Misfit]:
     return found
 
 
-def _change(misfit: _Misfit, target: Target) -> list[Adjustment]:
+def _change(misfit: _Misfit, target: ExportTarget) -> list[Adjustment]:
     """What becomes of it; nothing where the target leaves no way."""
     op, slot = misfit.row.site, misfit.slot
     after = "float"
@@ -102,7 +102,7 @@ def _change(misfit: _Misfit, target: Target) -> list[Adjustment]:
     return [Adjustment(op.name, slot, before, after, winner.place if winner else None)]
 
 
-def _fitting(decision: Decision, op: str, target: Target, touched: bool) -> Decision:
+def _fitting(decision: Decision, op: str, target: ExportTarget, touched: bool) -> Decision:
     spec = decision.spec
     if spec is None or (target.unsupported == "float" and not touched):
         return decision
@@ -111,7 +111,7 @@ def _fitting(decision: Decision, op: str, target: Target, touched: bool) -> Deci
     return replace(decision, spec=_adjusted(spec, op, target))
 
 
-def _adjusted(spec: QConfigSpec, op: str, target: Target) -> QConfigSpec:
+def _adjusted(spec: QConfigSpec, op: str, target: ExportTarget) -> QConfigSpec:
     """Slots that no op uses may stay as they are; one that an op uses was refused if it cannot change."""
 
     def change(slot: FakeQuantSpec | None, name: str) -> FakeQuantSpec | None:
@@ -125,7 +125,7 @@ def _adjusted(spec: QConfigSpec, op: str, target: Target) -> QConfigSpec:
     )
 
 
-def _refuse(misfits: Sequence[_Misfit], target: Target, findings: Findings) -> None:
+def _refuse(misfits: Sequence[_Misfit], target: ExportTarget, findings: Findings) -> None:
     """One finding for each place and grid, with the ops that it is about."""
     groups: dict[tuple[Place | None, str, FakeQuantSpec], list[_Misfit]] = {}
     for misfit in misfits:

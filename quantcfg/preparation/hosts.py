@@ -15,6 +15,11 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 ATTRIBUTE = "fake_quants"
 
 
+def is_quantizer_key(name: str) -> bool:
+    """Whether the name of a module, parameter or buffer leads into the `FakeQuants` of a host."""
+    return any(part.rstrip("_") == ATTRIBUTE for part in name.split("."))
+
+
 class FakeQuants(nn.ModuleDict):
     """The fake quantize modules of one host module, by slot: ``weight``, ``output``, ``add_0``, ``input_0``.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any
 
 from torch import nn
@@ -14,13 +15,12 @@ from quantcfg.numeric.dtypes import as_dtype
 from quantcfg.preparation.assign import Assignment, Assignments, Role, rule_text
 from quantcfg.preparation.flow import Dtypes, Unfused, dtypes_of, unfused_in
 from quantcfg.preparation.hardware import Adjustment
-from quantcfg.preparation.hosts import ATTRIBUTE
+from quantcfg.preparation.hosts import FakeQuants, is_quantizer_key
 from quantcfg.preparation.ops import OpKind
 from quantcfg.preparation.record import Recording
 
 PLAN_VERSION = 1
 FLOAT_BITS = 32
-_OURS = ATTRIBUTE
 _NOT_COMPUTING = (OpKind.MOVE, OpKind.CLIP, OpKind.CREATE)
 
 
@@ -161,9 +161,9 @@ def make_plan(
 
 def _is_leaf(path: str, module: nn.Module) -> bool:
     """Whether a module is the user's own and holds no other, quantizers aside."""
-    if _OURS in path.split("."):
+    if is_quantizer_key(path):
         return False
-    return all(name == _OURS for name, _ in module.named_children())
+    return all(isinstance(child, FakeQuants) for child in module.children())
 
 
 def _row(
@@ -194,7 +194,7 @@ def _row(
         beaten=tuple(rule_text(rule) for rule in row.decision.losers),
         fused_into=recording.sites[end].name if end is not None and end != site.index else "",
         macs=site.macs,
-        params=sum(_size(recording.values[operand.value].shape) for operand in site.weights),
+        params=sum(prod(recording.values[operand.value].shape) for operand in site.weights),
         shape=recording.values[site.outputs[0]].shape,
         dtypes_in=dtypes.inputs,
         dtype_out=dtypes.output,
@@ -214,13 +214,6 @@ def _tensor_plan(spec: FakeQuantSpec | None) -> TensorPlan | None:
     return TensorPlan(spec.dtype, spec.fake_quant, spec.observer, scheme)
 
 
-def _size(shape: tuple[int, ...]) -> int:
-    result = 1
-    for length in shape:
-        result *= length
-    return result
-
-
 def _coverage(
     model: nn.Module, recording: Recording, rows: Sequence[OpRow], assignments: Assignments
 ) -> Coverage:
@@ -229,12 +222,10 @@ def _coverage(
     computing = [row for row, item in pairs if item.site.kind not in _NOT_COMPUTING and not item.constant]
     weights = list(_quantized_weights(recording, assignments))
     weight_bits = sum(size * bits for size, bits in weights)
-    params = sum(
-        parameter.numel() for name, parameter in model.named_parameters() if "fake_quants" not in name
-    )
+    params = sum(p.numel() for name, p in model.named_parameters() if not is_quantizer_key(name))
     quantized_params = min(sum(size for size, _ in weights), params)
     total_bits = weight_bits + (params - quantized_params) * FLOAT_BITS
-    quantized = ("quantized", "fused")
+    quantized = (Role.QUANTIZED.value, Role.FUSED.value)
     return Coverage(
         ops=len(computing),
         quantized_ops=sum(row.role in quantized for row in computing),
@@ -257,7 +248,7 @@ def _quantized_weights(recording: Recording, assignments: Assignments) -> Iterat
             continue
         for operand in row.site.weights:
             whole = recording.followed(operand.value, lambda site: site.kind is OpKind.MOVE)
-            parts.setdefault(whole, {})[operand.value] = _size(recording.values[operand.value].shape)
+            parts.setdefault(whole, {})[operand.value] = prod(recording.values[operand.value].shape)
             bits.setdefault(whole, as_dtype(row.weight.dtype).num_bits)
     for whole, sizes in parts.items():
-        yield min(sum(sizes.values()), _size(recording.values[whole].shape)), bits[whole]
+        yield min(sum(sizes.values()), prod(recording.values[whole].shape)), bits[whole]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from quantcfg.config.hardware import PROFILES
 from quantcfg.config.load import Config
-from quantcfg.config.rules import Decision, RuleSet, Target as RuleTarget
+from quantcfg.config.rules import Decision, RuleSet, Target
 from quantcfg.errors import Diagnostic, PrepareError
 from quantcfg.preparation.apply import BN_MODES, apply
 from quantcfg.preparation.assign import Assignments, assign
@@ -20,7 +20,7 @@ from quantcfg.preparation.copying import copy_of
 from quantcfg.preparation.fold import fold_obstacles
 from quantcfg.preparation.freezing import freeze_batch_norm
 from quantcfg.preparation.frozen import call_batch_norm
-from quantcfg.preparation.hardware import Adjustment, Target, fitted, fitting_spec
+from quantcfg.preparation.hardware import Adjustment, ExportTarget, fitted, fitting_spec
 from quantcfg.preparation.intercept import Interceptor, install, interceptors_of, uninstall
 from quantcfg.preparation.late import held_by_optimizer, refuse_late_parameters
 from quantcfg.preparation.outcomes import check_outcomes
@@ -157,7 +157,7 @@ class Request:
     bn: str
     templates: tuple[str, ...] = ()
     setters: tuple[Setter, ...] = ()
-    target: Target | None = None
+    target: ExportTarget | None = None
 
 
 def request_for(config: Any, stage: str, bn: str, templates: Sequence[str] | None) -> Request:
@@ -177,10 +177,12 @@ def request_for(config: Any, stage: str, bn: str, templates: Sequence[str] | Non
     return Request(rules, stage, bn, tuple(templates or ()))
 
 
-def _target(config: Config) -> Target | None:
+def _target(config: Config) -> ExportTarget | None:
     """Where the model is to run; None where every grid is welcome."""
     section = config.export
-    return None if section.target == "generic" else Target(PROFILES[section.target], section.unsupported)
+    if section.target == "generic":
+        return None
+    return ExportTarget(PROFILES[section.target], section.unsupported)
 
 
 @dataclass(slots=True)
@@ -319,13 +321,13 @@ def _finish(model: nn.Module, interceptor: Interceptor, recording: Recording, re
 class Decided:
     """What the rules make of the ops of a recording."""
 
-    targets: list[RuleTarget]
+    targets: list[Target]
     assignments: Assignments
     adjustments: tuple[Adjustment, ...]
     findings: tuple[Diagnostic, ...]
 
 
-def decide(model: nn.Module, recording: Recording, targets: list[RuleTarget], request: Request) -> Decided:
+def decide(model: nn.Module, recording: Recording, targets: list[Target], request: Request) -> Decided:
     """Resolve the rules, refine and check what they give, and assign a role to every op.
 
     Raises:
@@ -373,7 +375,7 @@ def build(
 
 
 def _assigned(
-    recording: Recording, decisions: Sequence[Decision], rules: RuleSet, target: Target | None
+    recording: Recording, decisions: Sequence[Decision], rules: RuleSet, target: ExportTarget | None
 ) -> tuple[Assignments, tuple[Adjustment, ...]]:
     """The assignments, on grids that the target takes, and what was changed for that."""
     default = default_activation(rules)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -15,7 +15,7 @@ from quantcfg.config.rules import Target
 from quantcfg.errors import NumericError, PrepareError, warn
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
 from quantcfg.preparation.fold import normalizes
-from quantcfg.preparation.hosts import FakeQuants
+from quantcfg.preparation.hosts import FakeQuants, is_quantizer_key
 from quantcfg.preparation.intercept import Interceptor, interceptors_of
 from quantcfg.preparation.plan import Plan
 from quantcfg.preparation.record import Recording
@@ -43,14 +43,14 @@ class Prepared:
     state: FakeQuantState = FakeQuantState.FLOAT
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class LoadReport:
     """What `load_observer_params` did, quantizer by quantizer."""
 
     loaded: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()  # in the model, not in the source: left as they were
     unexpected: tuple[str, ...] = ()  # in the source, not in the model
-    unobserved: tuple[str, ...] = field(default=())  # in both, and never observed
+    unobserved: tuple[str, ...] = ()  # in both, and never observed
 
     def __str__(self) -> str:
         """A table: one line for each quantizer, those that have nothing to start from first."""
@@ -94,7 +94,7 @@ def _not_yet(model: nn.Module) -> PrepareError:
 def refuse_early_state(model: nn.Module, state: Mapping[str, Any], *_: Any) -> None:
     """Before ``load_state_dict``: say what is missing where quantizers are loaded that are not there yet."""
     found = _find(model)
-    if found is not None and found.pending is not None and any(map(_is_quantizer_key, state)):
+    if found is not None and found.pending is not None and any(map(is_quantizer_key, state)):
         raise _not_yet(model)
 
 
@@ -362,8 +362,4 @@ def _load_range(target: FakeQuantizeBase, source: FakeQuantizeBase) -> None:
 
 def quantizer_state(model: nn.Module) -> dict[str, Any]:
     """The part of the state dict that belongs to the fake quantize modules."""
-    return {key: value for key, value in model.state_dict().items() if _is_quantizer_key(key)}
-
-
-def _is_quantizer_key(key: str) -> bool:
-    return any(part.rstrip("_") == "fake_quants" for part in key.split("."))
+    return {key: value for key, value in model.state_dict().items() if is_quantizer_key(key)}
