@@ -28,7 +28,7 @@ Findings = Annotated[FindingsFormat, typer.Option("--format", help="how to write
 Model = Annotated[
     str | None, typer.Option("--model", metavar="MODEL", help="check the rules against this model, too")
 ]
-Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="one of them, with all details")]
+Name = Annotated[str | None, typer.Argument(metavar="NAME", help="one of them, with all details")]
 
 
 def validate(
@@ -50,7 +50,7 @@ def validate(
 
 
 def schema(model: SchemaModel = None) -> None:
-    """Print the JSON Schema of the config file; with a model, its names and classes are listed in it."""
+    """Print the JSON Schema of the config file. With a model, its names and classes are listed in it."""
     if model is None:
         from quantcfg.config.json_schema import schema_text
 
@@ -69,14 +69,14 @@ def presets(name: Name = None, output_format: ReportFormat = Format.text) -> Non
 
 
 def observers(name: Name = None, output_format: ReportFormat = Format.text) -> None:
-    """List the observers, or show one with its parameters and defaults."""
+    """List the observers, or show the parameters of one."""
     from quantcfg.config.catalogue import observer_catalogue
 
     _show("observer", observer_catalogue(), name, output_format)
 
 
 def fake_quants(name: Name = None, output_format: ReportFormat = Format.text) -> None:
-    """List the kinds of fake quantize, or show one with its parameters and defaults."""
+    """List the kinds of fake quantize, or the parameters of one."""
     from quantcfg.config.catalogue import fake_quant_catalogue
 
     _show("fake quantize", fake_quant_catalogue(), name, output_format)

@@ -50,7 +50,7 @@ def export(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Write a finished run as a file that other tools take, and check that it computes the same.
+    """Write a finished run as a file that other tools take. It is checked to compute the same.
 
     onnx: QuantizeLinear and DequantizeLinear, weights as integers. pt2: torch.export, quantization as plain
     torch ops. safetensors: integers, scales and zero points, with a table of every op beside it. The check

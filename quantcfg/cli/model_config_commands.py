@@ -76,7 +76,7 @@ def explain(
     output_format: options.ReportFormat = options.Format.text,
     debug: options.Debug = False,
 ) -> None:
-    """Explain a code, preset, kind or field; or why an op of a model is treated as it is.
+    """Explain a code, a name or a field, or what becomes of an op.
 
     WHAT is a code such as QC201, a preset, an observer, a fake quantize, or a field such as qat.bn.
     NAME is an op of the model, or rule:PATTERN for what a rule wins and loses.
@@ -140,7 +140,7 @@ def diff(
     output_format: options.ReportFormat = options.Format.text,
     debug: options.Debug = False,
 ) -> None:
-    """Show what differs in meaning between two configs or runs; exit code 4 when something does."""
+    """Show what differs in meaning between two configs or runs. Exit code 4 says that something does."""
     del debug
     from quantcfg.config.compare import compare_rules, compare_settings
 
@@ -178,7 +178,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="replace the config that is there")] = False,
     debug: options.Debug = False,
 ) -> None:
-    """Write a first config for a model: it runs as it is, and its comments say what else could be written.
+    """Write a first config for a model. It runs as it is; its comments say what else could be written.
 
     Without -o it is printed. With -o the JSON Schema of this model is written beside it, for editors.
     """

@@ -43,7 +43,7 @@ Overrides: TypeAlias = Annotated[
         "--set", metavar="KEY=VALUE", help="change one value of the config: path.to.key=value; repeatable"
     ),
 ]
-Seed: TypeAlias = Annotated[int, typer.Option("--seed", min=0, help="the seed of data order and training")]
+Seed: TypeAlias = Annotated[int, typer.Option("--seed", min=0, help="the seed of all that is random")]
 Device: TypeAlias = Annotated[
     str, typer.Option("--device", help="auto, cpu, cuda or cuda:N; auto takes a GPU when there is one")
 ]
