@@ -14,7 +14,9 @@ from enum import Enum
 from quantcfg.config.rules import Decision, Rule, strongest
 from quantcfg.config.spec import FakeQuantSpec
 from quantcfg.preparation.fuse import Chain, find_chains, is_dropout
+from quantcfg.preparation.masks import before_replacement
 from quantcfg.preparation.ops import OpKind
+from quantcfg.preparation.ratios import kept_for_ratios
 from quantcfg.preparation.record import Operand, Recording, Site, Slot
 
 LEFT_BY_RULES = ("left in float by", "no rule covers it", "no activation fake quant")
@@ -102,6 +104,7 @@ class _Assigner:
         self.edges: dict[int, FakeQuantSpec] = {}
         self.owner: dict[int, int] = {}
         self.transparent: set[int] = set()
+        self.unrounded = kept_for_ratios(recording) | before_replacement(recording)
         self.rewritten = {self._moved_from(site.data[0].value) for site in recording.sites if _writes(site)}
         self._enter_stubs()
 
@@ -137,6 +140,8 @@ class _Assigner:
             row.constant = True
             fixed = all(values[index].fixed for index in site.outputs)
             return "computed from parameters only" if fixed else "made from integers, booleans or constants"
+        if site.index in self.unrounded:
+            return self.unrounded[site.index]
         if self._is_statistic(site, live):
             self.statistic.update(site.outputs)
             return "statistic of a norm: squares and roots need more than the grid's range"
@@ -275,6 +280,7 @@ class _Assigner:
         for length in value.shape:
             size *= length
         exempt = value.mask or operand.value in self.statistic or _is_divisor(row.site, operand)
+        exempt = exempt or value.producer in self.unrounded
         nothing = size == 0 and not value.live  # a cache that is filled later, and not from here
         return exempt or nothing or size == 1 or row.decision.spec is None
 

@@ -35,6 +35,7 @@ _SURELY_MASK = -9999.0
 _MAYBE_MASK = -20.0
 _NO_ACTIVATION = 1e30
 _SUMS = ("add", "sub")
+_REPLACING = ("nan_to_num", "masked_fill", "where")
 _WRITERS = frozenset({
     "masked_fill", "where", "full", "full_like", "new_full", "fill", "setitem", "index_fill", "scatter",
     "pad", "threshold",
@@ -130,6 +131,17 @@ def writes_mask(op: str, args: Any, kwargs: Any, *, live: bool, fixed: bool) -> 
 def _numbers(args: Any, kwargs: Any) -> list[float]:
     leaves = pytree.tree_leaves((args, kwargs))
     return [leaf for leaf in leaves if isinstance(leaf, float | int) and not isinstance(leaf, bool)]
+
+
+def before_replacement(recording: Recording) -> dict[int, str]:
+    """The softmaxes of masked scores whose NaN, of rows where all is masked, is replaced: why float."""
+    found = {}
+    for site in recording.sites:
+        if site.op == "softmax" and any(recording.values[operand.value].mask for operand in site.data):
+            reader = recording.sole_consumer(site.outputs[0])
+            if reader is not None and reader.op in _REPLACING:
+                found[site.index] = f"is NaN where all is masked, before {reader.name}: quantized behind that"
+    return found
 
 
 def is_wrapped(tensor: Tensor) -> bool:

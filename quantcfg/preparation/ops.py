@@ -104,7 +104,7 @@ OPS: dict[str, OpSpec] = {
     **dict.fromkeys(("sin", "cos", "exp", "log", "abs", "neg", "atan2", "sign"), _COMPUTE),
     **dict.fromkeys(("cat", "stack", "concat", "concatenate", "hstack", "vstack", "where"), _JOIN),
     **dict.fromkeys(("relu", "relu6", "hardtanh", "clamp", "clip", "clamp_min", "clamp_max"), _CLIP),
-    **dict.fromkeys(("threshold", "pad", "masked_fill"), _CLIP),
+    **dict.fromkeys(("threshold", "pad", "masked_fill", "nan_to_num"), _CLIP),
     **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d", "amax", "amin", "max", "min"), _CLIP),
     **dict.fromkeys(("fractional_max_pool2d", "fractional_max_pool3d"), _CLIP),
     **dict.fromkeys(("max_pool1d_with_indices", "max_pool2d_with_indices"), _CLIP),
@@ -256,7 +256,7 @@ def kind_of(op: str, spec: OpSpec, args: Any, kwargs: Any) -> OpKind:
     if op in ("masked_fill", "threshold"):
         filled = kwargs.get("value", args[2] if len(args) > 2 else 0.0)
         return OpKind.CLIP if not isinstance(filled, Tensor) and filled == 0 else OpKind.COMPUTE
-    if op in ("pad", "scatter", "index_fill"):
+    if op in ("pad", "scatter", "index_fill", "nan_to_num"):
         scalars = [leaf for leaf in pytree.tree_leaves((args[1:], kwargs)) if isinstance(leaf, float)]
         return OpKind.COMPUTE if any(scalars) else spec.kind
     if op in ("max", "min") and sum(isinstance(arg, Tensor) for arg in args) > 1:

@@ -10,7 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quantcfg.preparation.prepare import prepare
-from quantcfg.preparation.state import FakeQuantState, calibrating, fake_quants, set_fake_quantize
+from quantcfg.preparation.state import (
+    FakeQuantState,
+    calibrating,
+    fake_quants,
+    plan_of,
+    set_fake_quantize,
+)
 from quantcfg.qconfig import get_default_qconfig
 from tests.prepare.models import Encoder
 
@@ -151,6 +157,153 @@ def test_other_ways_to_write_a_mask(way: str, example_padded: bool) -> None:
     assert similarity > 0.99
     assert not prepared.weights.masked_select(~keep[:, None, :]).any()
     assert min(module.observer.min_val.min() for module in fake_quants(prepared).values()) > -50
+
+
+def _normalized(weights: Tensor) -> Tensor:
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def _greatest(scores: Tensor) -> Tensor:
+    return scores.amax(-1, keepdim=True)
+
+
+def _in_blocks(scores: Tensor) -> Tensor:
+    """The softmax of a loop over blocks, which corrects what it has when a greater value comes."""
+    greatest, total, found = torch.full_like(scores[..., :1], -1e30), torch.zeros_like(scores[..., :1]), []
+    for block in scores.split(2, -1):
+        greater = torch.maximum(greatest, _greatest(block))
+        correction, weights = (greatest - greater).exp(), (block - greater).exp()
+        total = total * correction + weights.sum(-1, keepdim=True)
+        found, greatest = [*(part * correction for part in found), weights], greater
+    return torch.cat(found, -1) / total
+
+
+def _hidden(scores: Tensor, keep: Tensor) -> Tensor:
+    return scores.masked_fill(~keep, -torch.inf)
+
+
+WRITTEN_OUT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "no maximum": lambda scores, keep: _normalized(_hidden(scores, keep).exp()),
+    "base 2": lambda scores, keep: _normalized(torch.exp2(_hidden(scores, keep) * 1.4427)),
+    "a small number added": lambda scores, keep: (
+        (e := _hidden(scores, keep).exp()) / (e.sum(-1, keepdim=True) + 1e-6)
+    ),
+    "a least sum": lambda scores, keep: (
+        (e := _hidden(scores, keep).exp()) / e.sum(-1, keepdim=True).clamp(min=1e-9)
+    ),
+    "by the reciprocal": lambda scores, keep: (
+        (e := _hidden(scores, keep).exp()) * (1 / e.sum(-1, keepdim=True))
+    ),
+    "normalized": lambda scores, keep: F.normalize(_hidden(scores, keep).exp(), p=1, dim=-1),
+    "the maximum": lambda scores, keep: _normalized(
+        (_hidden(scores, keep) - _greatest(_hidden(scores, keep))).exp()
+    ),
+    "of the logarithm": lambda scores, keep: _hidden(scores, keep).log_softmax(-1).exp(),
+    "by logsumexp": lambda scores, keep: ((s := _hidden(scores, keep)) - s.logsumexp(-1, keepdim=True)).exp(),
+    "softmin": lambda scores, keep: F.softmin(-_hidden(scores, keep), dim=-1),
+    "blocks": lambda scores, keep: _in_blocks(_hidden(scores, keep)),
+    "masked exponentials": lambda scores, keep: _normalized(scores.exp() * keep),
+    "masked below the maximum": lambda scores, keep: _normalized((scores - _greatest(scores)).exp() * keep),
+    "masked behind": lambda scores, keep: _normalized(scores.softmax(-1) * keep),
+    "filled behind": lambda scores, keep: _normalized(scores.softmax(-1).masked_fill(~keep, 0.0)),
+    "masked before and behind": lambda scores, keep: (
+        (p := (scores * keep).softmax(-1) * keep) / (p.sum(-1, keepdim=True) + 1e-13)
+    ),
+    "triangular behind": lambda scores, keep: _normalized(torch.tril(scores.softmax(-1)) * keep),
+    "gates": lambda scores, keep: _normalized(scores.sigmoid() * keep),
+}
+
+
+class Weighted(Attention):
+    """An attention whose ``mask`` gives the weights, of scores between -30 and 30."""
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        scores = self.query(x) @ self.key(x).transpose(-1, -2)
+        self.weights = self.mask(3 * scores, keep[:, None, :])
+        return self.weights @ self.value(x)
+
+
+@pytest.mark.parametrize("way", WRITTEN_OUT)
+def test_a_softmax_that_is_written_out(way: str) -> None:
+    torch.manual_seed(0)
+    model, x, keep = Weighted(WRITTEN_OUT[way]), 1.7 * torch.randn(3, 6, 16), torch.ones(3, 6).bool()
+    keep[0, 2:] = keep[1, 4:] = False
+    prepared = prepare(model, {"": get_default_qconfig()}, example_inputs=(x, torch.ones_like(keep)))
+    with calibrating(prepared):
+        prepared(x, keep)
+    set_fake_quantize(prepared, FakeQuantState.VALIDATION)
+
+    expected, actual = model(x, keep), prepared(x, keep)
+    assert torch.cosine_similarity(actual, expected, dim=-1).min() > 0.95
+    assert torch.cosine_similarity(actual.flatten(), expected.flatten(), dim=0) > 0.99
+    assert not prepared.weights.masked_select(~keep[:, None, :]).any()
+    assert max(module.observer.max_val.max() for module in fake_quants(prepared).values()) < 100
+
+
+REPLACED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # by the name of the op that does it
+    "nan_to_num_0": lambda weights, keep: weights.nan_to_num(),
+    "masked_fill_1": lambda weights, keep: weights.masked_fill(~keep, 0.0),
+    "where_0": lambda weights, keep: torch.where(keep, weights, 0.0),
+}
+
+
+@pytest.mark.parametrize("way", REPLACED)
+def test_rows_of_which_all_is_masked_may_be_nan_until_they_are_replaced(way: str) -> None:
+    torch.manual_seed(0)
+    replace = REPLACED[way]
+    model = Weighted(lambda scores, keep: replace(_hidden(scores, keep).softmax(-1), keep))
+    x, keep = torch.randn(3, 6, 16), torch.ones(3, 6).bool()
+    keep[0, 2:] = keep[1] = False
+    prepared = prepare(model, {"": get_default_qconfig()}, example_inputs=(x, torch.ones_like(keep)))
+    with calibrating(prepared):
+        prepared(x, keep)
+    set_fake_quantize(prepared, FakeQuantState.VALIDATION)
+
+    expected, actual = model(x, keep), prepared(x, keep)
+    assert torch.cosine_similarity(actual.flatten(), expected.flatten(), dim=0) > 0.99
+    assert not actual[1].any() and not expected[1].any()
+    reasons = {row.name: row.reason for row in plan_of(prepared).rows}
+    assert reasons["softmax_0"] == f"is NaN where all is masked, before {way}: quantized behind that"
+
+
+def test_products_with_exponentials_of_any_size_are_in_float() -> None:
+    def forward(scores: Tensor, value: Tensor) -> Tensor:
+        weights = scores.exp()
+        return (weights @ value) / weights.sum(-1, keepdim=True)
+
+    example = (30 * torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(0)), torch.ones(2, 4, 4))
+    prepared = prepare(Called(forward), {"": get_default_qconfig()}, example_inputs=example)
+
+    reason = (
+        "only its ratios count, for it is divided by its sum: rounded before, what is small would be lost"
+    )
+    assert [(row.name, row.role, row.reason) for row in plan_of(prepared).rows] == [
+        ("exp_0", "float", reason),
+        ("matmul_0", "float", reason),
+        ("sum_0", "float", reason),
+        ("div_0", "quantized", ""),
+    ]
+
+
+def test_products_with_exponentials_below_their_greatest_are_quantized() -> None:
+    def forward(scores: Tensor, value: Tensor) -> Tensor:
+        weights = (scores - _greatest(scores)).exp()
+        return (weights @ value) / weights.sum(-1, keepdim=True)
+
+    example = (torch.randn(2, 4, 4), torch.ones(2, 4, 4))
+    prepared = prepare(Called(forward), {"": get_default_qconfig()}, example_inputs=example)
+
+    roles = {row.name: row.role for row in plan_of(prepared).rows}
+    assert (roles["exp_0"], roles["matmul_0"]) == ("quantized", "quantized")
+
+
+class Called(nn.Module):
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Tensor) -> Tensor:
+        return self.function(*args)
 
 
 INPUTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # `keep` is the numbers 0 and 1

@@ -1,0 +1,82 @@
+"""Values of which only the ratios matter: exponentials, and probabilities, that are divided by their sum.
+
+A softmax that is written out takes the exponentials of all rows, which lie orders of magnitude apart, and
+probabilities of which most are masked afterwards may all be small: on one grid such a row is 0, and 0 / 0.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+
+from quantcfg.preparation.ops import OpKind
+from quantcfg.preparation.record import Recording, Site
+
+_REASON = "only its ratios count, for it is divided by its sum: rounded before, what is small would be lost"
+
+_EXPONENTIALS = ("exp", "exp2")
+_SOURCES = (*_EXPONENTIALS, "softmax", "softmin", "sigmoid")
+_INVERSES = ("reciprocal", "rdiv")
+_CARRIERS = frozenset({
+    "sum", "cumsum", "add", "mul", "masked_fill", "where", "clamp", "topk", "nan_to_num", "index_add",
+    "scatter_add", *_INVERSES,
+})  # fmt: skip
+_ENDS = ("log", "log2", "log10", "normalize")
+_GREATEST = ("max", "amax", "maximum", "logsumexp")
+
+
+def kept_for_ratios(recording: Recording) -> dict[int, str]:
+    """The sites, from an exponential or a probability on, before its division by its own sum: why float."""
+    sources = (site for site in recording.sites if site.op in _SOURCES and site.data)
+    return {index: _REASON for source in sources for index in _before_division(recording, source)}
+
+
+def _before_division(recording: Recording, source: Site) -> list[int]:
+    """``source`` and the sites between it and the divisions that are its only use; none if it has others."""
+    within, inverses, passed, ended = set(source.outputs), set[int](), [source.index], False
+    waiting = _readers(recording, source)
+    while waiting:
+        reader = recording.sites[heappop(waiting)]
+        read = {operand.value for operand in reader.data if recording.values[operand.value].live}
+        if reader.index in passed:
+            continue
+        if read <= within and _is_end(reader, read, inverses):
+            ended = True
+            continue
+        carries = reader.kind is OpKind.MOVE or reader.op in _CARRIERS
+        multiplied = reader.kind is OpKind.GEMM and _is_unbounded(recording, source)
+        if not (multiplied or (carries and read <= within)) or recording.returned.intersection(
+            reader.outputs
+        ):
+            return []
+        passed.append(reader.index)
+        within.update(reader.outputs)
+        if reader.op in _INVERSES:
+            inverses.update(reader.outputs)
+        for index in _readers(recording, reader):
+            heappush(waiting, index)
+    return passed if ended else []
+
+
+def _readers(recording: Recording, site: Site) -> list[int]:
+    return sorted({index for value in site.outputs for index in recording.values[value].consumers})
+
+
+def _is_end(reader: Site, read: set[int], inverses: set[int]) -> bool:
+    quotient = reader.op == "div" and len(read) == 2
+    product = reader.op == "mul" and len(read & inverses) == 1 and len(read) == 2
+    return quotient or product or reader.op in _ENDS
+
+
+def _is_unbounded(recording: Recording, source: Site) -> bool:
+    """Whether the rows of an exponential differ in size: from none was its greatest value subtracted."""
+    if source.op not in _EXPONENTIALS:
+        return False
+    exponent = recording.producer(_unmoved(recording, source.data[0].value))
+    if exponent is None or exponent.op != "sub" or len(exponent.data) != 2:
+        return True
+    greatest = recording.producer(_unmoved(recording, exponent.data[1].value))
+    return greatest is None or greatest.op not in _GREATEST
+
+
+def _unmoved(recording: Recording, value: int) -> int:
+    return recording.followed(value, lambda site: site.kind is OpKind.MOVE)
