@@ -151,7 +151,7 @@ def diff(
         changes = [*compare_rules(a, b), *changes]
     else:
         with session(quiet=True, verbose=False):
-            from quantcfg.stages.comparing import compare_on_model
+            from quantcfg.stages.op_changes import compare_on_model
 
             ops = compare_on_model(_survey(model, a, Machine(seed, device)), a, b)
     if runs:

@@ -14,7 +14,7 @@ from quantcfg.cli.session import config_of, job_with, session
 if TYPE_CHECKING:
     from quantcfg.config.load import Config
     from quantcfg.preparation.plan import Plan
-    from quantcfg.stages.comparing import OpChange
+    from quantcfg.stages.op_changes import OpChange
 
 _Only = Annotated[
     str | None,

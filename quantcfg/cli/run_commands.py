@@ -129,7 +129,7 @@ def evaluate(
     del debug
     with session(quiet=quiet, verbose=verbose):
         from quantcfg.runs.directory import RunDirectory
-        from quantcfg.stages.evaluation import evaluate_run
+        from quantcfg.stages.eval import evaluate_run
 
         directory = RunDirectory(run.absolute())
         directory.verify()

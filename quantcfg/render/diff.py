@@ -14,7 +14,7 @@ from quantcfg.config.compare import BOTH, Change
 from quantcfg.preparation.outcomes import Treatment
 from quantcfg.render.names import summarize
 from quantcfg.render.tables import cell, new_table, print_line, print_table
-from quantcfg.stages.comparing import OpChange
+from quantcfg.stages.op_changes import OpChange
 
 DIFF_VERSION = 1
 FLOAT = "float"

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from quantcfg.config.suggest import counted, listing
-from quantcfg.render.comparison import print_comparison
+from quantcfg.render.observer_comparison import print_comparison
 from quantcfg.render.tables import add_numbers, keys_of, new_table, print_facts, print_table
 from quantcfg.render.text import percent, safe_text
 

@@ -17,13 +17,13 @@ from quantcfg.stages import records
 from quantcfg.stages.agreement import require_agreement
 from quantcfg.stages.batches import num_samples
 from quantcfg.stages.clock import Clock, SaveTimer
-from quantcfg.stages.comparison import Comparison, open_comparison, take_observers
 from quantcfg.stages.data import DataSource, Numbered, length_of
 from quantcfg.stages.evaluate import evaluate
 from quantcfg.stages.guards import check_metrics, check_plan, guard_results
 from quantcfg.stages.identity import Identity, identity_of
 from quantcfg.stages.integers import integer_metrics
 from quantcfg.stages.job import Job
+from quantcfg.stages.observer_comparison import Comparison, open_comparison, take_observers
 from quantcfg.stages.recalculation import recalculate
 from quantcfg.stages.seeding import random_state, restorer
 from quantcfg.stages.sharding import ObserverShards, Pulse

@@ -11,8 +11,8 @@ from quantcfg.config.suggest import listing
 from quantcfg.errors import UsageError
 from quantcfg.preparation.plan import Plan
 from quantcfg.preparation.state import plan_of
-from quantcfg.stages.comparing import OpChange, compare_on_model
 from quantcfg.stages.job import Job
+from quantcfg.stages.op_changes import OpChange, compare_on_model
 from quantcfg.stages.survey import survey
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from quantcfg.config.load import load_config
 from quantcfg.preparation.prepare import prepare
 from quantcfg.preparation.state import calibrating, fake_quants
-from quantcfg.stages.comparison import open_comparison
+from quantcfg.stages.observer_comparison import open_comparison
 from tests.cli.test_resume import STOPPABLE, stopped
 from tests.cli.test_runs import contents
 

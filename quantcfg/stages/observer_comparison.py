@@ -20,7 +20,14 @@ from quantcfg.numeric.observers.base import Observer
 from quantcfg.numeric.observers.histogram_family import HistogramObserver
 from quantcfg.numeric.observers.mse import MSEObserver
 from quantcfg.preparation.state import fake_quants, quantizer_state
-from quantcfg.stages.contests import Choices, Contest, Contests, find_contests, make_observer, quantizers_of
+from quantcfg.stages.observer_contests import (
+    Choices,
+    Contest,
+    Contests,
+    find_contests,
+    make_observer,
+    quantizers_of,
+)
 
 Key = tuple[str, str]  # the op and the slot of a contest
 Evaluate = Callable[[], Mapping[str, float]]

@@ -10,7 +10,7 @@ from quantcfg.config.load import empty_config, load_config
 from quantcfg.preparation.prepare import prepare
 from quantcfg.preparation.state import fake_quants, prepared
 from quantcfg.preparation.targets import targets_of
-from quantcfg.stages.comparing import compare_on_model
+from quantcfg.stages.op_changes import compare_on_model
 from quantcfg.stages.survey import Survey
 
 EXAMPLE = torch.rand(2, 4)
