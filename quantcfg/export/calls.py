@@ -53,7 +53,7 @@ class Call:
         """These arguments with keywords in the order of ``example``.
 
         Raises:
-            RunError: They are other arguments than those of ``example``.
+            RunError: they are other arguments than those of ``example``.
         """
         known = [name for name in example.kwargs if name in self.kwargs]
         ordered = Call(self.args, {name: self.kwargs[name] for name in known})

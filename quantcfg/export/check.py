@@ -50,7 +50,7 @@ def check_onnx(subject: Subject, path: Path, float_path: Path | None) -> Check:
     ``float_path`` is the float model in the same format. The folder of ``path`` is ours to write to.
 
     Raises:
-        RunError: Qparams differ in a bit, or outputs by more than the bound.
+        RunError: qparams differ in a bit, or outputs by more than the bound.
     """
     proto = onnx.load(path, load_external_data=False)
     num_equal = check_qparams(subject, _qparams_in(proto))
@@ -140,7 +140,7 @@ def check_qparams(subject: Subject, arrays: Mapping[str, np.ndarray]) -> int:
     """Compare scales and zero points of the checkpoint with those of a file, by name; returns how many.
 
     Raises:
-        RunError: A bit differs.
+        RunError: a bit differs.
     """
     compared = 0
     for name, source in prepared(subject.model).modules.items():

@@ -61,7 +61,7 @@ def difference(outputs: Any, reference: Any) -> Difference:
     """``outputs`` from ``reference``: whatever a model returns, of the same structure.
 
     Raises:
-        RunError: Number or shapes of the tensors in it differ.
+        RunError: number or shapes of the tensors in it differ.
     """
     ours, theirs = list(tensors_in(outputs)), list(tensors_in(reference))
     if [x.shape for x in ours] != [x.shape for x in theirs]:

@@ -147,8 +147,8 @@ class RunDirectory:
         """Check every file of a finished run.
 
         Raises:
-            UsageError: There is no run here, or it is not finished.
-            RunError: Something in it was changed or lost.
+            UsageError: there is no run here, or it is not finished.
+            RunError: something in it was changed or lost.
         """
         if not (self.path / _CONFIG).is_dir():
             raise UsageError(f"'{self.path}' is not a run directory")
@@ -205,7 +205,7 @@ def open_run(
     one.
 
     Raises:
-        UsageError: The directory is in use, holds a run, or holds files that are no part of one.
+        UsageError: the directory is in use, holds a run, or holds files that are no part of one.
     """
     resume = resume or checkpoint is not None
     run = RunDirectory(path, resume, writes, checkpoint)

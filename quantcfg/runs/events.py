@@ -21,7 +21,7 @@ def require_tensorboard() -> None:
     """See to it that the package is there before a run begins.
 
     Raises:
-        UsageError: It is not, or a part of it is not.
+        UsageError: it is not, or a part of it is not.
     """
     try:
         _Protocol.load()

@@ -34,7 +34,7 @@ def locked(directory: Path) -> Iterator[None]:
     The kernel frees a lock with its process. What a forked child of a killed run still holds is reclaimed.
 
     Raises:
-        UsageError: A living process holds it.
+        UsageError: a living process holds it.
     """
     path = directory / NAME
     with _alone_in(directory):

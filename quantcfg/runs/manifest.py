@@ -53,7 +53,7 @@ def read_manifest(directory: Path) -> Manifest:
     """Parse the manifest of ``directory`` without looking at the files.
 
     Raises:
-        RunError: There is none, it was changed, or a newer quantcfg wrote it.
+        RunError: there is none, it was changed, or a newer quantcfg wrote it.
     """
     path = directory / NAME
     try:
@@ -75,7 +75,7 @@ def verify(directory: Path) -> Manifest:
     """Compare every file with the manifest of ``directory`` before anybody uses one.
 
     Raises:
-        RunError: Some file is missing, short or changed; the message names each.
+        RunError: some file is missing, short or changed; the message names each.
     """
     manifest = read_manifest(directory)
     faults = [fault for name, record in manifest.files.items() if (fault := _fault(directory / name, record))]

@@ -35,7 +35,7 @@ class MetricsLog:
         """All lines, as a checkpoint keeps them.
 
         Raises:
-            RunError: They cannot be read.
+            RunError: they cannot be read.
         """
         try:
             return read_bytes(self.path)

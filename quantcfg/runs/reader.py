@@ -18,8 +18,8 @@ def read_bytes(path: Path) -> bytes:
     """The content of ``path``.
 
     Raises:
-        FileNotFoundError: There is none.
-        RunError: It cannot be read, or is no plain file: a link, a pipe, a device.
+        FileNotFoundError: there is none.
+        RunError: it cannot be read, or is no plain file: a link, a pipe, a device.
     """
     with reading(path):
         handle = os.open(path, _OPEN)
@@ -37,8 +37,8 @@ def reading(path: Path) -> Iterator[None]:
     """Name ``path``, and the system's reason, in the error of a system call that fails.
 
     Raises:
-        FileNotFoundError: It is not there, which may be all right.
-        RunError: Another one.
+        FileNotFoundError: it is not there, which may be all right.
+        RunError: another one.
     """
     try:
         yield

@@ -28,7 +28,7 @@ class Saver:
         """Start ``write``, which shares nothing with the work that goes on.
 
         Raises:
-            RunError: The write before this one failed.
+            RunError: the write before this one failed.
         """
         self.wait()
         thread = threading.Thread(target=self._run, args=(write,), name="quantcfg-save")
@@ -43,7 +43,7 @@ class Saver:
         """Come back when nothing is being written.
 
         Raises:
-            RunError: The last write failed.
+            RunError: the last write failed.
         """
         self.join()
         error, self._error = self._error, None
@@ -68,7 +68,7 @@ def settled(saver: Saver) -> Iterator[None]:
     """Wait for the last write at the end of the block, and before an interruption says that all is saved.
 
     Raises:
-        RunError: It failed, and nothing worse ended the block.
+        RunError: it failed, and nothing worse ended the block.
     """
     try:
         yield

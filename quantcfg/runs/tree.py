@@ -20,7 +20,7 @@ def split_tensors(value: Any, prefix: str = "") -> tuple[Any, dict[str, Tensor]]
     Tuples, keys that are not strings and floats that are not finite survive. `join_tensors` undoes it.
 
     Raises:
-        RunError: A value of a kind that has no place in a checkpoint.
+        RunError: a value of a kind that has no place in a checkpoint.
     """
     tensors: dict[str, Tensor] = {}
     return _split(value, prefix, tensors), tensors

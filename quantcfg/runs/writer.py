@@ -26,7 +26,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     Whoever reads ``path`` sees the old content or the new one, also after a power cut.
 
     Raises:
-        RunError: The system refused a step; nothing is left under a temporary name.
+        RunError: the system refused a step; nothing is left under a temporary name.
     """
     temporary = temporary_name(path)
     with naming(path):
@@ -87,7 +87,7 @@ def append_bytes(path: Path, data: bytes) -> None:
     """Append to a log by one system call, so that what a killed run wrote last is not interleaved.
 
     Raises:
-        RunError: The system refused.
+        RunError: the system refused.
     """
     with naming(path):
         handle = os.open(path, _APPEND, 0o644)
@@ -169,7 +169,7 @@ def naming(path: Path) -> Iterator[None]:
     """Name ``path``, and the system's reason, in the error of a system call that fails.
 
     Raises:
-        RunError: One did.
+        RunError: one did.
     """
     try:
         yield

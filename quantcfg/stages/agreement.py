@@ -18,7 +18,7 @@ def require_agreement(model: nn.Module, ranks: Ranks, where: str) -> None:
     """Compare the qparams of all ranks, and the weights that each holds whole.
 
     Raises:
-        RunError: They differ; the message names the rank that stands alone and the first quantizer.
+        RunError: they differ; the message names the rank that stands alone and the first quantizer.
     """
     if not ranks.are_many:
         return

@@ -63,7 +63,7 @@ def run_calib(
     run counted. ``integer`` evaluates the model that computes in integers, too.
 
     Raises:
-        QuantcfgError: See the exit codes; nothing under a final name is half-written.
+        QuantcfgError: see the exit codes; nothing under a final name is half-written.
     """
     if records.is_finished(job, run, "calib"):
         return

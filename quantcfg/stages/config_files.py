@@ -42,7 +42,7 @@ def changed_fields(resolved: Path, config: Config) -> list[str]:
     """What ``config`` says otherwise than a ``resolved.yaml``: field by field, and where it stands now.
 
     Raises:
-        RunError: That file is damaged.
+        RunError: that file is damaged.
     """
     try:
         begun = yaml.safe_load(read_bytes(resolved).decode())

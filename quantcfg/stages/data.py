@@ -113,7 +113,7 @@ class DataSource:
         ends the pass at once: what the run has is saved.
 
         Raises:
-            UserCodeError: The data raised, gave no batch, or gave something that is none; or it has other
+            UserCodeError: the data raised, gave no batch, or gave something that is none; or it has other
                 batches than before the run was stopped.
         """
         batches = self._guarded(self._iterate(epoch))
@@ -141,7 +141,7 @@ class DataSource:
         """SHA-256 of the first batch of the first pass, which is read where it was not seen yet.
 
         Raises:
-            UserCodeError: It cannot be read.
+            UserCodeError: it cannot be read.
         """
         return self.facts.first_batch or self.read_fingerprint()
 
@@ -161,7 +161,7 @@ class DataSource:
         """The first ``samples`` samples of a batch, or all of them where it has no more.
 
         Raises:
-            UserCodeError: Its container cannot be built again around less.
+            UserCodeError: its container cannot be built again around less.
         """
         with user_code(
             f"cutting batch {index} of {self.name}() to {counted(samples, 'sample')}", self._function

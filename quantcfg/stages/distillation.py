@@ -32,7 +32,7 @@ class Teacher:
         target is -100 are not counted.
 
         Raises:
-            UserCodeError: Outputs and targets do not make class scores the obvious reading.
+            UserCodeError: outputs and targets do not make class scores the obvious reading.
 
         Reference:
             Hinton et al. 2015, arXiv 1503.02531, section 2.

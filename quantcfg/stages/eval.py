@@ -21,8 +21,8 @@ def evaluate_run(
     The result has ``integers`` too: how the integers of the two latter compare, op by op.
 
     Raises:
-        UsageError: There is no finished run.
-        RunError: It is damaged or does not fit the model.
+        UsageError: there is no finished run.
+        RunError: it is damaged or does not fit the model.
     """
     clock = Clock()
     rebuilt = records.rebuild(job, run)

@@ -42,8 +42,8 @@ def evaluate(
     ranks each runs the user's ``evaluate`` on all the data, and the first one's metrics count.
 
     Raises:
-        Stopped: There is a ``stop`` between two batches, on any rank. The model is as it was before.
-        UserCodeError: Model, data or the user's ``evaluate`` raised or returned something else than metrics.
+        Stopped: there is a ``stop`` between two batches, on any rank. The model is as it was before.
+        UserCodeError: model, data or the user's ``evaluate`` raised or returned something else than metrics.
     """
     if not data.exists:
         return {}
@@ -80,7 +80,7 @@ class _Rounds:
         """Begin another round.
 
         Raises:
-            Stopped: Some rank received a stop.
+            Stopped: some rank received a stop.
         """
         if self._meet().stop:
             self.is_broken_off = True

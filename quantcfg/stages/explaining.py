@@ -101,7 +101,7 @@ def explain_name(surveyed: Survey, outcome: Outcome, name: str) -> OpExplanation
     """Explain an op by its name, or a rule: ``rule:PATTERN``, ``rule:global``.
 
     Raises:
-        UsageError: There is no such op or rule; the hint is the nearest.
+        UsageError: there is no such op or rule; the hint is the nearest.
     """
     if name.startswith(RULE_PREFIX):
         return _explain_rule(outcome, _find_rule(outcome.rules, name.removeprefix(RULE_PREFIX)))

@@ -79,7 +79,7 @@ def refuse(run: RunDirectory, differences: Iterable[Difference]) -> None:
     """Let nobody go on with a run that was begun with something else.
 
     Raises:
-        UsageError: There are ``differences``.
+        UsageError: there are ``differences``.
     """
     if not (found := list(differences)):
         return
@@ -122,7 +122,7 @@ def data_differences(job: Job, before: Mapping[str, Any]) -> Iterator[Difference
     """What differs in the data functions. Of each no more than one batch is read.
 
     Raises:
-        UserCodeError: One cannot be read.
+        UserCodeError: one cannot be read.
     """
     for name, saved in before.get("data", {}).items():
         source = job.source(name)

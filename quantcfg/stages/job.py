@@ -58,7 +58,7 @@ class Job:
         """Like `source`, and sure to exist.
 
         Raises:
-            UserCodeError: The model file has no such function.
+            UserCodeError: the model file has no such function.
         """
         self.model_file.function(name)
         return self.source(name)
@@ -154,7 +154,7 @@ def choose_device(name: str) -> torch.device:
     """The device that ``name`` means; ``auto`` is a GPU when there is one.
 
     Raises:
-        UsageError: No such device here, or none that works; the message has torch's reason.
+        UsageError: no such device here, or none that works; the message has torch's reason.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -50,7 +50,7 @@ class Meeting:
         """Connect with the others.
 
         Raises:
-            LostRankError: Some did not come.
+            LostRankError: some did not come.
         """
         self.ranks.at("the rendezvous")
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
@@ -69,7 +69,7 @@ class Meeting:
         """Leave when all have done their part: who goes too early looks lost to those that have not.
 
         Raises:
-            LostRankError: Some have not in time.
+            LostRankError: some have not in time.
         """
         self.ranks.at("the final write")
         self._post(_DONE)
@@ -233,8 +233,8 @@ def meeting(
     a signal has ended.
 
     Raises:
-        RunError: The ranks do not find each other.
-        EchoError: A rank failed or is lost, and it has been said why.
+        RunError: the ranks do not find each other.
+        EchoError: a rank failed or is lost, and it has been said why.
     """
     if torch.cuda.is_available() and local_rank < torch.cuda.device_count():
         torch.cuda.set_device(local_rank)

@@ -51,7 +51,7 @@ class ModelFile:
         """The function ``name``.
 
         Raises:
-            UserCodeError: It is missing, or is no function.
+            UserCodeError: it is missing, or is no function.
         """
         if not self.has(name):
             raise UserCodeError(f"{self.shown} has no '{name}'", hint=self._hint(name))
@@ -92,7 +92,7 @@ class ModelFile:
         """The scalar to minimise.
 
         Raises:
-            UserCodeError: There is no loss function and the targets make none obvious, or it gave no scalar.
+            UserCodeError: there is no loss function and the targets make none obvious, or it gave no scalar.
         """
         if not self.has("loss"):
             return self._default_loss(outputs, batch)
@@ -145,8 +145,8 @@ def load_model_file(reference: str) -> ModelFile:
     """Import ``path/to/model.py[:attr]`` or ``package.module[:attr]``; ``attr`` builds the model.
 
     Raises:
-        UsageError: There is no such file or module.
-        UserCodeError: Importing it raised.
+        UsageError: there is no such file or module.
+        UserCodeError: importing it raised.
     """
     source, _, attribute = reference.partition(":")
     if source.endswith(".py") or "/" in source:

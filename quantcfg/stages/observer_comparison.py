@@ -62,7 +62,7 @@ class Comparison:
         """Refuse, before anything is calibrated, a metric that is not among ``metrics``.
 
         Raises:
-            UsageError: The evaluation gives other metrics, or there is none.
+            UsageError: the evaluation gives other metrics, or there is none.
         """
         by = self.section.compare_by
         if by is not None and by.metric not in metrics:

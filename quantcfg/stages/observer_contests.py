@@ -144,7 +144,7 @@ def make_observer(spec: FakeQuantSpec, like: Observer) -> Observer:
     """The observer of ``spec`` for the tensor that ``like`` watches.
 
     Raises:
-        ValueError: The kind has no range for this dtype.
+        ValueError: the kind has no range for this dtype.
     """
     own = FAKE_QUANT_PARAMETERS[spec.fake_quant].model_fields
     kwargs: dict[str, Any] = {name: value for name, value in spec.kwargs.items() if name not in own}

@@ -121,7 +121,7 @@ def build_schedule(section: Scheduler | None, optimizer: Optimizer, num_steps: i
     """The scheduler of the config over ``num_steps`` steps.
 
     Raises:
-        UserCodeError: It needs to know how long training is, and the data has no length.
+        UserCodeError: it needs to know how long training is, and the data has no length.
     """
     if section is None:
         return Schedule()

@@ -39,7 +39,7 @@ class Pauses:
         """Evaluate and save where it is time to.
 
         Raises:
-            Interrupted: Some rank received a signal; the checkpoint is saved.
+            Interrupted: some rank received a signal; the checkpoint is saved.
         """
         evaluates = self._is_evaluated(trainer.position)
         if evaluates:
@@ -56,7 +56,7 @@ class Pauses:
         """Evaluate and save.
 
         Raises:
-            Interrupted: Some rank received a signal; the checkpoint is saved.
+            Interrupted: some rank received a signal; the checkpoint is saved.
         """
         self._evaluate(trainer)
         self._save(trainer)

@@ -25,7 +25,7 @@ def only_rows(plan: Plan, wanted: str) -> Plan:
     """The plan with the ops of one role (``float``), or of a name or pattern and inside of it.
 
     Raises:
-        UsageError: There are none, or the pattern cannot be read.
+        UsageError: there are none, or the pattern cannot be read.
     """
     roles = {row.role for row in plan.rows}
     if wanted in roles:

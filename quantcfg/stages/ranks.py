@@ -162,7 +162,7 @@ def _finish(work: Any) -> None:
     """Wait for a collective, and hear of signals meanwhile: Python does not while torch waits.
 
     Raises:
-        LostRankError: It failed.
+        LostRankError: it failed.
     """
     while not work.is_completed():
         with suppress(RuntimeError):  # not yet completed; what went wrong is raised again below

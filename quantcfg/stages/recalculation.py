@@ -24,7 +24,7 @@ def recalculate(model: nn.Module, calibrated: nn.Module) -> None:
     where the stream is short or both count in the same bins, else as finely as the old one counted.
 
     Raises:
-        RunError: A quantizer has no statistics that its observer could use; the message says which and why.
+        RunError: a quantizer has no statistics that its observer could use; the message says which and why.
     """
     old, new = fake_quants(calibrated), fake_quants(model)
     if missing := [name for name in new if name not in old]:

@@ -73,8 +73,8 @@ def is_finished(job: Job, run: RunDirectory, stage: str) -> bool:
     """Whether there is nothing left to do for a resumed run, which is said aloud.
 
     Raises:
-        UsageError: It was finished with another config, seed or stage.
-        RunError: It was finished, and something in it was changed or lost since.
+        UsageError: it was finished with another config, seed or stage.
+        RunError: it was finished, and something in it was changed or lost since.
     """
     if not (run.resume and job.ranks.from_first(lambda: run.is_finished)):
         return False
@@ -88,8 +88,8 @@ def require_calibration(job: Job, source: RunDirectory) -> None:
     """Refuse to start from anything but a whole calibration run.
 
     Raises:
-        UsageError: There is none.
-        RunError: It is damaged.
+        UsageError: there is none.
+        RunError: it is damaged.
     """
     if not job.ranks.is_first:
         return
@@ -103,9 +103,9 @@ def newest(job: Job, run: RunDirectory, identity: Identity) -> Checkpoint | None
     """The checkpoint to go on from, or None when there is none. Damaged ones are passed over aloud.
 
     Raises:
-        UsageError: The run was begun with another config, model, seed, stage, calibration or other data, or
+        UsageError: the run was begun with another config, model, seed, stage, calibration or other data, or
             has no checkpoint of the name that was asked for. Nothing in it was changed.
-        RunError: The checkpoint that was asked for is damaged.
+        RunError: the checkpoint that was asked for is damaged.
     """
     if not run.resume:
         return None
@@ -242,8 +242,8 @@ def rebuild(job: Job, run: RunDirectory) -> Rebuilt:
     """Build the models of a finished run again, from its own config and seed.
 
     Raises:
-        UsageError: There is no finished run.
-        RunError: The run is damaged, or does not fit the model.
+        UsageError: there is no finished run.
+        RunError: the run is damaged, or does not fit the model.
     """
     facts, result = run.verify().facts, run.read_result()
     own = replace(job, config=load_config(run.resolved_config), seed=result["seed"])
@@ -260,7 +260,7 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, name: str) -> None:
     """Put the tensors of ``checkpoint`` into ``model``.
 
     Raises:
-        RunError: Their names or shapes differ.
+        RunError: their names or shapes differ.
     """
     try:
         model.load_state_dict(dict(checkpoint.model), strict=True)

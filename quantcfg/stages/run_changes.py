@@ -20,7 +20,7 @@ def compare_runs(before: Path, after: Path) -> list[Change]:
     """The facts and results that differ, when both paths hold finished runs.
 
     Raises:
-        RunError: A run is damaged.
+        RunError: a run is damaged.
     """
     runs = [RunDirectory(path) for path in (before, after)]
     if not all(run.path.is_dir() and run.is_finished for run in runs):

@@ -30,7 +30,7 @@ class Selection:
         """Refuse, before anything is trained, a metric that is not among ``metrics``.
 
         Raises:
-            UsageError: The evaluation gives other metrics, or there is none.
+            UsageError: the evaluation gives other metrics, or there is none.
         """
         if self.section is not None and self.section.metric not in metrics:
             given = ", ".join(f"'{name}'" for name in metrics) or "none: the model file has no eval_data()"

@@ -143,7 +143,7 @@ class Pulse(NamedTuple):
         """What all ranks want together: the largest of each. ``source`` is the data function that they read.
 
         Raises:
-            RunError: They are not at the same place: their data differs, in length or in itself.
+            RunError: they are not at the same place: their data differs, in length or in itself.
         """
         if not ranks.are_many:
             return self

@@ -45,7 +45,7 @@ class Survey:
         """What ``config`` makes of the model in ``stage``.
 
         Raises:
-            ConfigError: A rule inherits a qconfig that its own parameters do not fit.
+            ConfigError: a rule inherits a qconfig that its own parameters do not fit.
         """
         rules = with_attributes(config.rules(stage), self.model)
         decisions = rules.resolve(self.targets)
