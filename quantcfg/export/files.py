@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from quantcfg.runs.writer import naming, synchronize, temporary_name
+from quantcfg.runs.writer import naming, synchronize_names, temporary_name
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def publish(folder: Path, output: Path, names: list[str]) -> None:
                 is_new = not output.with_name(name).exists()
                 _move(folder / name, output.with_name(name))
                 moved += [name] if is_new else []
-            synchronize(output.parent)
+            synchronize_names(output.parent)
         except BaseException:
             for name in moved:
                 output.with_name(name).unlink(missing_ok=True)

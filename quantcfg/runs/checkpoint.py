@@ -90,6 +90,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         RunError: Damaged, unfinished, or not the step that its name says.
     """
+    if path.is_symlink():
+        raise RunError(f"'{path}' is a link: a checkpoint lies in the directory of its run")
     facts = dict(verify(path).facts)
     step = facts.pop("step", None)
     try:

@@ -13,6 +13,7 @@ versions alone. `VOLATILE` names what a repeated run writes differently: times, 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ from quantcfg.runs.saver import Saver, settled
 from quantcfg.runs.writer import (
     TEMPORARY_MARK,
     naming,
+    new_directory,
     remove_directory,
     remove_leftovers,
     write_json,
@@ -106,13 +108,12 @@ class RunDirectory:
         """
         if not self.writes:
             return
-        folder = self.path / _CONFIG
-        with naming(folder):
-            if anew:
+        if anew:
+            with naming(self.path):
                 self._clear()
-            folder.mkdir(exist_ok=True)
-        for name, text in config_files.items():
-            write_text(folder / name, text)
+        with new_directory(self.path / _CONFIG) as folder:
+            for name, text in config_files.items():
+                write_text(folder / name, text)
         write_json(self.path / _PLAN, plan)
 
     def rewrite(self, *, resolved_config: str, plan: Any) -> None:
@@ -164,7 +165,7 @@ class RunDirectory:
         """
         (self.path / manifest.NAME).unlink(missing_ok=True)
         for name in _FOLDERS:
-            if (self.path / name).exists():
+            if os.path.lexists(self.path / name):
                 remove_directory(self.path / name)
         for name in _FILES:
             (self.path / name).unlink(missing_ok=True)
@@ -216,7 +217,9 @@ def open_run(
     with _created(path), lock.locked(path):
         _refuse_foreign_files(path)
         remove_leftovers(path)
-        if not resume:
+        if resume:
+            _refuse_odd_folders(run)
+        else:
             _refuse_to_destroy(run, force=force)
         with settled(run.saver):
             yield run
@@ -253,6 +256,17 @@ def _refuse_foreign_files(path: Path) -> None:
     if foreign:
         shown = ", ".join(f"'{name}'" for name in foreign[:3]) + (", ..." if len(foreign) > 3 else "")
         raise UsageError(f"'{path}' holds files that are no part of a run: {shown}", hint=_ELSEWHERE)
+
+
+def _refuse_odd_folders(run: RunDirectory) -> None:
+    """Behind a link nothing is part of the run: its manifest would not name it."""
+    for folder in (run.checkpoints, run.calib):
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            what = "a link" if folder.is_symlink() else "something else"
+            raise UsageError(
+                f"'{folder}' has to be a directory and is {what}",
+                hint="put back the directory that the run had there; --force starts again",
+            )
 
 
 def _refuse_to_destroy(run: RunDirectory, *, force: bool) -> None:

@@ -33,7 +33,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         try:
             _write_durably(temporary, data)
             os.replace(temporary, path)  # noqa: PTH105  os.replace is the call that the tests trace
-            synchronize(path.parent)
+            synchronize_names(path.parent)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -112,8 +112,17 @@ def remove_leftovers(directory: Path) -> list[str]:
 
 
 def synchronize(path: Path) -> None:
-    """Make the names in a directory durable, or what was appended to a file."""
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    """Make what was appended to a file durable."""
+    _synchronize(path, os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def synchronize_names(directory: Path) -> None:
+    """Make the names in a directory durable. It may be given by a link, as to a larger disk."""
+    _synchronize(directory, os.O_DIRECTORY)
+
+
+def _synchronize(path: Path, flags: int) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
         os.fsync(handle)
     finally:
@@ -150,18 +159,18 @@ def _write_all(handle: int, data: bytes) -> None:
 
 def _publish_directory(temporary: Path, path: Path) -> None:
     for folder in sorted((p for p in temporary.rglob("*") if p.is_dir()), reverse=True):
-        synchronize(folder)
-    synchronize(temporary)
+        synchronize_names(folder)
+    synchronize_names(temporary)
     if os.path.lexists(path):
         replaced = temporary_name(path)
         path.rename(replaced)
         temporary.rename(path)
-        synchronize(path.parent)
+        synchronize_names(path.parent)
         with suppress(OSError):
             _remove(replaced)
     else:
         temporary.rename(path)
-        synchronize(path.parent)
+        synchronize_names(path.parent)
 
 
 @contextmanager

@@ -125,6 +125,15 @@ def test_what_is_no_plain_file_is_not_read(tmp_path, name, put):
     assert (found.step, len(skipped)) == (1, 1)
 
 
+def test_a_checkpoint_behind_a_link_is_not_read(tmp_path):
+    path = save_checkpoint(tmp_path, a_checkpoint(1))
+    path.rename(tmp_path / "aside")
+    path.symlink_to("aside")
+    with pytest.raises(RunError) as caught:
+        load_checkpoint(path)
+    assert caught.value.message == f"'{path}' is a link: a checkpoint lies in the directory of its run"
+
+
 @pytest.mark.parametrize(
     "put", [lambda path: path.write_text(""), os.mkfifo, lambda path: path.symlink_to("x")]
 )

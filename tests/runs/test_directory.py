@@ -140,3 +140,46 @@ def test_metrics_that_are_no_plain_file_are_an_error(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(RunError, match="cannot read"):
         MetricsLog(tmp_path / "metrics.jsonl").content()
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "calib"])
+@pytest.mark.parametrize(
+    ("put", "what"),
+    [
+        (lambda path, aside: path.symlink_to(aside), "a link"),
+        (lambda path, aside: path.symlink_to("nowhere"), "a link"),
+        (lambda path, aside: path.write_text(""), "something else"),
+    ],
+)
+def test_a_run_is_not_gone_on_with_behind_a_link(tmp_path, name, put, what):
+    aside = tmp_path / "aside"
+    (tmp_path / "run").mkdir()
+    aside.mkdir()
+    (aside / "kept").write_text("")
+    put(tmp_path / "run" / name, aside)
+    with pytest.raises(UsageError) as caught, open_run(tmp_path / "run", resume=True):
+        pass
+    assert (caught.value.message, caught.value.hint) == (
+        f"'{tmp_path}/run/{name}' has to be a directory and is {what}",
+        "put back the directory that the run had there; --force starts again",
+    )
+    with open_run(tmp_path / "run", force=True) as run:
+        run.begin(config_files={}, plan={})
+    assert not (run.path / name).exists()
+    assert (aside / "kept").exists()
+
+
+def test_a_run_directory_may_be_given_by_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    assert finished_run(tmp_path / "run").verify() == RunDirectory(tmp_path / "disk").verify()
+
+
+def test_the_config_of_a_resumed_run_is_that_of_its_command_alone(tmp_path):
+    with open_run(tmp_path / "run") as run:
+        run.begin(config_files={"input.yaml": "a", "input-2.yaml": "b"}, plan={})
+    with open_run(run.path, resume=True) as run:
+        run.begin(config_files={"input.yaml": "c"}, plan={}, anew=False)
+    assert [(path.name, path.read_text()) for path in (run.path / "config").iterdir()] == [
+        ("input.yaml", "c")
+    ]
