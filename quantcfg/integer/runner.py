@@ -70,6 +70,9 @@ class Table:
     places: Places
     steps: dict[str, list[Step | None]] = field(default_factory=dict)
 
+    def layer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """None: integers are computed op by op."""
+
 
 class IntegerRunner:
     """``tables`` has, for each module, one table per recorded call.

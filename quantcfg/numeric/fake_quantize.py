@@ -48,7 +48,7 @@ class FakeQuantize(FakeQuantizeBase):
 
     def _observe(self, x: Tensor) -> None:
         observer = self.observer
-        observer(x)
+        observer.forward(x)  # without the hooks of a call: who wants to look hooks the quantizer
         if self.quantizing:
             self._set_qparams(observer.qparams())
             if not self._is_ready:

@@ -226,11 +226,12 @@ class FakeQuantizeBase(ExactModule, ABC):
         if x.dtype not in _DTYPES or x.layout is not torch.strided:
             layout = "" if x.layout is torch.strided else f" and layout {x.layout}"
             raise self._error(f"expected a dense tensor of 16, 32 or 64 bit floats, got {x.dtype}{layout}")
-        ch_axis, num_channels = self.observer.ch_axis, self.observer.num_channels
-        if ch_axis < 0 or (x.dim() > ch_axis and x.shape[ch_axis] == num_channels):
+        observer = self.observer
+        ch_axis = observer.ch_axis
+        if ch_axis < 0 or (x.dim() > ch_axis and x.shape[ch_axis] == observer.num_channels):
             return
         raise self._error(
-            f"expected {num_channels} channels along axis {ch_axis}, got shape {tuple(x.shape)}"
+            f"expected {observer.num_channels} channels along axis {ch_axis}, got shape {tuple(x.shape)}"
         )
 
     def _never_observed(self) -> NumericError:

@@ -13,19 +13,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 Values: TypeAlias = float | NDArray[np.float64]
 ValueRange: TypeAlias = tuple[Values, Values]
 
 
-def is_on_host(x: Tensor) -> bool:
-    """Whether a value of ``x`` can be read without waiting: no device, compiler or transform holds it."""
-    return (
-        not torch.compiler.is_compiling()
-        and type(x) is Tensor
-        and x.is_cpu
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-    )
+def is_on_host(*tensors: Tensor) -> bool:
+    """Whether their values can be read without waiting: no device, compiler or transform holds them."""
+    return not torch.compiler.is_compiling() and all(map(_is_plain, tensors))
+
+
+def _is_plain(x: Tensor) -> bool:
+    return type(x) is Tensor and x.is_cpu and not is_functorch_wrapped_tensor(x)
 
 
 def values(x: Tensor) -> Values:
@@ -33,17 +33,25 @@ def values(x: Tensor) -> Values:
     return x.item() if x.numel() == 1 else x.detach().numpy().astype(np.float64)
 
 
-def set_values(x: Tensor, found: Values) -> None:
-    """Write into ``x``, which is on the host, what `values` is to read there, rounded to float32."""
-    if isinstance(found, float):
-        x.fill_(found)  # where one value is written, numpy takes twice as long to begin
-    else:
-        x.numpy()[:] = found
+def range_of(low: Tensor, high: Tensor) -> ValueRange:
+    """The `values` of both ends."""
+    if low.numel() == 1:
+        return low.item(), high.item()
+    return values(low), values(high)
+
+
+def set_range(low: Tensor, high: Tensor, found: ValueRange) -> None:
+    """Write into both ends, which are on the host, what `range_of` is to read there, rounded to float32."""
+    for end, value in zip((low, high), found, strict=True):
+        if isinstance(value, float):
+            end.fill_(value)  # where one value is written, numpy takes twice as long to begin
+        else:
+            end.numpy()[:] = value
 
 
 def is_finite(found: ValueRange) -> bool:
     """Whether no end of the range is NaN or inf."""
     low, high = found
-    if isinstance(low, float) and isinstance(high, float):
+    if isinstance(low, float):
         return math.isfinite(low) and math.isfinite(high)
     return bool(np.isfinite(low).all() and np.isfinite(high).all())

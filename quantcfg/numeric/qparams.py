@@ -79,7 +79,7 @@ def choose_qparams(
     Reference:
         Jacob et al. 2018, arXiv 1712.05877, section 2.1, equation 1.
     """
-    if is_on_host(min_val) and is_on_host(max_val):
+    if is_on_host(min_val, max_val):
         return _choose_on_host(values(min_val), values(max_val), quant_min, quant_max, symmetric=symmetric)
     levels = quant_max - quant_min
     if symmetric:

@@ -184,9 +184,8 @@ class _Builder:
             for call, table in enumerate(tables):
                 key = (path, call)
                 if table is not None and key in recorded.counts:
-                    tables[call] = table.close(
-                        recorded.spellings[key], recorded.counts[key], recorded.places[key]
-                    )
+                    found = recorded.spellings[key], recorded.counts[key], recorded.places[key]
+                    tables[call] = table.close(self.modules[path], *found)
 
 
 def _build(factory: FakeQuantFactory, slotted: Slotted) -> FakeQuantizeBase:

@@ -12,6 +12,7 @@ import copy
 import inspect
 import threading
 from collections.abc import Callable, Hashable, Iterable
+from types import MethodType
 from typing import Any, Protocol
 
 import torch
@@ -40,14 +41,28 @@ class Scope:
 class Handler(Protocol):
     """What is done with the torch functions: recorded, or quantized."""
 
-    def enter(self, path: str, call: int) -> Any:
-        """Whatever the handler wants to find on the scope of this call."""
+    def enter(self, path: str, call: int) -> Table | None:
+        """What the handler wants to find on the scope of this call."""
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward starts at its outermost module, which need not be the model."""
 
     def handle(self, scope: Scope, func: Callable[..., Any], args: Any, kwargs: Any, memo: Memo) -> Any:
         """Run one torch function in place of the caller."""
+
+
+class Table(Protocol):
+    """What a handler knows of one call of one module."""
+
+    def layer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Layer | None:
+        """What to run around the forward, if it is one torch function of ``args``, which nobody need see."""
+
+
+class Layer(Protocol):
+    """What is done around one torch function."""
+
+    def run(self, func: Callable[..., Any], args: Any, kwargs: Any, memo: Memo) -> Any:
+        """Run ``func``, or the forward that is nothing else, on arguments that may be changed."""
 
 
 Memo = dict[int, tuple[Tensor, Tensor]]
@@ -61,10 +76,18 @@ class Position:
         self.depth = 0  # forwards that are running now, in any state
         self.calls: dict[str, int] = {}
         self.memo: Memo = {}
+        self.mode: _Mode | None = None  # what sees the torch functions of the forward, unless that is traced
+
+    def next_call(self, path: str) -> int:
+        """How many times the module at ``path`` ran in this forward before."""
+        call = self.calls.get(path, 0)
+        self.calls[path] = call + 1
+        return call
 
     def reset(self) -> None:
         """Forget the forward that ended."""
         self.scope = None
+        self.mode = None
         self.calls = {}
         self.memo = {}
 
@@ -150,41 +173,57 @@ class ScopedForward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the original forward; where quantization is on, inside its scope."""
         interceptor = self.interceptor
+        position = interceptor.position
+        outer, handler = position.scope, interceptor.handler
+        if outer is None or handler is None or not interceptor.active:
+            return self._begin(interceptor, args, kwargs)
+        call = position.next_call(self.path)
+        table = handler.enter(self.path, call)
+        layer = table.layer(args, kwargs) if table is not None else None
+        if layer is not None and self.original is self.substitute is None and _is_innermost(position.mode):
+            return self._as_layer(layer, args, kwargs, position.memo)
+        position.scope = Scope(self.path, call, table)
+        try:
+            return self._inner(args, kwargs)
+        finally:
+            position.scope = outer
+
+    def _as_layer(self, layer: Layer, args: Any, kwargs: Any, memo: Memo) -> Any:
+        """Run the forward, which is one torch function, with what is done around it and nobody looking."""
+        mode = torch._C._pop_torch_function_stack()
+        try:
+            return layer.run(MethodType(type(self.module).forward, self.module), args, kwargs, memo)
+        finally:
+            torch._C._push_on_torch_function_stack(mode)
+
+    def _begin(self, interceptor: Interceptor, args: Any, kwargs: Any) -> Any:
+        """Run the forward where none was quantized that is running now."""
         if interceptor.pending is not None and not self.path:
             interceptor.pending(self.module, args, kwargs)
         position = interceptor.position
         position.depth += 1
         try:
             if not interceptor.active or interceptor.handler is None:
-                return self._inner(*args, **kwargs)
-            return self._scoped(position, interceptor.handler, args, kwargs)
+                return self._inner(args, kwargs)
+            return self._outermost(position, interceptor.handler, args, kwargs)
         finally:
             position.depth -= 1
 
-    def _scoped(self, position: Position, handler: Handler, args: Any, kwargs: Any) -> Any:
-        outer = position.scope
-        call = position.calls.get(self.path, 0)
-        position.calls[self.path] = call + 1
+    def _outermost(self, position: Position, handler: Handler, args: Any, kwargs: Any) -> Any:
+        call = position.next_call(self.path)
         position.scope = Scope(self.path, call, handler.enter(self.path, call))
-        if outer is not None:
-            try:
-                return self._inner(*args, **kwargs)
-            finally:
-                position.scope = outer
         try:
             handler.begin(self.module, args, kwargs)
-            with _Mode(handler, position):
-                return self._inner(*args, **kwargs)
+            with _Mode(handler, position) as mode:
+                position.mode = None if torch.compiler.is_compiling() else mode
+                return self._inner(args, kwargs)
         finally:
             position.reset()
 
-    def _inner(self, *args: Any, **kwargs: Any) -> Any:
-        if self.substitute is None:
-            return self._unchanged(*args, **kwargs)
-        with self.substitute(self.module):
-            return self._unchanged(*args, **kwargs)
-
-    def _unchanged(self, *args: Any, **kwargs: Any) -> Any:
+    def _inner(self, args: Any, kwargs: Any) -> Any:
+        if self.substitute is not None:
+            with self.substitute(self.module):
+                return self._bound()(*args, **kwargs)
         if self.original is not None:
             return self.original(*args, **kwargs)
         return type(self.module).forward(self.module, *args, **kwargs)
@@ -207,6 +246,12 @@ class ScopedForward:
 
     def __repr__(self) -> str:
         return f"<forward of {self.path or 'the model'} with quantization>"
+
+
+def _is_innermost(mode: _Mode | None) -> bool:
+    """Whether no other mode, which the model has entered, sees a torch function before this one does."""
+    depth = torch._C._len_torch_function_stack()
+    return mode is not None and depth > 0 and torch._C._get_function_stack_at(depth - 1) is mode
 
 
 def interceptor_of(model: nn.Module) -> Interceptor | None:

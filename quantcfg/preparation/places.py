@@ -21,7 +21,7 @@ Place = tuple[str, "_Call"]
 
 _Call = tuple[str, int | None, int | None, int | None, int | None]
 
-_HANDLER = 4  # frames from `called_from` over the handler and its mode to what called the torch function
+_HANDLER = 4  # frames from `_caller` over the handler and its mode to what called the torch function
 
 
 def _through() -> frozenset[str]:
@@ -39,9 +39,18 @@ _COMPILED = str(Path("torch", "_dynamo", "eval_frame.py"))  # which calls all co
 
 def called_from(op: str) -> Place:
     """The place that called the torch function which a handler is given; for what ``handle`` calls."""
+    return _place(op, _caller())
+
+
+def _caller() -> Any:
+    """The frame that called the torch function which a handler is given; for what its ``handle`` calls."""
     frame: Any = sys._getframe(_HANDLER)
     while frame.f_code.co_filename in _THROUGH and frame.f_back is not None:
         frame = frame.f_back
+    return frame
+
+
+def _place(op: str, frame: Any) -> Place:
     # An instruction is two bytes. Its number would not do: where Python has specialized a call, another of
     # the instructions that make it up is the one that runs.
     return op, _calls_in(frame.f_code)[frame.f_lasti // 2]
@@ -78,10 +87,19 @@ class Places:
 
     def __init__(self) -> None:
         self.ordinals: dict[Place, list[int]] = {}
+        # By op, code and instruction: finding the place itself takes longer than all else between two ops.
+        self._found: dict[tuple[str, int, int], list[int] | None] = {}
 
     def note(self, place: Place, ordinal: int) -> None:
         """The ``ordinal``-th op of its kind ran here."""
         self.ordinals.setdefault(place, []).append(ordinal)
+
+    def of(self, op: str, frame: Any) -> list[int] | None:
+        """The ordinals that ran where ``frame`` is; None where none did."""
+        key = (op, id(frame.f_code), frame.f_lasti)  # code that was looked into is kept, and so is its id
+        if key not in self._found:
+            self._found[key] = self.ordinals.get(_place(op, frame))
+        return self._found[key]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Places:
         return self
@@ -97,8 +115,9 @@ def occurrence(scope: Scope, op: str, places: Places) -> int | None:
     """
     if torch.compiler.is_compiling() or not places.ordinals:
         return scope.next_ordinal(op)
-    place = called_from(op)
-    ordinals = places.ordinals.get(place)
+    ordinals = places.of(op, _caller())
     if ordinals is None:
         return None
-    return ordinals[min(scope.next_ordinal(place), len(ordinals) - 1)]
+    if len(ordinals) == 1:
+        return ordinals[0]
+    return ordinals[min(scope.next_ordinal(id(ordinals)), len(ordinals) - 1)]

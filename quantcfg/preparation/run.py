@@ -20,6 +20,14 @@ from quantcfg.preparation.record import Site, Slot
 
 _RELUS = ("relu", "relu_")
 
+LAYERS = frozenset({
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm,
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid,
+    nn.Sigmoid, nn.Tanh, nn.Softmax, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Embedding,
+})  # fmt: skip
+"""torch's modules whose forward returns what one torch function makes of its first argument."""
+
 
 @dataclass(slots=True)
 class LiveBatchNorm:
@@ -78,18 +86,18 @@ class Action:
                     change = partial(_in_place, fake_quant)
                 replace_argument(args, kwargs, slot, change)
             for slot, fake_quant in self.weights:
-                replace_argument(args, kwargs, slot, partial(self._weight, fake_quant))
-        if self.output is None:
+                if fake_quant.observing or fake_quant.quantizing:
+                    replace_argument(args, kwargs, slot, partial(self._weight, fake_quant))
+        output = self.output
+        if output is None:
             return func(*args, **kwargs)
-        result = self._to_quantize(func)(*args, **kwargs)
         if self.write_back:
-            return result.copy_(self.output(result.clone()))
-        return self._quantize(result, self.output)
-
-    def _to_quantize(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        """``func``, or what compiles better where nobody sees the result before it is quantized."""
-        compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-        return relu if compiled and not self.write_back and func.__name__ in _RELUS else func
+            result = func(*args, **kwargs)
+            return result.copy_(output(result.clone()))
+        result = _compiled_well(func)(*args, **kwargs)
+        if isinstance(result, Tensor):
+            return output(result) if result.is_floating_point() else result
+        return self._quantize_items(result, output)
 
     def _weight(self, fake_quant: FakeQuantizeBase, weight: Tensor) -> Any:
         factor = None if self.batch_norm is None else self.batch_norm.factor(weight)
@@ -99,15 +107,20 @@ class Action:
             return weight
         return result if factor is None else result / factor
 
-    def _quantize(self, result: Any, fake_quant: FakeQuantizeBase) -> Any:
-        if isinstance(result, Tensor):
-            return fake_quant(result) if result.is_floating_point() else result
+    def _quantize_items(self, result: Any, fake_quant: FakeQuantizeBase) -> Any:
         items = list(result)
         for index, item in enumerate(items[: self.num_outputs or None]):
             if isinstance(item, Tensor) and item.is_floating_point():
                 items[index] = fake_quant(item)
         make = getattr(type(result), "_make", type(result))
         return make(items)
+
+
+def _compiled_well(func: Callable[..., Any]) -> Callable[..., Any]:
+    """``func``, or what compiles better where nobody sees the result before it is quantized."""
+    if func.__name__ not in _RELUS or not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return func
+    return relu
 
 
 def _in_place(fake_quant: FakeQuantizeBase, x: Tensor) -> Tensor:
@@ -154,13 +167,15 @@ def replace_argument(
 class Table:
     """The actions of one call of one module: which spellings count, and the action of each occurrence.
 
-    ``known`` has every spelling that ran, with an action or without.
+    ``known`` has every spelling that ran, with an action or without; ``only`` is the action of a module that
+    is one torch function.
     """
 
     names: dict[str, str] = field(default_factory=dict)
     actions: dict[str, list[Action | None]] = field(default_factory=dict)
     known: set[str] = field(default_factory=set)
     places: Places = field(default_factory=Places)
+    only: Action | None = None
 
     def set(self, op: str, ordinal: int, action: Action) -> None:
         """Note the action of the ``ordinal``-th occurrence of ``op``."""
@@ -172,7 +187,9 @@ class Table:
         row = self.actions.setdefault(op, [])
         row.extend([None] * (ordinal + 1 - len(row)))
 
-    def close(self, spellings: dict[str, str], counts: dict[str, int], places: Places) -> Table | None:
+    def close(
+        self, module: nn.Module, spellings: dict[str, str], counts: dict[str, int], places: Places
+    ) -> Table | None:
         """Keep only the ops that have an action, as many occurrences as ran; None when no op has one."""
         self.actions = {op: row for op, row in self.actions.items() if any(row)}
         for op in self.actions:
@@ -180,7 +197,18 @@ class Table:
         self.names = {spelling: op for spelling, op in spellings.items() if op in self.actions}
         self.known = set(spellings)
         self.places = places
+        if type(module) in LAYERS and sum(counts.values()) == 1:
+            self.only = next((row[0] for row in self.actions.values()), None)
         return self if self.actions else None
+
+    def layer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Action | None:
+        """The action of a module that is one torch function of ``args``, whose weights stay as they are."""
+        if self.only is None or kwargs or len(args) != 1:
+            return None
+        for _, fake_quant in self.only.weights:
+            if fake_quant.observing or fake_quant.quantizing:
+                return None
+        return self.only
 
 
 class Runner:
@@ -242,10 +270,11 @@ class Runner:
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
         """Say it once when quantizers have nothing to quantize with, and the model runs in float."""
-        if self.settled or torch.compiler.is_compiling():
+        modules = self.modules.values()
+        if self.settled or torch.compiler.is_compiling() or any(m.observing for m in modules):
             return
-        idle = [m for m in self.modules.values() if not (m.observing or m.quantizing or m.observed)]
-        self.settled = bool(idle) or all(m.quantizing for m in self.modules.values())
+        idle = [m for m in modules if not (m.quantizing or m.observed)]
+        self.settled = bool(idle) or all(m.quantizing for m in modules)
         if idle:
             warn(
                 f"{len(idle)} of {len(self.modules)} quantizers have seen nothing yet and stay in float; "

@@ -70,7 +70,7 @@ class HistogramObserver(Observer):
         self.num_batches.add_(1)
 
     def _is_on_host(self, x: Tensor) -> bool:
-        return not self.per_channel and x.numel() > 0 and is_on_host(x) and is_on_host(self.low)
+        return not self.per_channel and x.numel() > 0 and is_on_host(x, self.low)
 
     @property
     def fold_batches(self) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from quantcfg.numeric.bins import in_memory_order
-from quantcfg.numeric.host import ValueRange, is_finite, is_on_host, set_values, values
+from quantcfg.numeric.host import ValueRange, is_finite, is_on_host, range_of, set_range
 from quantcfg.numeric.observers.base import NATIVE, Observer, channel_aminmax
 
 
@@ -21,35 +21,32 @@ class MinMaxObserver(Observer):
         """See `Observer.forward`; a range in the host's memory is folded there, from the second batch on."""
         if self.newest is not None:  # to set what a module holds takes longer than to ask
             self.newest = None
-        if not (self._is_on_host(x) and self._fold_on_host(x)):
+        if self.taken is not None or not self._fold_on_host(x):
             super().forward(x)
 
-    def _is_on_host(self, x: Tensor) -> bool:
-        is_plain = x.dtype in NATIVE and x.layout is torch.strided and x.numel() > 0
-        return is_plain and self.taken is None and is_on_host(x) and is_on_host(self.min_val)
-
     def _fold_on_host(self, x: Tensor) -> bool:
-        """Take one batch in, if it is neither the first nor a bad one; whether that is so."""
-        batch, state = self._values(x), (values(self.min_val), values(self.max_val))
+        """Take one batch in, if it is on the host and neither the first nor a bad one; whether that is so."""
+        min_val, max_val = self.min_val, self.max_val
+        is_plain = x.dtype in NATIVE and x.layout is torch.strided and x.numel() > 0
+        if not (is_plain and is_on_host(x, min_val)):
+            return False
+        batch, state = self._values(x), range_of(min_val, max_val)
         if not (is_finite(batch) and is_finite(state)):
             return False
-        count = int(self.num_batches.item())
+        num_batches = self.num_batches
         if self.fold_batches:
             self.newest = batch
-        elif self.records is not None:
-            self.records.append(count if self.batch_index is None else self.batch_index, batch, self._step)
-        low, high = fold_values(state, batch, self.averaging_constant)
-        set_values(self.min_val, low)
-        set_values(self.max_val, high)
-        self.num_batches.fill_(count + 1)
+        elif (records := self.records) is not None:
+            index = int(num_batches.item()) if self.batch_index is None else self.batch_index
+            records.append(index, batch, self._step)
+        set_range(min_val, max_val, fold_values(state, batch, self.averaging_constant))
+        num_batches.add_(1)
         return True
 
     def _values(self, x: Tensor) -> ValueRange:
         if self.ch_axis < 0:
-            low, high = torch.aminmax(in_memory_order(x))
-        else:
-            low, high = channel_aminmax(self._readable(x), self.ch_axis)
-        return values(low), values(high)
+            return range_of(*torch.aminmax(x if x.is_contiguous() else in_memory_order(x)))
+        return range_of(*channel_aminmax(self._readable(x), self.ch_axis))
 
 
 def fold_values(state: ValueRange, batch: ValueRange, averaging_constant: float | None) -> ValueRange:
