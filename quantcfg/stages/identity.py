@@ -34,6 +34,7 @@ class Identity:
         weights: SHA-256 of the state of the float model.
         kinds: dtype and shape of each tensor in it.
         calibration: SHA-256 of the calibrated model of ``--from``; empty without it.
+        ranges: the same of the one that training started from, of ``--from`` or its own; empty before.
     """
 
     job: Job
@@ -41,6 +42,7 @@ class Identity:
     weights: str
     kinds: Mapping[str, str]
     calibration: str = ""
+    ranges: str = ""
 
     def terms(self) -> dict[str, Any]:
         """What holds from the beginning, in plain values."""
@@ -51,7 +53,8 @@ class Identity:
         """All of it as a checkpoint keeps it, with what was read of the data by now, and the surroundings."""
         sources = [self.job.source(name) for name in _READ[self.command["stage"]]]
         data = {s.name: asdict(s.facts) if s.exists else None for s in sources if s.is_open or not s.exists}
-        return {**self.terms(), "kinds": dict(self.kinds), "data": data, **surroundings(self.job)}
+        made_of = {"kinds": dict(self.kinds), "ranges": self.ranges, "data": data}
+        return {**self.terms(), **made_of, **surroundings(self.job)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,14 @@ def command_differences(
     if before.get("config") != now["config"] and (how := _changed_config(job, before, run)):
         command = shlex.join(("quantcfg", "diff", str(run.path), str(job.config.path)))
         yield Difference("config", how, f"{command} compares the files")
+
+
+def range_differences(
+    identity: Identity, before: Mapping[str, Any], calibrated: RunDirectory
+) -> Iterator[Difference]:
+    """Whether training started from other ranges than those of ``calibrated``."""
+    if before.get("ranges", identity.ranges) != identity.ranges:
+        yield Difference("calibration", f"'{calibrated.path}' is not the one that training started from")
 
 
 def data_differences(job: Job, before: Mapping[str, Any]) -> Iterator[Difference]:

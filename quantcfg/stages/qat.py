@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from quantcfg.stages.clock import Clock
 from quantcfg.stages.data import DataSource
 from quantcfg.stages.distillation import Teacher
 from quantcfg.stages.guards import check_metrics, check_plan, guard_results
-from quantcfg.stages.identity import Identity, identity_of
+from quantcfg.stages.identity import Identity, identity_of, range_differences, refuse
 from quantcfg.stages.integers import integer_metrics
 from quantcfg.stages.job import Job
 from quantcfg.stages.optimizers import Schedule, build_optimizer, build_schedule
@@ -86,6 +86,7 @@ def run_qat(
         has_calibrated = run.resume and job.ranks.from_first(run.calib.is_dir)
         records.begin(job, run, plan_of(model), anew=checkpoint is None and not has_calibrated)
         calibrated = start if start is not None else _calibrate_first(job, run, clock)
+        identity = _with_ranges(job, run, identity, calibrated, checkpoint)
         selection = Selection(job.config.qat.best)
         metrics = _metrics_of(job, calibrated)
         stage = _Stage(job, run, model, identity, clock, metrics, selection, float_model, integer)
@@ -114,6 +115,17 @@ def _calibrate_first(job: Job, run: RunDirectory, clock: Clock) -> RunDirectory:
 
 def _open_calib(run: RunDirectory) -> AbstractContextManager[RunDirectory]:
     return open_run(run.calib, resume=run.resume, writes=run.writes)
+
+
+def _with_ranges(
+    job: Job, run: RunDirectory, identity: Identity, calibrated: RunDirectory, checkpoint: Checkpoint | None
+) -> Identity:
+    """Note what training starts from. One that goes on has to have started from it."""
+    identity = replace(identity, ranges=job.ranks.from_first(calibrated.model_hash))
+    if checkpoint is not None:
+        with job.ranks.alike():
+            refuse(run, range_differences(identity, checkpoint.facts, calibrated))
+    return identity
 
 
 def _metrics_of(job: Job, calibrated: RunDirectory) -> dict[str, dict[str, float]]:

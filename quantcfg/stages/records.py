@@ -130,7 +130,33 @@ def _newest(job: Job, run: RunDirectory, identity: Identity) -> Checkpoint | Non
         job.progress.note(f"skipped a checkpoint: {fault}")
         LOGGER.warning("skipped a checkpoint: %s", fault)
     refuse(run, differences(identity, checkpoint.facts if checkpoint else _begun_with(run), run))
+    if checkpoint is not None and checkpoint.step == int(checkpoint_paths(run.checkpoints)[-1].name):
+        _require_best(run, checkpoint)
     return checkpoint
+
+
+def _require_best(run: RunDirectory, checkpoint: Checkpoint) -> None:
+    """Refuse to go on without the model that is to be kept.
+
+    That holds for the newest checkpoint: the best one of an older one may have been dropped for a better one,
+    which comes again.
+    """
+    best = checkpoint.state.get("selection", {}).get("best_step")
+    if best not in (None, checkpoint.step):
+        _require_kept(run, best)
+
+
+def _require_kept(run: RunDirectory, step: int) -> None:
+    """Look at the checkpoint of ``step``, which is the result or may become it.
+
+    Raises:
+        RunError: It is lost.
+    """
+    try:
+        load_checkpoint(run.checkpoints / str(step))
+    except RunError as error:
+        hint = "--force starts again"
+        raise RunError(f"the model to be kept is lost: {error.message}", hint=hint) from error
 
 
 def _read(run: RunDirectory) -> tuple[Checkpoint | None, tuple[str, ...]]:
@@ -232,6 +258,7 @@ def finish(
     if not run.writes:
         return
     run.saver.wait()
+    _require_kept(run, step)
     prune_checkpoints(run.checkpoints, keep=1, spare=(step,))
     LOGGER.info("finished: %s", result["metrics"])
     document = {"format_version": RESULT_VERSION, **result, "checkpoint": f"{run.checkpoints.name}/{step}"}
