@@ -186,7 +186,7 @@ def fold_batch_norm(host: Any, norm: Any, *, axis: int) -> None:
     channels = weight.reshape(groups, -1, *weight.shape[1:]) if axis == 1 else weight[None]
     factor_of_weight = factor.reshape(*leading, *[1] * (channels.dim() - len(leading)))
     host.weight.data = _product(channels, factor_of_weight).reshape(weight.shape)
-    _change_bias(host, factor, shift, trains=not is_frozen(norm))
+    _change_bias(host, norm, factor, shift)
 
 
 def _product(weight: Tensor, factor: Tensor) -> Tensor:
@@ -211,16 +211,18 @@ def groups_of(host: nn.Module, axis: int) -> int:
 @torch.no_grad()
 def fold_into_bias(host: Any, norm: Any) -> None:
     """Change the bias of ``host``, or give it one: ``(bias - mean) * f + beta``."""
-    _change_bias(host, *_affine(norm), trains=True)
+    _change_bias(host, norm, *_affine(norm))
 
 
-def _change_bias(host: Any, factor: Tensor, shift: Tensor, *, trains: bool) -> None:
+def _change_bias(host: Any, norm: Any, factor: Tensor, shift: Tensor) -> None:
+    trains = any(held is not None and held.requires_grad for held in (host.bias, norm.bias))
     bias = torch.zeros_like(shift) if host.bias is None else host.bias.double()
     new_bias = (bias * factor + shift).to(host.weight.dtype)
     if host.bias is not None:
         host.bias.data = new_bias
+        host.bias.requires_grad_(trains)
         return
-    made = nn.Parameter(new_bias, requires_grad=trains and host.weight.requires_grad)
+    made = nn.Parameter(new_bias, requires_grad=trains)
     if _hands_over_its_bias(host):
         host.bias = made
     else:

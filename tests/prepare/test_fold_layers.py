@@ -144,3 +144,21 @@ def test_calibration_computes_in_float_where_batch_norms_stay(bn: str) -> None:
 
     with calibrating(prepared):
         assert torch.equal(prepared(IMAGES), model(IMAGES))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("frozen", ["", "0.", "0.bias", "1.", "0. 1."])
+def test_a_shift_trains_after_folding_if_one_did_before(bias: bool, affine: bool, frozen: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=bias), nn.BatchNorm2d(4, affine=affine))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not any(name.startswith(part) for part in frozen.split()))
+    before = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    prepared = prepare(model, GLOBAL, example_inputs=(IMAGES,), stage="qat")
+    if before:
+        prepared(IMAGES).sum().backward()
+
+    assert prepared[0].weight.requires_grad is ("0.weight" in before)
+    assert prepared[0].bias.requires_grad is bool(before & {"0.bias", "1.bias"})
+    assert (prepared[0].bias.grad is not None) is prepared[0].bias.requires_grad
