@@ -6,6 +6,7 @@
     no-append-sync  what was appended to files is not synchronised
     in-place        files are written under their final names
     no-random       random generators are not restored
+    no-verify       a checkpoint is not compared with its manifest
 """
 
 import os
@@ -43,5 +44,7 @@ def plant(bug):
         writer.write_bytes = checkpoint.write_bytes = _write_in_place
     elif bug == "no-random":
         seeding.restore_random_state = lambda state: None
+    elif bug == "no-verify":
+        checkpoint.verify = manifest.read_manifest
     else:
         raise ValueError(bug)

@@ -1,4 +1,4 @@
-"""A sample of the faults of ``inject.py``, ``trace.py`` and ``kills.py``; all of them are ``slow`` tests."""
+"""A sample of what the scripts beside this file do to runs; all of it is done by ``slow`` tests."""
 
 import json
 import os
@@ -110,6 +110,35 @@ def test_kills_at_random_instants_change_nothing(project, totals):
     assert found["violations"] == []
     totals["random instants: SIGKILL"] += found["counts"]["kills"]
     totals["random instants: runs resumed bit-identical"] += found["counts"]["equal"]
+
+
+def counted(found, totals):
+    """Count how damaged runs ended; whether nothing was wrong."""
+    for end, count in found["ended"].items():
+        totals[f"damaged unfinished runs: {end}"] += count
+    return found["violations"] == []
+
+
+@pytest.mark.parametrize(("stage", "every"), [("calib", 73), ("qat", 211)])
+def test_a_sample_of_damages_is_mended_or_said(project, stage, every, totals):
+    found = found_by("damage.py", project, stage, every, 10)
+    assert counted(found, totals), found["violations"]
+    assert sum(found["ended"].values()) >= 6
+
+
+def test_checkpoints_that_are_not_compared_with_their_manifests_are_noticed(project):
+    exchanged = "checkpoints/16/model.safetensors of another step"
+    found = found_by("damage.py", project, "qat", 10_000, exchanged, "no-verify")
+    said = [violation.partition(": ")[2] for violation in found["violations"]]
+    assert said == ["other bits, and not a word"] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["calib", "qat"])
+def test_every_damage_is_mended_or_said(project, stage, totals):
+    found = found_by("damage.py", project, stage, 1, 0)
+    assert counted(found, totals), found["violations"]
+    assert sum(found["ended"].values()) > 400
 
 
 @pytest.mark.slow
