@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
+import torch
 from torch import nn
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from quantcfg.errors import PrepareError
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
@@ -33,12 +35,34 @@ class FakeQuants(nn.ModuleDict):
         self.interceptor = interceptor
         self.qat = False
         self.frozen = False
+        self.register_load_state_dict_pre_hook(_keep_own)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_follow_mode)  # type: ignore[no-untyped-call]
 
+    def forward(self, x: Any) -> Any:
+        """``x``: some forwards call all that they find in ``_modules``, one after the other."""
+        return x
+
     def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
-        """Yield names and modules; none to a forward that asks a module what it, or its parameters, are."""
+        """Yield names and modules; none to a forward that asks a module what it, or its parameters, are.
+
+        Raises:
+            PrepareError: the model is traced symbolically.
+        """
+        if self.interceptor.position.depth:
+            return
+        if is_fx_symbolic_tracing():
+            raise PrepareError(
+                "a prepared model cannot be traced symbolically: what it does between its layers would stay "
+                "in float",
+                hint="torch.export.export sees all that it does; or trace the float model",
+            )
+        yield from super().named_modules(*args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """What `nn.Module.state_dict` gives; to a forward that asks, nothing."""
         if not self.interceptor.position.depth:
-            yield from super().named_modules(*args, **kwargs)
+            return super().state_dict(*args, **kwargs)
+        return kwargs.get("destination", {})
 
     @property
     def training(self) -> bool:
@@ -62,6 +86,14 @@ class FakeQuants(nn.ModuleDict):
 
 def _follow_mode(container: FakeQuants, incompatible: object) -> None:  # noqa: ARG001  torch's signature
     container.follow_mode()
+
+
+def _keep_own(container: FakeQuants, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """A forward that copies the state of one part into another leaves the quantizers of both as they are."""
+    if container.interceptor.position.depth:
+        with torch._C.DisableTorchFunction():  # how it is put together is none of the forward's ops
+            own = nn.Module.state_dict(container, prefix=prefix)
+        state.update((key, tensor) for key, tensor in own.items() if key not in state)
 
 
 def host_of(path: str, modules: Mapping[str, nn.Module]) -> tuple[str, str]:
@@ -109,8 +141,7 @@ def container_of(host: nn.Module, interceptor: Interceptor) -> FakeQuants:
     while _is_taken(host, attribute):
         attribute += "_"
     if attribute not in host._modules:
-        if host._modules:
-            host.__dict__["named_children"] = OwnChildren(host, interceptor)
+        host.__dict__["named_children"] = OwnChildren(host, interceptor)
         nn.Module.__setattr__(host, attribute, FakeQuants(interceptor).train(host.training))
     container = host._modules[attribute]
     assert isinstance(container, FakeQuants)
