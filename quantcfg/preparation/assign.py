@@ -16,6 +16,7 @@ from quantcfg.config.spec import FakeQuantSpec
 from quantcfg.preparation.fuse import Chain, find_chains, is_dropout
 from quantcfg.preparation.masks import before_replacement
 from quantcfg.preparation.ops import OpKind
+from quantcfg.preparation.positions import REASON as POSITION, positions_in
 from quantcfg.preparation.ratios import kept_for_ratios
 from quantcfg.preparation.record import Operand, Recording, Site, Slot
 
@@ -99,6 +100,7 @@ class _Assigner:
             Assignment(site, decision) for site, decision in zip(recording.sites, decisions, strict=True)
         ]
         self.statistic: set[int] = set()
+        self.positions = positions_in(recording)
         self.outside: set[int] = set()  # values outside the stubs' region
         self.on_grid: set[int] = set()  # values that a quantizer made
         self.edges: dict[int, FakeQuantSpec] = {}
@@ -151,6 +153,8 @@ class _Assigner:
             return site.spec.reason or f"'{site.op}' has no quantized form"
         if all(not self.recording.values[index].shape for index in site.outputs):
             return "one number: a loss or an energy, and no tensor that a chip computes with"
+        if self.positions.issuperset(site.outputs):
+            return POSITION
         return self._mask_reason(site) or self._divisor_reason(site) or self._rule_reason(row.decision)
 
     def _region(self, site: Site, live: Sequence[Operand]) -> str:
@@ -279,8 +283,9 @@ class _Assigner:
         size = 1
         for length in value.shape:
             size *= length
-        exempt = value.mask or operand.value in self.statistic or _is_divisor(row.site, operand)
-        exempt = exempt or value.producer in self.unrounded
+        rough = operand.value in self.statistic and row.site.kind is not OpKind.GEMM
+        wide = operand.value in self.positions or value.producer in self.unrounded
+        exempt = value.mask or rough or wide or _is_divisor(row.site, operand)
         nothing = size == 0 and not value.live  # a cache that is filled later, and not from here
         return exempt or nothing or size == 1 or row.decision.spec is None
 
@@ -323,7 +328,10 @@ def _writes(site: Site) -> bool:
 
 
 def _is_divisor(site: Site, operand: Operand) -> bool:
-    return site.op == "div" and operand.slot[0] in (1, "other")
+    return site.op in _INVERSES or (site.op == "div" and operand.slot[0] in (1, "other"))
+
+
+_INVERSES = ("rdiv", "reciprocal", "rsqrt")
 
 
 def rule_text(rule: Rule | None) -> str:

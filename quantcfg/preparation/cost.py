@@ -34,4 +34,6 @@ def macs(op: str, operands: Sequence[Shape], weights: Sequence[Shape], output_si
         return projections + 2 * prod(first) * second[0]
     if op == "scaled_dot_product_attention":
         return 2 * prod(first) * second[-2]
-    return output_size * (second if op in ("addmm", "addbmm", "baddbmm") else first)[-1]
+    if op in ("outer", "addr"):
+        return output_size
+    return output_size * (second if op in ("addmm", "addmv", "addbmm", "baddbmm") else first)[-1]

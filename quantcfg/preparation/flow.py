@@ -80,4 +80,6 @@ def _obstacle(recording: Recording, assignments: Assignments, first: Site, secon
     readers = list(dict.fromkeys(recording.sites[index].name for index in value.consumers))
     if len(value.consumers) > 1:
         return f"what {first.name} makes is read {len(value.consumers)} times: {', '.join(readers[:4])}"
+    if value.asked:
+        return f"what {first.name} makes is read by '{value.asked[0]}' too"
     return recording.unfoldable.get(second.index, "")

@@ -52,8 +52,10 @@ def is_own_layer(module: nn.Module, args: Any, kwargs: Any) -> bool:
     """Whether a call of a convolution or ``F.linear`` takes weight and bias of the layer ``module``."""
     if not isinstance(module, _GEMMS):
         return False
+    # Not by attribute: a parametrized weight would be computed, and its modules called, once more.
     return all(
-        _argument(args, kwargs, _PLACES[name], name) is getattr(module, name) for name in ("weight", "bias")
+        _argument(args, kwargs, _PLACES[name], name) is module._parameters.get(name)
+        for name in ("weight", "bias")
     )
 
 

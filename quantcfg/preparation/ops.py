@@ -76,9 +76,11 @@ OPS: dict[str, OpSpec] = {
     "embedding": OpSpec(OpKind.GEMM, frozenset({"none"}), {1: 0, "weight": 0}),
     "embedding_bag": OpSpec(OpKind.GEMM, frozenset({"none"}), {1: 0, "weight": 0}, outputs=1),
     "deform_conv2d": OpSpec(OpKind.GEMM, _FIRST, {2: 0, "weight": 0}),
-    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot"), _GEMM),
+    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "vdot"), _GEMM),
     "rmatmul": _GEMM,
     "addmm": OpSpec(OpKind.GEMM, frozenset({1, 2, "mat1", "mat2"})),
+    "addmv": OpSpec(OpKind.GEMM, frozenset({1, 2, "mat", "vec"})),
+    "addr": OpSpec(OpKind.GEMM, frozenset({1, 2, "vec1", "vec2"})),
     "addbmm": OpSpec(OpKind.GEMM, frozenset({1, 2, "batch1", "batch2"})),
     "baddbmm": OpSpec(OpKind.GEMM, frozenset({1, 2, "batch1", "batch2"})),
     **dict.fromkeys(("einsum", "tensordot", "inner", "outer", "chain_matmul", "linalg_multi_dot"), _GEMM),
@@ -102,11 +104,15 @@ OPS: dict[str, OpSpec] = {
     **dict.fromkeys(("interpolate", "upsample", "roi_align", "roi_pool"), _NORM),
     "grid_sample": OpSpec(OpKind.COMPUTE, frozenset({0, 1, "input", "grid"})),
     **dict.fromkeys(("sin", "cos", "exp", "log", "abs", "neg", "atan2", "sign"), _COMPUTE),
+    **dict.fromkeys(("exp2", "expm1", "log2", "log10", "log1p"), _COMPUTE),
+    **dict.fromkeys(("pad_sequence", "dstack", "column_stack", "row_stack", "block_diag"), _JOIN),
+    **dict.fromkeys(("slice_scatter", "select_scatter", "diagonal_scatter"), _JOIN),
     **dict.fromkeys(("cat", "stack", "concat", "concatenate", "hstack", "vstack", "where"), _JOIN),
     **dict.fromkeys(("relu", "relu6", "hardtanh", "clamp", "clip", "clamp_min", "clamp_max"), _CLIP),
     **dict.fromkeys(("threshold", "pad", "masked_fill", "nan_to_num"), _CLIP),
     **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d", "amax", "amin", "max", "min"), _CLIP),
     **dict.fromkeys(("fractional_max_pool2d", "fractional_max_pool3d"), _CLIP),
+    **dict.fromkeys(("max_unpool1d", "max_unpool2d", "max_unpool3d", "cummax", "cummin", "msort"), _CLIP),
     **dict.fromkeys(("max_pool1d_with_indices", "max_pool2d_with_indices"), _CLIP),
     **dict.fromkeys(("max_pool3d_with_indices", "adaptive_max_pool1d", "adaptive_max_pool2d"), _CLIP),
     **dict.fromkeys(("adaptive_max_pool3d", "topk", "sort", "median", "mode", "kthvalue"), _CLIP),
@@ -117,7 +123,9 @@ OPS: dict[str, OpSpec] = {
     **dict.fromkeys(("getitem", "select", "narrow", "index_select", "gather", "take"), _MOVE),
     **dict.fromkeys(("masked_select", "diagonal", "unbind", "chunk", "split", "split_with_sizes"), _MOVE),
     **dict.fromkeys(("tensor_split", "hsplit", "vsplit", "unfold", "fold", "as_strided"), _MOVE),
-    **dict.fromkeys(("take_along_dim", "roll", "flip"), _MOVE),
+    **dict.fromkeys(("take_along_dim", "roll", "flip", "fliplr", "flipud", "dsplit"), _MOVE),
+    **dict.fromkeys(("diag", "diagflat", "diag_embed", "positive", "pos"), _MOVE),
+    **dict.fromkeys(("unsafe_chunk", "unsafe_split"), _MOVE),
     "copy": OpSpec(OpKind.MOVE, frozenset({1, "src", "other"})),
     **dict.fromkeys(("scatter_add", "scatter_reduce", "index_add", "cumprod", "diff"), _COMPUTE),
     **dict.fromkeys(("scatter", "index_copy"), OpSpec(OpKind.JOIN, _FIRST | {3, "src", "source"})),
@@ -130,7 +138,8 @@ OPS: dict[str, OpSpec] = {
     **dict.fromkeys(("feature_dropout", "feature_alpha_dropout", "native_dropout"), _MOVE),
     **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle", "channel_shuffle"), _MOVE),
     **dict.fromkeys(("to", "float", "half", "bfloat16", "type", "type_as", "cpu", "cuda"), _MOVE),
-    **dict.fromkeys(("atleast_1d", "atleast_2d", "atleast_3d", "requires_grad", "data", "real"), _MOVE),
+    **dict.fromkeys(("atleast_1d", "atleast_2d", "atleast_3d", "requires_grad", "data"), _MOVE),
+    **dict.fromkeys(("real", "imag"), _MOVE),
     **dict.fromkeys(("swapaxes", "view_as_real", "broadcast_tensors", "meshgrid", "nonzero"), _MOVE),
     **dict.fromkeys(("pow", "square", "rsqrt", "sqrt", "reciprocal", "var", "std", "norm"), _STATISTIC),
     **dict.fromkeys(("vector_norm", "linalg_norm", "linalg_vector_norm", "var_mean", "std_mean"), _STATISTIC),
@@ -161,7 +170,7 @@ _ALIASES = {
     "concat": "cat", "concatenate": "cat", "clip": "clamp", "scaled_dot_product_attention":
     "scaled_dot_product_attention", "_max_pool1d": "max_pool1d", "_max_pool2d": "max_pool2d", "_max_pool3d":
     "max_pool3d", "boolean_dispatch": "max_pool2d", "linalg_matmul": "matmul", "constant_pad_nd": "pad",
-    "_pad": "pad", "_threshold": "threshold", "log_sigmoid": "logsigmoid",
+    "_pad": "pad", "_threshold": "threshold", "log_sigmoid": "logsigmoid", "ger": "outer",
 }  # fmt: skip
 
 # Questions about a tensor rather than computations on it.
@@ -178,6 +187,11 @@ METADATA = frozenset({
 
 TO_ARRAYS = frozenset({"numpy", "array", "tolist", "dlpack"})
 """Questions whose answers may be computed with where nobody sees it."""
+
+READING = TO_ARRAYS | {
+    "item", "bool", "int_scalar", "float_scalar", "index", "is_nonzero", "allclose", "equal", "contains",
+}  # fmt: skip
+"""Questions whose answers depend on the elements."""
 
 FROM_ARRAYS = frozenset({
     "tensor", "as_tensor", "new_tensor", "from_numpy", "asarray", "frombuffer", "from_dlpack",
@@ -256,9 +270,20 @@ def kind_of(op: str, spec: OpSpec, args: Any, kwargs: Any) -> OpKind:
     if op in ("masked_fill", "threshold"):
         filled = kwargs.get("value", args[2] if len(args) > 2 else 0.0)
         return OpKind.CLIP if not isinstance(filled, Tensor) and filled == 0 else OpKind.COMPUTE
-    if op in ("pad", "scatter", "index_fill", "nan_to_num"):
+    if op == "fold":
+        return OpKind.COMPUTE if _overlap(args, kwargs) else spec.kind
+    if op in ("pad", "scatter", "index_fill", "where", "pad_sequence", "nan_to_num"):
         scalars = [leaf for leaf in pytree.tree_leaves((args[1:], kwargs)) if isinstance(leaf, float)]
         return OpKind.COMPUTE if any(scalars) else spec.kind
     if op in ("max", "min") and sum(isinstance(arg, Tensor) for arg in args) > 1:
         return OpKind.JOIN
     return spec.kind
+
+
+_OF_FOLD = ("input", "output_size", "kernel_size", "dilation", "padding", "stride")
+
+
+def _overlap(args: Any, kwargs: Any) -> bool:
+    """Whether ``F.fold`` adds up patches that share pixels; others it only moves."""
+    given = dict(zip(_OF_FOLD, args, strict=False)) | kwargs
+    return given.get("stride", 1) != given["kernel_size"] or given.get("dilation", 1) not in (1, (1, 1))

@@ -23,7 +23,8 @@ class Value:
     ``kind`` is ``input`` (of the model), ``parameter``, ``buffer``, ``constant`` (came from nowhere),
     ``site``, or ``written`` (an older tensor, after something was written into memory that it shares).
     ``live`` says that it depends on activations; a value that does not is a constant of the model or a mask.
-    ``mask`` says that it holds, or may hold, the -inf of an attention mask.
+    ``mask`` says that it holds, or may hold, the -inf of an attention mask. ``learned`` says that a parameter
+    has a part in it. ``asked`` names the ops that read it and make no floats: a comparison, an FFT, ``item``.
     """
 
     index: int
@@ -36,7 +37,9 @@ class Value:
     fixed: bool = False  # computed from parameters and buffers alone
     mask: bool = False
     unwritten: bool = False  # at least in part: made by torch.empty, so that nothing can be read from it
+    learned: bool = False
     consumers: list[int] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,7 @@ class Recording:
     def sole_consumer(self, value: int) -> Site | None:
         """The one site that reads a value which nothing else, the caller included, can see."""
         consumers = self.values[value].consumers
-        if len(consumers) != 1 or value in self.returned:
+        if len(consumers) != 1 or self.values[value].asked or value in self.returned:
             return None
         return self.sites[consumers[0]]
 

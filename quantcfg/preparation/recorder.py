@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,10 +107,12 @@ class Recorder:
         if self._repeated:
             return func(*args, **kwargs)
         op = ops.op_name(func)
-        if op in ops.DIFFERENTIATING and not torch.is_grad_enabled():
+        if op in ops.DIFFERENTIATING:
             self.recording.differentiates = True
         if op in ops.METADATA:
             self._arrays = self._arrays or (op in ops.TO_ARRAYS and is_float(args[0]))
+            if op in ops.READING:
+                self._note_readings(op, self._operands(args, kwargs, is_layer=False))
             return func(*args, **kwargs)
         call = self._count(scope, op, getattr(func, "__name__", op), args, kwargs)
         self._hidden = self._hidden or call.transformed
@@ -119,6 +121,7 @@ class Recorder:
         made = args[0] if call.spelling == "__setitem__" else result
         outputs = [leaf for leaf in pytree.tree_leaves(made) if is_float(leaf)]
         if not outputs:
+            self._note_readings(op, operands)
             return result
         inplace = ops.is_inplace(call.spelling) and any(made is arg for arg in args[:1])
         site = self._site(call, operands, inplace=inplace)
@@ -131,7 +134,8 @@ class Recorder:
             self._written.setdefault(memory_of(outputs[0]), []).append(site.outputs[0])
         if not operands and any(map(hides_floats, pytree.tree_leaves(args))):
             for index in site.outputs:
-                self.recording.values[index].live = True
+                value = self.recording.values[index]
+                value.live = value.learned = True
         self._mark_masks(site, operands, outputs, call)
         if site.kind is OpKind.GEMM or site.op in (*RECURRENT, *CELLS):
             read, weights = ([self._shape(operand) for operand in part] for part in (operands, site.weights))
@@ -161,6 +165,10 @@ class Recorder:
         self.recording.places.setdefault(key, Places()).note(called_from(op), ordinal)
         stub = self._stubs.get(scope.path, op)
         return _Call(scope, stub, op, spelling, ordinal, args, kwargs, masks.is_transformed(args, kwargs))
+
+    def _note_readings(self, op: str, operands: Iterable[Operand]) -> None:
+        for operand in operands:
+            self.recording.values[operand.value].asked.append(op)
 
     def _shape(self, operand: Operand) -> tuple[int, ...]:
         return self.recording.values[operand.value].shape
@@ -201,18 +209,31 @@ class Recorder:
         sources = [values[o.value] for o in (*site.data, *site.weights)]
         value = self._new_value(tensor, "site", "")
         value.producer, value.output = site.index, position
-        of_layer = site.spec.weights or any(source.index in self._awaited for source in sources)
-        if of_layer and tensor.numel() == 0:
+        if tensor.numel() == 0 and (site.weights or any(s.index in self._awaited for s in sources)):
             self._awaited.add(value.index)
-        looked_up = site.kind is OpKind.GEMM and bool(site.weights) and not site.data  # an embedding
         if site.kind is OpKind.CREATE:  # like its argument, but not computed from it
             value.live = site.op in ops.RANDOM or (self._arrays and site.op in ops.FROM_ARRAYS)
+            value.learned = value.live and site.op in ops.FROM_ARRAYS
         else:
-            value.live = looked_up or any(source.live for source in sources)
+            found = tensor.numel() or self._is_empty or value.index in self._awaited
+            value.live = bool(found) and (self._applies_layer(site) or any(s.live for s in sources))
+            value.learned = any(values[o.value].learned for o in (*site.data, *site.weights, *site.others))
         value.fixed = bool(sources) and all(source.fixed for source in sources) and not value.live
         moves = site.kind is OpKind.MOVE
         value.unwritten = site.op in ops.UNWRITTEN or (moves and any(source.unwritten for source in sources))
         return value.index
+
+    def _applies_layer(self, site: Site) -> bool:
+        """Whether a layer computes with what is no constant of the model, be it made of integers.
+
+        A product with a buffer may build a mask from integers.
+        """
+        if site.kind is not OpKind.GEMM or not site.weights:
+            return False
+        data, weights = ([self.recording.values[o.value] for o in part] for part in (site.data, site.weights))
+        if not data:
+            return True  # an embedding
+        return any(weight.learned for weight in weights) and not all(value.fixed for value in data)
 
     def _mark_masks(self, site: Site, operands: list[Operand], outputs: list[Tensor], call: _Call) -> None:
         values = self.recording.values
@@ -252,6 +273,8 @@ class Recorder:
         tag = getattr(tensor, _TAG, None)
         if tensor.numel() == 0 and not (is_layer or self._is_empty or tag in self._awaited):
             return
+        if tensor.numel() == 0 and isinstance(tensor, nn.Parameter):
+            return  # a layer with no features, which there are none of in any batch
         if tag is not None and tag < 0:
             index = -1 - tag
             producer = self.recording.producer(index)
@@ -272,6 +295,7 @@ class Recorder:
         value.unwritten = values[index].unwritten
         for source in (values[index], *(values[written] for written in later)):
             value.live, value.mask = value.live or source.live, value.mask or source.mask
+            value.learned = value.learned or source.learned
         for written in later:
             producer = self.recording.producer(written)
             if producer is not None:
@@ -289,11 +313,13 @@ class Recorder:
             value = self._new_value(tensor, "constant", "")
             value.live = self._hidden or (self._arrays and not isinstance(tensor, nn.Parameter))
             value.fixed = not value.live
+            value.learned = value.live or isinstance(tensor, nn.Parameter)
             value.mask = masks.looks_like_mask(tensor)
             return value.index
         if id(tensor) not in self._owned_values:
             value = self._new_value(tensor, owned.kind, owned.name, tag=False)
             value.fixed = True
+            value.learned = owned.kind == "parameter"
             value.mask = owned.kind == "buffer" and masks.looks_like_mask(tensor)
             self._owned_values[id(tensor)] = value.index
         return self._owned_values[id(tensor)]

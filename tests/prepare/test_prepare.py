@@ -182,8 +182,8 @@ def test_calibration_lists_what_never_observed_anything() -> None:
         pass
 
     assert caught.value.message == (
-        "14 of 14 quantizers never observed a value: large.weight, large.output, steps.0.weight, "
-        "steps.0.output, steps.0:1.output, steps.1.weight, steps.1.output, steps.1:1.output and 6 more"
+        "13 of 13 quantizers never observed a value: input.x, large.weight, large.output, steps.0.weight, "
+        "steps.0.output, steps.0:1.output, steps.1.weight, steps.1.output and 5 more"
     )
 
 

@@ -1,0 +1,220 @@
+"""What a value is made of, and what reads it, decides what becomes of the op that makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from quantcfg.preparation.plan import OpRow
+from quantcfg.preparation.positions import REASON as POSITION
+from quantcfg.preparation.prepare import prepare
+from quantcfg.preparation.state import FakeQuantState, calibrating, fake_quants, plan_of, set_fake_quantize
+from quantcfg.qconfig import get_default_qconfig
+
+INT8 = {"": get_default_qconfig()}
+X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Written(nn.Module):
+    """Two linear layers and a vector around a forward that a test brings."""
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.vector = nn.Parameter(torch.randn(8))
+        self.register_buffer("kernel", torch.ones(8, 8))
+        self.run = run
+
+    def forward(self, *args: Any) -> Any:
+        return self.run(self, *args)
+
+
+def model_of(run: Callable[..., Any]) -> nn.Module:
+    torch.manual_seed(0)
+    return Written(run).eval()
+
+
+def rows_of(run: Callable[..., Any], *inputs: Any) -> dict[str, OpRow]:
+    return {row.name: row for row in plan_of(prepare(model_of(run), INT8, example_inputs=inputs)).rows}
+
+
+def similarity(model: nn.Module, *inputs: Any) -> float:
+    prepared = prepare(model, INT8, example_inputs=inputs)
+    with calibrating(prepared), torch.no_grad():
+        prepared(*inputs)
+    set_fake_quantize(prepared, FakeQuantState.VALIDATION)
+    with torch.no_grad():
+        return float(F.cosine_similarity(prepared(*inputs).flatten(), model(*inputs).flatten(), dim=0))
+
+
+class Normalized(nn.Module):
+    """A convolution whose result is read before its batch norm, too."""
+
+    def __init__(self, read: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        nn.init.uniform_(self.norm.weight, 0.5, 2.0)
+        nn.init.normal_(self.norm.running_mean)
+        self.read = read
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        read = self.read(y)
+        return self.norm(y) * read
+
+
+READINGS = {
+    "gt": lambda y: (y > 0.3).float(),
+    "fft_rfft": lambda y: torch.fft.rfft(y).abs().mean(),
+    "argmax": lambda y: y.argmax(1, keepdim=True),
+    "to": lambda y: y.to(torch.int64),
+    "numpy": lambda y: float(y.numpy()[0, 0, 0, 0]),
+    "item": lambda y: y[0, 0, 0, 0].item(),
+}
+
+
+@pytest.mark.parametrize("op", READINGS)
+def test_a_batch_norm_is_not_folded_into_what_others_read(op: str) -> None:
+    torch.manual_seed(0)
+    model, image = Normalized(READINGS[op]).eval(), torch.randn(2, 3, 6, 6)
+    prepared = prepare(model, INT8, example_inputs=image)
+    set_fake_quantize(prepared, FakeQuantState.FLOAT)
+
+    with torch.no_grad():
+        torch.testing.assert_close(prepared(image), model(image))
+    if op != "item":  # reads an element, which is an op of its own
+        (pair,) = plan_of(prepared).unfused
+        assert pair.reason == f"what conv makes is read by '{op}' too"
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda m, x: m.b(F.relu(m.a(x.float() / 255))),
+        lambda m, x: m.b(F.relu(x.float() / 255 @ m.a.weight)),
+        lambda m, x: m.b(F.relu(m.a(torch.sin(x[:, :1] * torch.arange(8))))),
+    ],
+)
+def test_layers_that_integers_are_handed_to_are_quantized(run: Callable[..., Any]) -> None:
+    found = rows_of(run, torch.randint(0, 255, (4, 8), dtype=torch.uint8))
+    layers = [row for row in found.values() if row.weight is not None]
+    assert len(layers) == 2
+    assert all("int8" in dtype for row in layers for dtype in row.dtypes_in)
+
+
+def test_what_a_buffer_makes_of_integers_is_a_mask_and_stays_float() -> None:
+    def run(m: Written, x: Tensor, keep: Tensor) -> Tensor:
+        return m.b(m.a(x) * (keep.float() @ m.kernel).clamp(max=1))
+
+    assert rows_of(run, X, torch.ones(4, 8, dtype=torch.bool))["matmul_0"].role == "float"
+
+
+def test_the_parts_of_a_complex_input_are_inputs() -> None:
+    found = rows_of(lambda m, z: m.a(z.real) - m.b(z.imag), torch.complex(X, X))
+    assert found["a"].inputs == ("real_0: qint8",)
+    assert found["b"].inputs == ("imag_0: qint8",)
+
+
+def _times(m: Written, x: Tensor, t: Tensor) -> Tensor:
+    angles = t[:, None] * 0.5 ** torch.arange(4)
+    return m.b(m.a(x) + torch.cat([angles.sin(), angles.cos()], -1))
+
+
+def _points(m: Written, x: Tensor, t: Tensor) -> Tensor:
+    angles = x[:, :1] * 2.0 ** torch.arange(9)
+    return m.b(torch.cat([x[:, :7], angles.sin()[:, -1:]], -1))
+
+
+def _lengths(m: Written, x: Tensor, t: Tensor) -> Tensor:
+    index = (t / 125).floor().long()
+    valid = torch.arange(8) < t[:, None] / 125
+    return m.b(m.a(x)) * valid + m.vector[index][:, None]
+
+
+@pytest.mark.parametrize("run", [_times, _points, _lengths])
+def test_positions_and_times_stay_float(run: Callable[..., Any]) -> None:
+    times = torch.tensor([1.0, 333.0, 666.0, 999.0])
+    found = rows_of(run, X, times)
+    assert {row.op for row in found.values() if row.reason == POSITION} & {"mul", "div"}
+    assert not any("t:" in text for row in found.values() for text in row.inputs)
+    assert similarity(model_of(run), X, times) > 0.999
+
+
+def test_an_angle_that_a_layer_makes_is_an_activation() -> None:
+    found = rows_of(lambda m, x: m.b(torch.sin(3 * m.a(x))), X)
+    assert found["mul_0"].role == "quantized"
+
+
+def test_a_square_that_a_layer_reads_is_on_a_grid() -> None:
+    found = rows_of(lambda m, x: m.b(F.relu(m.a(x)).square()), X)
+    assert found["square_0"].role == "float"
+    assert found["b"].inputs == ("square_0: qint8",)
+
+
+@pytest.mark.parametrize(
+    "invert", [lambda y: 9 / y, torch.reciprocal, torch.rsqrt, lambda y: torch.ones(8) / y]
+)
+def test_what_is_divided_by_stays_float_however_it_is_written(invert: Callable[[Tensor], Tensor]) -> None:
+    def run(m: Written, x: Tensor) -> Tensor:
+        return m.b(x * invert(x.clamp(min=0) + 1e-6))
+
+    found = rows_of(run, X)
+    assert found["add_0"].reason == "is divided by: rounded to 0 it would make the quotient infinite"
+
+
+def test_patches_that_overlap_are_added_up() -> None:
+    image = torch.randn(1, 2, 6, 6)
+    for stride, role in ((1, "quantized"), (2, "passed through")):
+        cut = partial(F.unfold, kernel_size=2, stride=stride)
+        paste = partial(F.fold, output_size=(6, 6), kernel_size=2, stride=stride)
+        found = rows_of(lambda _, x, cut=cut, paste=paste: paste(cut(x.relu())), image)
+        assert found["fold_0"].role == role
+
+
+def test_a_number_that_is_filled_in_may_be_off_the_grid() -> None:
+    found = rows_of(lambda m, x: m.b(torch.where(x > 0, m.a(x), 5.0)), X)
+    assert found["where_0"].role == "quantized"
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_layer_without_features_has_no_quantizers() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.AdaptiveLogSoftmaxWithLoss(8, 20, [5, 10]))
+    prepared = prepare(model, INT8, forward=lambda m: m[1].log_prob(m[0](X)))
+    assert "1.tail.0.1.weight" in fake_quants(prepared)
+    assert not any(name.startswith("1.tail.1") for name in fake_quants(prepared))
+
+
+def test_looking_at_a_layer_does_not_compute_its_weight_once_more() -> None:
+    model = nn.Sequential(spectral_norm(nn.Linear(8, 8)), nn.ReLU())
+    twice = nn.Sequential(model, model)
+    calls = dict(plan_of(prepare(twice.eval(), INT8, example_inputs=X)).called_often)
+    assert set(calls.values()) == {2}
+
+
+class Energy(nn.Module):
+    """Turns gradients on for its own, whether or not the caller has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            energy = torch.tanh(self.layer(x)).square().sum()
+            (force,) = torch.autograd.grad(energy, x, create_graph=self.training)
+        return force
+
+
+def test_forces_are_trained_through_where_the_model_turns_gradients_on() -> None:
+    prepared = prepare(Energy(), INT8, example_inputs=X, stage="qat").train()
+    prepared(X).square().mean().backward()
+    gradient = next(prepared.parameters()).grad
+    assert gradient is not None and gradient.isfinite().all() and gradient.any()
