@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from quantcfg.cli.main import main
+from tests.cli.stopping import STOPPABLE
 
 MODEL = """
 import torch
@@ -129,3 +130,11 @@ def project(tmp_path, monkeypatch, capsys):
         n for n, m in sys.modules.items() if str(getattr(m, "__file__", "")).startswith(f"{tmp_path}/")
     ]:
         del sys.modules[name]
+
+
+@pytest.fixture
+def stoppable(project, monkeypatch):
+    """The project with a model file that signals itself at ``STOP=function:call:signal``."""
+    project.model(STOPPABLE)
+    monkeypatch.delenv("STOP", raising=False)
+    return project

@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from tests.cli.conftest import CONFIG
-from tests.cli.test_resume import CALIB, QAT, STOPPABLE, contents, stoppable, stopped  # noqa: F401  a fixture
+from tests.cli.stopping import CALIB, QAT, STOPPABLE, stopped
+from tests.run_files import contents
 
 BEST = """
 def evaluate(model, data):
@@ -16,7 +17,7 @@ def evaluate(model, data):
 
 
 @pytest.fixture
-def kept(stoppable, monkeypatch):  # noqa: F811
+def kept(stoppable, monkeypatch):
     """A run that was stopped after step 14 and evaluated best after step 2: it changes with each step."""
     stoppable.model(STOPPABLE + BEST)
     stoppable.write("config.yaml", CONFIG + "  eval_every: 2\n  best: {metric: change, mode: min}\n")
@@ -54,7 +55,7 @@ def test_a_model_that_is_lost_while_others_are_trained_ends_the_run(kept):
     assert "result.json" not in kept.names("run")
 
 
-def test_an_older_checkpoint_may_count_on_a_best_one_that_was_dropped_since(stoppable, monkeypatch):  # noqa: F811
+def test_an_older_checkpoint_may_count_on_a_best_one_that_was_dropped_since(stoppable, monkeypatch):
     stoppable.model(STOPPABLE + BEST)
     stoppable.write("config.yaml", CONFIG + "  eval_every: 2\n  best: {metric: change}\n")
     assert stoppable.run(*QAT, "-o", "whole", "-q").code == 0
@@ -64,7 +65,7 @@ def test_an_older_checkpoint_may_count_on_a_best_one_that_was_dropped_since(stop
     assert contents(stoppable.path / "run") == contents(stoppable.path / "whole")
 
 
-def test_a_calibration_in_the_place_of_that_of_a_training_is_noticed(stoppable, monkeypatch):  # noqa: F811
+def test_a_calibration_in_the_place_of_that_of_a_training_is_noticed(stoppable, monkeypatch):
     stopped(stoppable, monkeypatch, "loss:8:2", *QAT, "-o", "run")
     stoppable.model(STOPPABLE.replace("dataset(1)", "dataset(4)"))
     assert stoppable.run(*CALIB, "-o", "other", "-q").code == 0

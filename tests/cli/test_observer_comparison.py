@@ -10,8 +10,8 @@ from quantcfg.config.load import load_config
 from quantcfg.preparation.prepare import prepare
 from quantcfg.preparation.state import calibrating, fake_quants
 from quantcfg.stages.observer_comparison import open_comparison
-from tests.cli.test_resume import STOPPABLE, stopped
-from tests.cli.test_runs import contents
+from tests.cli.stopping import STOPPABLE, stopped
+from tests.run_files import contents
 
 CALIB = ("calib", "model.py", "config.yaml")
 ALL = "[min_max, clip, percentile, clip_std, mse, kl, mix]"

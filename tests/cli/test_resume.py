@@ -16,51 +16,8 @@ from quantcfg.cli.main import main
 from quantcfg.errors import RunError
 from quantcfg.runs import directory
 from quantcfg.stages.signals import STOP_SIGNALS
-
-VOLATILE = {"log.txt", "timing.json", "manifest.json"}
-STOPPABLE = """
-import os, random
-import numpy as np
-import torch.nn.functional as F
-calls = {"loss": 0, "calib": 0}
-
-def stop_at(name):
-    calls[name] += 1
-    where, call, number = os.environ.get("STOP", "::").split(":")
-    if where == name and calls[name] == int(call):
-        os.kill(os.getpid(), int(number))
-
-def loss(outputs, batch):
-    stop_at("loss")
-    return F.cross_entropy(outputs, batch[1]) * (1 + random.random() + np.random.rand())
-
-def calib_data():
-    for x, y in DataLoader(dataset(1), batch_size=8, shuffle=True):
-        stop_at("calib")
-        yield x + torch.rand(1) / 9, y
-"""
-QAT, CALIB = ("qat", "model.py", "config.yaml"), ("calib", "model.py", "config.yaml")
-
-
-def contents(folder):
-    files = [p for p in folder.rglob("*") if p.is_file() and p.name not in VOLATILE]
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
-
-
-@pytest.fixture
-def stoppable(project, monkeypatch):
-    """The project with a model file that signals itself at ``STOP=function:call:signal``."""
-    project.model(STOPPABLE)
-    monkeypatch.delenv("STOP", raising=False)
-    return project
-
-
-def stopped(project, monkeypatch, stop, *arguments):
-    """Run to the stop; the outcome."""
-    monkeypatch.setenv("STOP", stop)
-    done = project.run(*arguments, "-q")
-    monkeypatch.delenv("STOP")
-    return done
+from tests.cli.stopping import CALIB, QAT, STOPPABLE, stopped
+from tests.run_files import contents
 
 
 @pytest.fixture

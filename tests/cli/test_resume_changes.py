@@ -8,7 +8,8 @@ import pytest
 
 from quantcfg.stages import identity
 from tests.cli.conftest import CONFIG, MODEL
-from tests.cli.test_resume import CALIB, QAT, STOPPABLE, contents, stopped
+from tests.cli.stopping import CALIB, QAT, STOPPABLE, stopped
+from tests.run_files import contents
 
 HINT = "--force starts again; -o names another directory\n"
 SAME_DATA = f"hint: give it the data that it was begun with; {HINT}"

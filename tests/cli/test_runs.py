@@ -5,13 +5,7 @@ import json
 
 import pytest
 
-VOLATILE = {"log.txt", "timing.json", "manifest.json"}
-
-
-def contents(folder):
-    """The bytes of every file of a run that a repeated run has to reproduce."""
-    files = [p for p in folder.rglob("*") if p.is_file() and p.name not in VOLATILE]
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
+from tests.run_files import contents
 
 
 def test_calib_writes_a_whole_run(project):

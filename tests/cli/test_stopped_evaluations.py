@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from tests.cli.test_resume import CALIB, QAT, STOPPABLE, contents, stoppable, stopped  # noqa: F401  a fixture
+from tests.cli.stopping import QAT, STOPPABLE, stopped
+from tests.run_files import contents
 
 # Evaluations have the batches 1 to 3 (float), 4 to 6 (calibrated), 7 to 9, ... of every second step.
 SEEN = """
@@ -65,7 +66,7 @@ BROKEN_OFF = [
 
 
 @pytest.fixture
-def evaluated(stoppable):  # noqa: F811
+def evaluated(stoppable):
     """Two epochs of three steps, evaluated after 2, 3 (the end of the epoch), 4 and 6, and never stopped."""
     stoppable.model(STOPPABLE + SEEN)
     stoppable.write("config.yaml", EVERYTHING)

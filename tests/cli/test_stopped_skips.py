@@ -4,7 +4,8 @@ from signal import Signals
 
 import pytest
 
-from tests.cli.test_resume import CALIB, QAT, STOPPABLE, contents, stoppable, stopped  # noqa: F401  a fixture
+from tests.cli.stopping import CALIB, QAT, STOPPABLE, stopped
+from tests.run_files import contents
 
 SEEN = """
 import sys
@@ -32,7 +33,7 @@ SIGNALS = [15, pytest.param(2, marks=SLOW), 10]
 
 
 @pytest.fixture
-def seeing(stoppable):  # noqa: F811
+def seeing(stoppable):
     """A project that says which batches it reads, to calibrate and to train on."""
     stoppable.model(STOPPABLE + SEEN)
     stoppable.write(

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.cli.test_resume import QAT, contents, stoppable, stopped  # noqa: F401  a fixture
+from tests.cli.stopping import QAT, stopped
+from tests.run_files import contents
 
 EVERYTHING = """
 version: 1
@@ -90,7 +91,7 @@ def equal(a, b):
 
 
 @pytest.fixture
-def everything(stoppable):  # noqa: F811
+def everything(stoppable):
     """Every feature at once; six batches an epoch, so that its last step has only two."""
     source = (stoppable.path / "model.py").read_text()
     stoppable.write("model.py", source + LOSS_AS_METRIC)

@@ -1,22 +1,14 @@
-"""The mutation score keeps its aims; `python tests/config/mutation.py` prints the whole table."""
+"""The mutation score keeps its aims; `make mutation` prints the whole table."""
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
-spec = importlib.util.spec_from_file_location("mutation", Path(__file__).with_name("mutation.py"))
-mutation = importlib.util.module_from_spec(spec)
+from tests.config import mutation
 
 
 @pytest.fixture(scope="module")
 def total():
-    import sys
-
-    sys.modules["mutation"] = mutation
-    spec.loader.exec_module(mutation)
     return mutation.run()["all"]
 
 

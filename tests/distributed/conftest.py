@@ -5,8 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.distributed import projects
-
-VOLATILE = {"log.txt", "timing.json", "manifest.json"}
+from tests.run_files import contents
 
 
 class Folder:
@@ -17,9 +16,7 @@ class Folder:
 
     def contents(self, run):
         """Every file that a repeated run writes alike."""
-        root = self.path / run
-        files = [path for path in root.rglob("*") if path.is_file() and path.name not in VOLATILE]
-        return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
+        return contents(self.path / run)
 
     def result(self, run):
         return json.loads((self.path / run / "result.json").read_text())

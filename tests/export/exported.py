@@ -20,7 +20,17 @@ from quantcfg.export.program import Program, export_program
 from quantcfg.export.session import FileModel, input_names, open_session, runner
 from quantcfg.preparation.prepare import prepare
 from quantcfg.preparation.state import FakeQuantState, calibrating, set_fake_quantize
+from quantcfg.qconfig import QConfig, get_default_qconfig
 from quantcfg.stages.progress import Silence
+
+
+def qconfig(activation: str = "qint8", weight: str = "qint8", *, affine: bool = False) -> QConfig:
+    """Activations per tensor, weights per channel, both symmetric or both affine."""
+    kind = "affine" if affine else "symmetric"
+    return get_default_qconfig(
+        activation_qkwargs={"dtype": activation, "qscheme": f"per_tensor_{kind}"},
+        weight_qkwargs={"dtype": weight, "qscheme": f"per_channel_{kind}", "ch_axis": 0},
+    )
 
 
 @dataclass

@@ -11,20 +11,11 @@ from torch import nn
 from quantcfg.errors import RunError
 from quantcfg.export.onnx_graph import requantize_products
 from quantcfg.preparation.state import fake_quants
-from quantcfg.qconfig import get_default_qconfig
-from tests.export.exported import exported, leaves
+from tests.export.exported import exported, leaves, qconfig
 from tests.prepare.models import CASES, ResNet
 
 QUICK = ("resnet", "encoder_sdpa", "structured", "transposed", "tied")
 REFUSED = ("branches",)
-
-
-def qconfig(activation="qint8", weight="qint8", *, affine=False):
-    kind = "affine" if affine else "symmetric"
-    return get_default_qconfig(
-        activation_qkwargs={"dtype": activation, "qscheme": f"per_tensor_{kind}"},
-        weight_qkwargs={"dtype": weight, "qscheme": f"per_channel_{kind}", "ch_axis": 0},
-    )
 
 
 @pytest.mark.parametrize(

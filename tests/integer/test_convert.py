@@ -14,8 +14,7 @@ from quantcfg.integer.compare import compare_integers
 from quantcfg.integer.convert import convert
 from quantcfg.preparation.prepare import prepare
 from quantcfg.preparation.state import FakeQuantState, calibrating, set_fake_quantize
-from tests.export.exported import calibrated, leaves
-from tests.export.test_onnx import qconfig
+from tests.export.exported import calibrated, leaves, qconfig
 from tests.prepare.models import CASES, ResNet
 
 IN_FLOAT = {"softmax", "multi_head_attention_forward"}  # of masked scores; torch's own attention in one op

@@ -8,8 +8,7 @@ from torch import nn
 
 from quantcfg.integer.convert import convert
 from quantcfg.preparation.state import fake_quants
-from tests.export.exported import calibrated
-from tests.export.test_onnx import qconfig
+from tests.export.exported import calibrated, qconfig
 from tests.integer import oracle
 
 GRIDS = {

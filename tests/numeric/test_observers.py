@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import math
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,26 +12,8 @@ import torch
 from quantcfg.numeric.dtypes import DTYPES
 from quantcfg.numeric.observers import OBSERVERS
 from quantcfg.numeric.qparams import EPS, QSCHEMES
-
-# A module beside a test has no package to be imported from.
-_SPEC = importlib.util.spec_from_file_location(
-    "observer_oracles", Path(__file__).with_name("observer_oracles.py")
-)
-oracles = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(oracles)
-
-SCHEMES = {
-    "per_tensor_symmetric": {},
-    "per_tensor_affine": {},
-    "per_channel_symmetric": {"ch_axis": 1, "num_channels": 3},
-    "per_channel_affine": {"ch_axis": 1, "num_channels": 3},
-}
-WHOLE_STREAM = [kind for kind in OBSERVERS if kind != "fixed_scale"]
-SOLVED = ["percentile", "mse", "kl", "mix"]
-
-
-def build(kind, qscheme="per_tensor_symmetric", **parameters):
-    return OBSERVERS[kind](qscheme=qscheme, **SCHEMES[qscheme], **parameters)
+from tests.numeric import observer_oracles as oracles
+from tests.numeric.observing import SCHEMES, SOLVED, build
 
 
 def observe(observer, *batches):

@@ -12,19 +12,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from quantcfg.errors import NumericError
 from quantcfg.numeric.observers import OBSERVERS
 from quantcfg.numeric.qparams import EPS
+from tests.numeric.observing import OBSERVING, SCHEMES, build
 
-SCHEMES = {
-    "per_tensor_symmetric": {},
-    "per_tensor_affine": {},
-    "per_channel_symmetric": {"ch_axis": 1, "num_channels": 3},
-    "per_channel_affine": {"ch_axis": 1, "num_channels": 3},
-}
-OBSERVING = [kind for kind in OBSERVERS if kind != "fixed_scale"]
 CONSTANTS = [None, 0.01]
-
-
-def build(kind, qscheme="per_tensor_symmetric", **parameters):
-    return OBSERVERS[kind](qscheme=qscheme, **SCHEMES[qscheme], **parameters)
 
 
 def assert_usable(observer):

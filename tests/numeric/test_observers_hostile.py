@@ -11,17 +11,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from quantcfg.numeric.observers import OBSERVERS
+from tests.numeric.observing import OBSERVING, SOLVED, assert_same_state, build
 
-SCHEMES = {
-    "per_tensor_symmetric": {},
-    "per_channel_affine": {"ch_axis": 1, "num_channels": 3},
-}
-OBSERVING = [kind for kind in OBSERVERS if kind != "fixed_scale"]
-SOLVED = ["percentile", "mse", "kl", "mix"]
-
-
-def build(kind, qscheme="per_tensor_symmetric", **parameters):
-    return OBSERVERS[kind](qscheme=qscheme, **SCHEMES[qscheme], **parameters)
+SCHEMES = ("per_tensor_symmetric", "per_channel_affine")
 
 
 def scale_after(observer, *batches, training=False):
@@ -29,13 +21,6 @@ def scale_after(observer, *batches, training=False):
     for batch in batches:
         observer(batch)
     return observer.qparams().scale
-
-
-def assert_same_state(one, other):
-    one.solve()
-    other.solve()
-    for (name, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
-        assert torch.equal(a, b), name
 
 
 @pytest.mark.parametrize("default", [torch.float16, torch.bfloat16, torch.float64])

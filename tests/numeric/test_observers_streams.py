@@ -15,19 +15,10 @@ from quantcfg.errors import NumericError
 from quantcfg.numeric.observers import OBSERVERS
 from quantcfg.numeric.observers.exact_sum import ExactSum
 from quantcfg.numeric.observers.records import capacity
+from tests.numeric.observing import SCHEMES, assert_same_state, build
 
-SCHEMES = {
-    "per_tensor_symmetric": {},
-    "per_tensor_affine": {},
-    "per_channel_symmetric": {"ch_axis": 1, "num_channels": 3},
-    "per_channel_affine": {"ch_axis": 1, "num_channels": 3},
-}
 # None is the whole stream for every kind; with 0.3 the batches are averaged in order.
 CONSTANTS = [None, 0.0, 0.3, 1.0]
-
-
-def build(kind, qscheme="per_tensor_symmetric", **parameters):
-    return OBSERVERS[kind](qscheme=qscheme, **SCHEMES[qscheme], **parameters)
 
 
 def observe(observer, *batches, indices=None):
@@ -41,13 +32,6 @@ def batches_of(count, *, size=60, seed=0):
     generator = torch.Generator().manual_seed(seed)
     scales = 10.0 ** torch.randint(-4, 5, (count,), generator=generator)
     return [torch.randn(size, 3, 5, generator=generator) * scale for scale in scales]
-
-
-def assert_same_state(one, other):
-    one.solve()
-    other.solve()
-    for (name, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
-        assert torch.equal(a, b), name
 
 
 def assert_same_qparams(one, other):

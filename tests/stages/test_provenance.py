@@ -8,7 +8,7 @@ import pytest
 
 from quantcfg.stages.provenance import git_state
 from tests.cli.conftest import project  # noqa: F401  a fixture
-from tests.cli.test_resume import STOPPABLE, stopped
+from tests.cli.stopping import STOPPABLE, stopped
 
 CALIB = ("calib", "model.py", "config.yaml")
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
