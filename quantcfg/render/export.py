@@ -11,7 +11,7 @@ from quantcfg.config.suggest import counted
 from quantcfg.export.report import RUNTIME, Check, ExportReport, QuantizerDifference
 from quantcfg.render.console import with_short_paths
 from quantcfg.render.results import integer_facts, metrics_table
-from quantcfg.render.tables import add_numbers, cell, new_table, print_facts, print_table
+from quantcfg.render.tables import add_numbers, cell, new_table, print_beside, print_facts, print_table
 from quantcfg.render.text import percent
 
 _SHOWN = 5  # quantizers that differ
@@ -21,7 +21,9 @@ def print_export(console: Console, report: ExportReport) -> None:
     """Print what was checked, then the file."""
     if report.check is not None:
         _print_check(console, report.check)
-    print_facts(console, _facts(report), width=12)
+    *facts, path = _facts(report)
+    print_beside(console, facts, width=12)
+    print_facts(console, [path], width=12)
 
 
 def _print_check(console: Console, check: Check) -> None:

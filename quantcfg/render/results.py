@@ -12,7 +12,7 @@ from rich.text import Text
 
 from quantcfg.config.suggest import counted, listing
 from quantcfg.render.observer_comparison import print_comparison
-from quantcfg.render.tables import add_numbers, keys_of, new_table, print_facts, print_table
+from quantcfg.render.tables import add_numbers, keys_of, new_table, print_beside, print_facts, print_table
 from quantcfg.render.text import percent, safe_text
 
 _SHOWN = 4  # ops that are named
@@ -42,7 +42,9 @@ def print_report(console: Console, report: RunReport) -> None:
         console.print("no metrics: the model file has no eval_data()", soft_wrap=True)
     for guard in report.result.get("guards", ()):
         console.print(_guard_line(guard), soft_wrap=True)
-    print_facts(console, _facts(report), width=9)
+    *facts, path = _facts(report)
+    print_beside(console, facts, width=9)
+    print_facts(console, [path], width=9)
 
 
 def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> Table:
@@ -67,7 +69,7 @@ def integer_facts(integers: Mapping[str, Any], name: str = "integers") -> list[t
     equal = percent(integers["equal_share"], 4)
     text = f"{equal} of {values} equal to fake-quant op by op, {off} off by one step"
     text += f", {more} by more" if more else ""
-    text += f"; {percent(integers['flowing_share'], 4)} when integers flow through the model"
+    text += f"; {percent(integers['flowing_share'], 4)} when integers flow"
     return [(name, text), *_exceptions(ops)]
 
 
