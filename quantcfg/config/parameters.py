@@ -133,7 +133,7 @@ class KL(ObserverParameters):
     bins: Annotated[int, Field(ge=256, le=8192)] = 512
     """Bins of the histogram of magnitudes."""
     update_interval: Annotated[int, Field(ge=1)] = 1
-    """Batches that are gathered before a range is computed."""
+    """Accepted for configs that have it: no range waits for so many batches."""
 
 
 class Mix(ObserverParameters):
@@ -148,7 +148,7 @@ class LSQ(Parameters):
     """Learned step size."""
 
     use_grad_scaling: bool = False
-    """Scale the gradient of the step by 1 / sqrt(elements * quant_max)."""
+    """Multiply the gradient of the scale by 1 / sqrt(elements * quant_max)."""
 
 
 class PACT(Parameters):
