@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,15 +23,34 @@ from quantcfg.numeric.observers.min_max import MinMaxObserver
 
 ACTIVATION, WEIGHT = (32, 64, 56, 56), (512, 512, 3, 3)
 
-# work: (shape, fake quantize, observer on, backward, eager budget, compiled budget)
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A row: a kind of fake quantize, and its budgets in eager mode and compiled, in copies of the tensor."""
+
+    kind: str
+    eager: float
+    compiled: float
+    is_weight: bool = False
+    observing: bool = False
+    backward: bool = True
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What it works on."""
+        return WEIGHT if self.is_weight else ACTIVATION
+
+
 WORKS = {
-    "fake_quant forward": (ACTIVATION, "fake_quant", False, False, 3.0, 1.3),
-    "fake_quant forward + backward": (ACTIVATION, "fake_quant", False, True, 6.5, 4.2),
-    "fake_quant forward + backward, min_max on": (ACTIVATION, "fake_quant", True, True, 7.5, 5.0),
-    "lsq forward + backward": (ACTIVATION, "lsq", False, True, 8.5, 4.2),
-    "pact forward + backward": (ACTIVATION, "pact", False, True, 9.0, 4.2),
-    "lsq per channel, weight": (WEIGHT, "lsq", False, True, 12.0, 5.7),
-    "fake_quant per channel, weight, min_max on": (WEIGHT, "fake_quant", True, True, 8.0, 5.5),
+    "fake_quant forward": Work("fake_quant", 3.0, 1.3, backward=False),
+    "fake_quant forward + backward": Work("fake_quant", 6.5, 4.2),
+    "fake_quant forward + backward, min_max on": Work("fake_quant", 7.5, 5.0, observing=True),
+    "lsq forward + backward": Work("lsq", 8.5, 4.2),
+    "pact forward + backward": Work("pact", 9.0, 4.2),
+    "lsq per channel, weight": Work("lsq", 12.0, 5.7, is_weight=True),
+    "fake_quant per channel, weight, min_max on": Work(
+        "fake_quant", 8.0, 5.5, is_weight=True, observing=True
+    ),
 }
 
 
@@ -55,7 +75,8 @@ def main() -> None:
 def _measure(shape: tuple[int, ...], device: str, rounds: int, *, compiled: bool) -> list[Result]:
     torch.manual_seed(0)
     x = torch.randn(shape, device=device)
-    cases = [case for work in WORKS if WORKS[work][0] == shape for case in _cases(work, x, compiled=compiled)]
+    works = {title: work for title, work in WORKS.items() if work.shape == shape}
+    cases = [case for title in works for case in _cases(title, works[title], x, compiled=compiled)]
     return measure([*_clones(x, compiled=compiled), *cases], x, rounds=rounds)
 
 
@@ -78,17 +99,15 @@ class _Clone(torch.autograd.Function):
         return grad.clone()
 
 
-def _cases(work: str, x: Tensor, *, compiled: bool) -> Iterator[Case]:
-    shape, kind, observing, backward, eager_budget, compiled_budget = WORKS[work]
-    per_channel = shape == WEIGHT
-    run = partial(_run, x=x, backward=backward)
-    build = partial(_quantcfg, kind, x, observing=observing, per_channel=per_channel)
-    yield Case(work, "quantcfg", run(build()), eager_budget)
+def _cases(title: str, work: Work, x: Tensor, *, compiled: bool) -> Iterator[Case]:
+    run = partial(_run, x=x, backward=work.backward)
+    build = partial(_quantcfg, work.kind, x, observing=work.observing, per_channel=work.is_weight)
+    yield Case(title, "quantcfg", run(build()), work.eager)
     if compiled:
         torch._dynamo.reset()
-        yield Case(work, "quantcfg compiled", run(torch.compile(build(), fullgraph=True)), compiled_budget)
-    for tool, module in _peers(kind, x, observing=observing, per_channel=per_channel):
-        yield Case(work, tool, run(module))
+        yield Case(title, "quantcfg compiled", run(torch.compile(build(), fullgraph=True)), work.compiled)
+    for tool, module in _peers(work.kind, x, observing=work.observing, per_channel=work.is_weight):
+        yield Case(title, tool, run(module))
 
 
 def _run(module: Callable[[Tensor], Tensor], *, x: Tensor, backward: bool) -> Callable[[], object]:
