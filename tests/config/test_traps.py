@@ -154,12 +154,12 @@ TOML = {
 
 
 @pytest.mark.parametrize(("text", "expected"), YAML.values(), ids=YAML)
-def test_yaml(text, expected, brief):
+def test_a_trap_of_yaml_is_reported_at_its_place(text, expected, brief):
     assert brief(text) == expected
 
 
 @pytest.mark.parametrize(("text", "expected"), TOML.values(), ids=TOML)
-def test_toml(text, expected, brief):
+def test_a_trap_of_toml_is_reported_at_its_place(text, expected, brief):
     assert brief(text, name="c.toml") == expected
 
 

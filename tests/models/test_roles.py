@@ -61,11 +61,11 @@ def resnet18_table() -> Table:
     return expected
 
 
-def test_resnet18() -> None:
+def test_the_roles_in_resnet18() -> None:
     assert roles(torchvision_model("resnet18"), IMAGE) == resnet18_table()
 
 
-def test_the_backbone_of_a_detector_with_frozen_batch_norms() -> None:
+def test_the_roles_in_the_backbone_of_a_detector_with_frozen_batch_norms() -> None:
     ops = pytest.importorskip("torchvision.ops", reason="needs torchvision: make models")
     model = torchvision_model("resnet18", norm_layer=ops.FrozenBatchNorm2d)
 
@@ -98,7 +98,7 @@ def mobilenet_block(path: str, *, residual: bool) -> Table:
     )
 
 
-def test_mobilenet_v2() -> None:
+def test_the_roles_in_mobilenet_v2() -> None:
     expected = FUSED("0.0 0.1 1.conv.0.0 1.conv.0.1 1.conv.2 18.0 18.1", "features.")
     expected |= QUANTIZED("0.2 1.conv.0.2 1.conv.1 18.2", "features.")
     expected |= QUANTIZED("adaptive_avg_pool2d_0 classifier.1") | PASSED("flatten_0 classifier.0")
@@ -140,7 +140,7 @@ def projection(block: str, path: str, *, residual: bool) -> Table:
     return table | (FUSED("0", path) | QUANTIZED("add_0", block) if residual else QUANTIZED("0", path))
 
 
-def test_mobilenet_v3_small() -> None:
+def test_the_roles_in_mobilenet_v3_small() -> None:
     expected = activated("features.0.", "hardswish") | activated("features.12.", "hardswish")
     expected |= activated("features.1.block.0.", "relu") | squeeze_excitation("features.1.block.1.", "relu")
     expected |= projection("features.1.", "features.1.block.2.", residual=False)
@@ -159,7 +159,7 @@ def test_mobilenet_v3_small() -> None:
     assert roles(torchvision_model("mobilenet_v3_small"), IMAGE) == expected
 
 
-def test_efficientnet_b0() -> None:
+def test_the_roles_in_efficientnet_b0() -> None:
     expected = activated("features.0.", "silu") | activated("features.8.", "silu")
     expected |= activated("features.1.0.block.0.", "silu")
     expected |= squeeze_excitation("features.1.0.block.1.", "silu")
@@ -209,7 +209,7 @@ def test_timm_batch_norms_stay_only_where_no_layer_is_before_them(name: str, lef
         torch.testing.assert_close(folded(IMAGE), model(IMAGE), rtol=1e-5, atol=1e-5)
 
 
-def test_vision_transformer() -> None:
+def test_the_roles_in_vision_transformer() -> None:
     torchvision = pytest.importorskip("torchvision", reason="needs torchvision: make models")
     model = torchvision.models.VisionTransformer(32, 16, 1, 2, 32, 64)  # ViT-B/16 with one small layer
     layer = "encoder.layers.encoder_layer_0."
@@ -239,7 +239,7 @@ def swin_block(path: str, *, shifted: bool) -> Table:
     return table | FLOAT("add_1 view_4", attention)  # the scores that hold the mask
 
 
-def test_swin() -> None:
+def test_the_roles_in_swin() -> None:
     torchvision = pytest.importorskip("torchvision", reason="needs torchvision: make models")
     model = torchvision.models.SwinTransformer([4, 4], 16, [2, 1], [2, 4], [4, 4])  # Swin-T, small
 
@@ -279,7 +279,7 @@ def bert_table() -> Table:
     return table | PASSED("pooler.getitem_0") | QUANTIZED("pooler.dense pooler.activation")
 
 
-def test_bert() -> None:
+def test_the_roles_in_bert() -> None:
     attention = "encoder.layer.0.attention.self."
     expected = bert_table() | QUANTIZED("scaled_dot_product_attention_0", attention)
     expected |= PASSED("transpose_3 reshape_0 reshape_1 contiguous_0 contiguous_1", attention)
@@ -287,7 +287,7 @@ def test_bert() -> None:
     assert roles(bert("sdpa"), **padded()) == expected
 
 
-def test_bert_with_attention_spelled_out() -> None:
+def test_the_roles_in_bert_with_attention_spelled_out() -> None:
     attention = "encoder.layer.0.attention.self."
     expected = bert_table() | QUANTIZED("matmul_0 mul_0 softmax_0 matmul_1", attention)
     expected |= PASSED("transpose_3 transpose_4 dropout_0 contiguous_0 contiguous_1 reshape_0", attention)
