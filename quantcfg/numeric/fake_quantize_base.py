@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from quantcfg.numeric.observers.base import Observer
 from quantcfg.numeric.observers.fixed_scale import FixedScaleObserver
 from quantcfg.numeric.qparams import QParams, is_per_channel, is_symmetric
 
+_ONE_AT_A_TIME = threading.Lock()
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -109,7 +111,7 @@ class FakeQuantizeBase(ExactModule, ABC):
             return x
         self._check_input(x)
         if self.observing and not _is_recomputing():
-            self._observe(x.detach())
+            self._observe_alone(x.detach())
         if not self.quantizing:
             return x
         self._check_ready(x)
@@ -190,6 +192,14 @@ class FakeQuantizeBase(ExactModule, ABC):
     @abstractmethod
     def _set_qparams(self, qparams: QParams) -> None:
         """Quantize with these from now on."""
+
+    def _observe_alone(self, x: Tensor) -> None:
+        """Observe while no other thread does: statistics are read and written in several steps."""
+        if torch.compiler.is_compiling():
+            self._observe(x)
+            return
+        with _ONE_AT_A_TIME:
+            self._observe(x)
 
     def _affine_zero_point(self) -> Tensor | None:
         return None if is_symmetric(self.qscheme) else self.zero_point

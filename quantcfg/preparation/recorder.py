@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils import _pytree as pytree
 
+from quantcfg.errors import warn
 from quantcfg.preparation import masks, ops
 from quantcfg.preparation.cost import CELLS, RECURRENT, macs
 from quantcfg.preparation.fold import is_own_batch_norm, is_own_layer
@@ -49,6 +51,13 @@ class _Call:
     transformed: bool
 
 
+class _OfThread(threading.local):
+    """Where the forward that a thread started is."""
+
+    entered = ""
+    repeated = False  # it started where another did: what it runs is recorded
+
+
 class Recorder:
     """The handler that writes a `Recording` while the model runs as it is."""
 
@@ -75,21 +84,24 @@ class Recorder:
         self._awaited: set[int] = set()
         self._hidden = False  # something ran that leaves no tags on what it makes
         self._arrays = False  # data comes as arrays or lists of numbers, from the caller or out of a tensor
-        self._entered = ""
         self._begun: set[str] = set()  # the modules at which a forward started
-        self._repeated = False  # this one started where another did: what it runs is recorded
+        self._here = _OfThread()
+        self._thread: int | None = None  # where the first forward started
+        self._threads = False  # it runs modules in others
+        self._one_at_a_time = threading.Lock()
         self._written: dict[int, list[int]] = {}  # memory -> the values written into it, in order
 
     def enter(self, path: str, call: int) -> None:
         """Count the call of a module."""
-        self._entered = path
+        self._here.entered = path
         self.recording.calls[path] = call + 1
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Give the inputs their names: those of the model, or of a part that is called in its place."""
-        path = self._entered
-        self._repeated = path in self._begun
+        path = self._here.entered
+        self._here.repeated = path in self._begun
         self._begun.add(path)
+        self._tell_of_threads(path)
         inputs = list(named_inputs(module, args, kwargs))
         sizes = [leaf.numel() for _, leaf in inputs if isinstance(leaf, Tensor)]
         self._is_empty = bool(sizes) and not any(sizes)
@@ -101,10 +113,22 @@ class Recorder:
                 value.mask = masks.has_sentinel(leaf) or masks.is_nothing_but_mask(leaf)
                 self.recording.inputs.append(value.index)
 
+    def _tell_of_threads(self, path: str) -> None:
+        """Say it once that what a thread of the forward computes outside of modules is not seen."""
+        self._thread = self._thread or threading.get_ident()
+        if self._thread == threading.get_ident():
+            return
+        if not self._threads:
+            warn(
+                f"'{path}' runs in a thread that the forward starts: what is computed there outside of "
+                "modules stays in float and is not in the plan; what shall be quantized goes into modules",
+            )
+        self._threads = self._hidden = True
+
     def handle(self, scope: Scope, func: Callable[..., Any], args: Any, kwargs: Any, memo: Memo) -> Any:
         """Run ``func`` and note what it took and what it made."""
         del memo
-        if self._repeated:
+        if self._here.repeated:
             return func(*args, **kwargs)
         op = ops.op_name(func)
         if op in ops.DIFFERENTIATING:
@@ -178,14 +202,15 @@ class Recorder:
         if call.transformed:
             spec = ops.UNDER_TRANSFORM
         data, weights = self._split(spec, call.op, operands)
-        site = Site(
-            index=len(self.recording.sites), path=call.scope.path, call=call.scope.call, op=call.op,
-            spelling=call.spelling, counted=call.counted, ordinal=call.ordinal, spec=spec,
-            kind=ops.kind_of(call.op, spec, call.args, call.kwargs), data=tuple(data), weights=tuple(weights),
-            others=tuple(o for o in operands if o not in data and o not in weights),
-            outputs=(), inplace=inplace,
-        )  # fmt: skip
-        self.recording.sites.append(site)
+        others = tuple(o for o in operands if o not in data and o not in weights)
+        kind = ops.kind_of(call.op, spec, call.args, call.kwargs)
+        with self._one_at_a_time:
+            site = Site(
+                index=len(self.recording.sites), path=call.scope.path, call=call.scope.call, op=call.op,
+                spelling=call.spelling, counted=call.counted, ordinal=call.ordinal, spec=spec, kind=kind,
+                data=tuple(data), weights=tuple(weights), others=others, outputs=(), inplace=inplace,
+            )  # fmt: skip
+            self.recording.sites.append(site)
         for operand in operands:
             self.recording.values[operand.value].consumers.append(site.index)
         return site
@@ -325,8 +350,9 @@ class Recorder:
         return self._owned_values[id(tensor)]
 
     def _new_value(self, tensor: Tensor, kind: str, name: str, *, tag: bool = True) -> Value:
-        value = Value(len(self.recording.values), kind, name, tuple(tensor.shape))
-        self.recording.values.append(value)
+        with self._one_at_a_time:
+            value = Value(len(self.recording.values), kind, name, tuple(tensor.shape))
+            self.recording.values.append(value)
         if tag:
             setattr(tensor, _TAG, value.index)
             self._tagged.append(weakref.ref(tensor))
