@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import FrameType
 
 
@@ -154,29 +154,3 @@ def warn(message: str, category: type[QuantcfgWarning] = QuantcfgWarning) -> Non
 
 def _is_ours(frame: FrameType) -> bool:
     return str(frame.f_globals.get("__name__", "")).partition(".")[0] in ("quantcfg", "torch")
-
-
-@dataclass(slots=True)
-class DiagnosticList:
-    """Collects diagnostics so that one run reports all of them."""
-
-    items: list[Diagnostic] = field(default_factory=list)
-
-    def add(self, diagnostic: Diagnostic) -> None:
-        """Keep one more diagnostic."""
-        self.items.append(diagnostic)
-
-    @property
-    def errors(self) -> list[Diagnostic]:
-        """Those that make the config invalid, sorted by place."""
-        return sorted((d for d in self.items if d.severity == "error"), key=_sort_key)
-
-    def raise_if_errors(self) -> None:
-        """Raise `ConfigError` with every error collected so far."""
-        if self.errors:
-            raise ConfigError(self.errors)
-
-
-def _sort_key(diagnostic: Diagnostic) -> tuple[str, int, int, str]:
-    place = diagnostic.place
-    return (place.file, place.line, place.column, diagnostic.code) if place else ("", 0, 0, diagnostic.code)

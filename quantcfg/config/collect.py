@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 
-from quantcfg.errors import Diagnostic, DiagnosticList, Place
+from quantcfg.errors import ConfigError, Diagnostic, Place
 
 MAX_FINDINGS = 100
 Related = tuple[tuple[Place, str], ...]
@@ -22,7 +22,7 @@ class Findings:
     sources: dict[str, str] = field(default_factory=dict)
     doubled: set[Place] = field(default_factory=set)
     checked: set[tuple[str, str]] = field(default_factory=set)
-    _list: DiagnosticList = field(default_factory=DiagnosticList)
+    _items: list[Diagnostic] = field(default_factory=list)
     _seen: set[tuple[str, Place | None, str]] = field(default_factory=set)
     _causes: dict[tuple[str, Hashable], int] = field(default_factory=dict)
 
@@ -50,24 +50,31 @@ class Findings:
         if cause is not None and not self._is_first(code, cause, place):
             return
         source = source_line(self.sources, place)
-        self._list.add(Diagnostic(code, summary, place, source, label, notes, help, related, severity))
+        self._items.append(Diagnostic(code, summary, place, source, label, notes, help, related, severity))
         if len(self._seen) == MAX_FINDINGS:
             summary = f"{MAX_FINDINGS} findings are shown; correct these first"
-            self._list.add(Diagnostic("QC008", summary, place, source))
+            self._items.append(Diagnostic("QC008", summary, place, source))
 
     def _is_first(self, code: str, cause: Hashable, place: Place | None) -> bool:
         """Whether a cause is new; a known one gets another place."""
-        known = self._causes.setdefault((code, cause), len(self._list.items))
-        if known == len(self._list.items):
+        known = self._causes.setdefault((code, cause), len(self._items))
+        if known == len(self._items):
             return True
-        self._list.items[known] = _also_at(self._list.items[known], place)
+        self._items[known] = _also_at(self._items[known], place)
         return False
 
     def warning(
-        self, code: str, summary: str, place: Place | None = None, *, label: str = "", help: str = ""
+        self,
+        code: str,
+        summary: str,
+        place: Place | None = None,
+        *,
+        label: str = "",
+        help: str = "",
+        related: Related = (),
     ) -> None:
         """Keep one finding that does not make the config invalid."""
-        self.error(code, summary, place, label=label, help=help, severity="warning")
+        self.error(code, summary, place, label=label, help=help, related=related, severity="warning")
 
     @property
     def full(self) -> bool:
@@ -77,16 +84,22 @@ class Findings:
     @property
     def errors(self) -> list[Diagnostic]:
         """Those that make the config invalid, sorted by place."""
-        return self._list.errors
+        return sorted((item for item in self._items if item.severity == "error"), key=_by_place)
 
     @property
     def warnings(self) -> tuple[Diagnostic, ...]:
         """The others, in the order found."""
-        return tuple(item for item in self._list.items if item.severity == "warning")
+        return tuple(item for item in self._items if item.severity == "warning")
 
     def raise_if_errors(self) -> None:
         """Raise `ConfigError` with every error collected so far."""
-        self._list.raise_if_errors()
+        if errors := self.errors:
+            raise ConfigError(errors)
+
+
+def _by_place(finding: Diagnostic) -> tuple[str, int, int, str]:
+    place = finding.place
+    return (place.file, place.line, place.column, finding.code) if place else ("", 0, 0, finding.code)
 
 
 def _also_at(finding: Diagnostic, place: Place | None) -> Diagnostic:

@@ -269,14 +269,13 @@ def _report_ties(decisions: Iterable[Decision], findings: Findings) -> None:
                 break
             if loser.spec != winner.spec and loser.place and _same_module(winner, loser, decision.target):
                 both = f"`{shortened(winner.pattern)}` and `{shortened(loser.pattern)}`"
-                findings.error(
+                findings.warning(
                     "QC210",
                     f"{both} disagree on `{decision.target}`",
                     winner.place,
                     label="wins because it is later in the file",
                     related=((loser.place, "the other one"),),
                     help="make the patterns disjoint, or name the modules exactly",
-                    severity="warning",
                 )
                 break
 
