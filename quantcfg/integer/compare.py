@@ -79,11 +79,6 @@ class IntegerReport:
         return 1.0 - sum(op.own for op in self.ops) / max(self.num_values, 1)
 
     @property
-    def first_difference(self) -> OpCount | None:
-        """The first op that differs."""
-        return next((op for op in self.ops if op.equal < op.num_values), None)
-
-    @property
     def in_float(self) -> tuple[OpCount, ...]:
         """Ops on a grid that were computed in float."""
         return tuple(op for op in self.ops if op.arithmetic == "float")
