@@ -241,7 +241,8 @@ class FakeQuantizeBase(ExactModule, ABC):
         if ch_axis < 0 or (x.dim() > ch_axis and x.shape[ch_axis] == observer.num_channels):
             return
         raise self._error(
-            f"expected {observer.num_channels} channels along axis {ch_axis}, got shape {tuple(x.shape)}"
+            f"expected {observer.num_channels} channels along axis {ch_axis}, got shape {tuple(x.shape)}",
+            hint="prepare the model after its layers have got the shapes that they are to have",
         )
 
     def _never_observed(self) -> NumericError:

@@ -174,18 +174,16 @@ class _Builder:
         tables = self.applied.runner.tables.setdefault(site.path, [])
         while len(tables) <= site.call:
             tables.append(Table())
-        table = tables[site.call]
-        assert table is not None
-        return table
+        return tables[site.call]
 
     def _close(self) -> None:
-        recorded = self.recording
-        for path, tables in self.applied.runner.tables.items():
-            for call, table in enumerate(tables):
+        recorded, tables = self.recording, self.applied.runner.tables
+        for path in recorded.calls:
+            for call, table in enumerate(tables.setdefault(path, [Table()])):
                 key = (path, call)
-                if table is not None and key in recorded.counts:
+                if key in recorded.counts:
                     found = recorded.spellings[key], recorded.counts[key], recorded.places[key]
-                    tables[call] = table.close(self.modules[path], *found)
+                    table.close(self.modules[path], *found)
 
 
 def _build(factory: FakeQuantFactory, slotted: Slotted) -> FakeQuantizeBase:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quantcfg.preparation.frozen import is_frozen
-from quantcfg.preparation.intercept import ScopedForward, Substitute
+from quantcfg.preparation.intercept import ScopedForward, Substitute, uninstall
 from quantcfg.preparation.ops import OpKind
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def leave_out(norm: nn.Module) -> None:
     assert isinstance(forward, ScopedForward)
     if type(norm) in _NORMS and forward.original is None:
         norm.__class__ = FoldedBatchNorm
-        del norm.__dict__["forward"]
+        uninstall(norm)
     else:
         forward.substitute = WithoutBatchNorm
 

@@ -156,10 +156,20 @@ class Substitute(TorchFunctionMode):
         raise NotImplementedError  # each kind of fold has its own
 
 
+SCOPED = "_scoped_forward"
+"""Where a module keeps its `ScopedForward`, whatever others put in the place of its ``forward``."""
+
+
+def _scoped_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return module.__dict__[SCOPED](*args, **kwargs)
+
+
 class ScopedForward:
     """The ``forward`` of one instance: the original one, run inside its scope.
 
-    It copies, pickles and moves with its module, and answers ``inspect.signature`` as the original does.
+    It copies, pickles and moves with its module, and answers ``inspect.signature`` as the original does. Who
+    takes ``__func__`` of it, to wrap that and bind it again, gets what runs the scope of the module it is
+    bound to, be it a copy.
     ``substitute`` is a mode that the forward of a folded module runs under, in every state.
     """
 
@@ -241,6 +251,10 @@ class ScopedForward:
         return getattr(inspect.unwrap(self._bound()), "__code__", ScopedForward.__call__.__code__)
 
     @property
+    def __func__(self) -> Callable[..., Any]:
+        return _scoped_forward
+
+    @property
     def __name__(self) -> str:
         return "forward"
 
@@ -254,6 +268,11 @@ def _is_innermost(mode: _Mode | None) -> bool:
     return mode is not None and depth > 0 and torch._C._get_function_stack_at(depth - 1) is mode
 
 
+def scope_of(module: nn.Module) -> ScopedForward | None:
+    """The `ScopedForward` of a module of a prepared model."""
+    return module.__dict__.get(SCOPED)
+
+
 def interceptor_of(model: nn.Module) -> Interceptor | None:
     """The interceptor of a prepared model or of one of its parts; None for any other module."""
     return next(iter(interceptors_of(model).values()), None)
@@ -263,24 +282,27 @@ def interceptors_of(model: nn.Module) -> dict[str, Interceptor]:
     """The interceptors of all prepared models that a module is or holds, by the path of each."""
     found: dict[Interceptor, str] = {}
     for path, module in model.named_modules():
-        forward = module.__dict__.get("forward")
-        if isinstance(forward, ScopedForward):
+        if (forward := scope_of(module)) is not None:
             found.setdefault(forward.interceptor, path)
     return {path: interceptor for interceptor, path in found.items()}
 
 
 def install(modules: Iterable[tuple[str, nn.Module]], interceptor: Interceptor) -> None:
-    """Give every named module a `ScopedForward`."""
+    """Give every named module a `ScopedForward`, or the one that it has another interceptor."""
     for path, module in modules:
-        module.__dict__["forward"] = ScopedForward(module, path, interceptor)
+        if (scope := scope_of(module)) is not None:
+            scope.interceptor = interceptor
+        else:
+            module.__dict__["forward"] = module.__dict__[SCOPED] = ScopedForward(module, path, interceptor)
 
 
 def uninstall(model: nn.Module) -> None:
     """Take every `ScopedForward` off again."""
     for module in model.modules():
-        forward = module.__dict__.get("forward")
-        if isinstance(forward, ScopedForward):
-            if forward.original is None:
-                del module.__dict__["forward"]
-            else:
-                module.__dict__["forward"] = forward.original
+        forward = module.__dict__.pop(SCOPED, None)
+        if forward is None or module.__dict__["forward"] is not forward:
+            continue
+        if forward.original is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = forward.original

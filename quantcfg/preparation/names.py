@@ -24,7 +24,7 @@ def name_sites(sites: Iterable[Site], called: Iterable[str]) -> None:
         sites: in the order they ran; their names are set.
         called: paths of the modules that ran.
     """
-    parents = {ancestor for path in called for ancestor in _ancestors(path)}
+    parents = {ancestor for path in called for ancestor in ancestors(path)}
     groups: dict[tuple[str, int], list[Site]] = {}
     for site in sites:
         groups.setdefault((site.path, site.call), []).append(site)
@@ -35,7 +35,7 @@ def name_sites(sites: Iterable[Site], called: Iterable[str]) -> None:
             site.name = owner if site is main else f"{owner}.{site.op}_{site.ordinal}".lstrip(".")
 
 
-def _ancestors(path: str) -> Iterator[str]:
+def ancestors(path: str) -> Iterator[str]:
     """Every module around a module, containers that are never called among them."""
     while path:
         path = path.rpartition(".")[0]

@@ -195,11 +195,7 @@ class Pending:
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Record this forward, then build the quantizers."""
         self.interceptor.pending = None
-        self.interceptor.active = False
-        uninstall(model)
-        recording = _record(copy_of(model), lambda m: m(*args, **kwargs), self.request.bn)
-        _install(model, self.interceptor)
-        self._finish(model, recording)
+        self._finish(model, _record(copy_of(model), lambda m: m(*args, **kwargs), self.request.bn))
 
     def finish_like(self, model: nn.Module, recording: Recording) -> None:
         """Build the quantizers from the recording of a model of the same architecture."""
@@ -250,12 +246,8 @@ def _instrument(model: nn.Module, bn: str) -> Interceptor:
     if bn == "fold":
         call_batch_norm(model)
     interceptor = Interceptor()
-    _install(model, interceptor)
-    return interceptor
-
-
-def _install(model: nn.Module, interceptor: Interceptor) -> None:
     install(((path, module) for path, module in model.named_modules() if _is_plain(module)), interceptor)
+    return interceptor
 
 
 def _is_plain(module: nn.Module) -> bool:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from quantcfg.errors import warn
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
 from quantcfg.numeric.relu import relu
-from quantcfg.preparation.intercept import Memo, Scope
+from quantcfg.preparation.intercept import Memo, Scope, scope_of
+from quantcfg.preparation.names import ancestors
 from quantcfg.preparation.ops import COMPUTING, METADATA, canonical, spec_of
 from quantcfg.preparation.places import Places, is_compiled, occurrence
 from quantcfg.preparation.record import Site, Slot
@@ -189,8 +190,8 @@ class Table:
 
     def close(
         self, module: nn.Module, spellings: dict[str, str], counts: dict[str, int], places: Places
-    ) -> Table | None:
-        """Keep only the ops that have an action, as many occurrences as ran; None when no op has one."""
+    ) -> None:
+        """Keep only the ops that have an action, as many occurrences as ran."""
         self.actions = {op: row for op, row in self.actions.items() if any(row)}
         for op in self.actions:
             self.pad(op, counts[op] - 1)
@@ -199,7 +200,13 @@ class Table:
         self.places = places
         if type(module) in LAYERS and sum(counts.values()) == 1:
             self.only = next((row[0] for row in self.actions.values()), None)
-        return self if self.actions else None
+
+    def misses(self, name: str) -> bool:
+        """Whether an op that did not run here should be said, now that it does.
+
+        Where nothing is quantized, that is a layer alone: one of a module that took another's place.
+        """
+        return name not in self.known and (bool(self.actions) or bool(spec_of(canonical(name)).weights))
 
     def layer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Action | None:
         """The action of a module that is one torch function of ``args``, whose weights stay as they are."""
@@ -220,7 +227,7 @@ class Runner:
 
     def __init__(
         self,
-        tables: dict[str, list[Table | None]],
+        tables: dict[str, list[Table]],
         unseen: set[str],
         modules: Mapping[str, FakeQuantizeBase] | None = None,
     ) -> None:
@@ -229,6 +236,7 @@ class Runner:
         self.modules = {} if modules is None else modules
         self.settled = False  # every quantizer has been at work
         self.strangers: set[str] = set()  # modules that ran what was not recorded
+        self.alone: set[str] = set()  # modules that ran outside of those that they are in
 
     def enter(self, path: str, call: int) -> Table | None:
         """The table of this call."""
@@ -269,9 +277,38 @@ class Runner:
         )
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
-        """Say it once when quantizers have nothing to quantize with, and the model runs in float."""
+        """Say it once when quantizers have nothing to quantize with, or are passed by."""
+        if torch.compiler.is_compiling():
+            return
+        self._find_passed_by(module)
+        self._find_idle()
+
+    def _find_passed_by(self, module: nn.Module) -> None:
+        """Warn where modules run, and the forward that calls them, with quantized ops of its own, does not.
+
+        Once is nothing strange: an encoder runs alone before its decoder.
+        """
+        scope = scope_of(module)
+        path = "" if scope is None else scope.path
+        self.alone = {other for other in self.alone if path not in ancestors(other)}
+        around = [
+            outer for outer in ancestors(path) if any(table.actions for table in self.tables.get(outer, ()))
+        ]
+        recomputing = torch._C._current_graph_task_id() != -1  # by activation checkpointing, in a backward
+        if not around or around[-1] in self.strangers or recomputing:
+            return
+        if path not in self.alone:
+            self.alone.add(path)
+            return
+        self.strangers.add(around[-1])
+        warn(
+            f"module '{path}' runs outside of the forward of {around[-1] or 'the model'}: the ops of that "
+            "forward stay in float where others call them; let it run as it did with the example inputs",
+        )
+
+    def _find_idle(self) -> None:
         modules = self.modules.values()
-        if self.settled or torch.compiler.is_compiling() or any(m.observing for m in modules):
+        if self.settled or any(m.observing for m in modules):
             return
         idle = [m for m in modules if not (m.quantizing or m.observed)]
         self.settled = bool(idle) or all(m.quantizing for m in modules)
@@ -290,7 +327,7 @@ class Runner:
         op = table.names.get(name)
         if op is None:
             result = func(*args, **kwargs)
-            if name not in table.known:
+            if table.misses(name):
                 self._meet(scope.path, name, result)
             return result
         ordinal = occurrence(scope, op, table.places)

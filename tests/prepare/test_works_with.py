@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import MethodType
 
 import pytest
 import torch
@@ -13,8 +15,9 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
-from quantcfg.preparation.prepare import prepare
-from quantcfg.preparation.state import FakeQuantState, calibrating, fake_quants, set_fake_quantize
+from quantcfg.errors import NumericError, QuantcfgWarning
+from quantcfg.preparation.prepare import prepare, prepare_qat_fx
+from quantcfg.preparation.state import FakeQuantState, calibrating, fake_quants, set_fake_quantize, state_of
 from quantcfg.qconfig import get_default_qconfig
 from tests.prepare.models import CASES, Encoder, ResNet
 
@@ -338,3 +341,79 @@ def test_half_precision_of_the_whole_model_does_not_touch_qparams() -> None:
         torch.testing.assert_close(module.qparams().scale, before[name], rtol=0, atol=0)
     set_fake_quantize(prepared, FakeQuantState.VALIDATION)
     assert prepared(IMAGE.bfloat16()).dtype == torch.bfloat16
+
+
+def bound_again(model: nn.Module) -> nn.Module:
+    """Wraps a forward as `accelerate` does for mixed precision: what the method is bound to counts."""
+    function = model.forward.__func__  # type: ignore[union-attr]
+    model.forward = MethodType(lambda module, *args: 2 * function(module, *args), model)  # type: ignore[method-assign]
+    return model
+
+
+def test_a_forward_that_is_wrapped_and_bound_again_is_that_of_each_copy() -> None:
+    prepared = bound_again(calibrated_resnet().eval())
+    expected = prepared(IMAGE)
+    copied = copy.deepcopy(prepared)
+    with torch.no_grad():
+        copied.classifier.weight.zero_()
+        copied.classifier.bias.zero_()
+
+    assert copied(IMAGE).abs().max() == 0
+    torch.testing.assert_close(prepared(IMAGE), expected, rtol=0, atol=0)
+    assert state_of(bound_again(prepare(nn.Linear(2, 2), GLOBAL, example_inputs=torch.ones(1, 2))))
+
+
+def test_a_forward_that_is_bound_again_before_the_first_batch_is_quantized() -> None:
+    x = torch.randn(4, 6)
+    prepared = bound_again(prepare_qat_fx(nn.Sequential(nn.Linear(6, 3), nn.ReLU()), GLOBAL))
+
+    prepared(x)
+
+    assert [name for name, module in fake_quants(prepared).items() if not module.observed] == []
+
+
+def test_a_layer_that_took_another_ones_place_is_said_to_be_in_float() -> None:
+    prepared = calibrated_resnet()
+    prepared.classifier = nn.Linear(8, 5)
+    text = (
+        "'linear' runs in the model now where it did not with the example inputs: what was not recorded "
+        "there stays in float; prepare with inputs that reach it, if it shall be quantized"
+    )
+
+    with pytest.warns(QuantcfgWarning, match=f"^{re.escape(text)}$"):
+        assert prepared(IMAGE).shape == (4, 5)
+
+
+class Around(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x) * 2) + x
+
+
+def test_parts_that_others_call_again_and_again_are_said_to_miss_what_is_around_them() -> None:
+    x = torch.randn(4, 6)
+    prepared = prepare(Around(), GLOBAL, example_inputs=(x,), stage="qat")
+    prepared.first(x)  # once, as an encoder before its decoder
+    prepared(x)
+    prepared.first(x)
+    text = (
+        "module 'first' runs outside of the forward of the model: the ops of that forward stay in float "
+        "where others call them; let it run as it did with the example inputs"
+    )
+
+    with pytest.warns(QuantcfgWarning, match=f"^{re.escape(text)}$"):
+        Around.forward(prepared, x)
+    Around.forward(prepared, x)  # it was said
+
+
+def test_a_layer_that_was_cut_to_size_is_told_when_to_be_prepared() -> None:
+    prepared = calibrated_resnet()
+    prepared.classifier.weight = nn.Parameter(torch.randn(2, 8))
+
+    text = "classifier.weight: expected 3 channels along axis 0, got shape (2, 8)"
+    with pytest.raises(NumericError, match=f"^{re.escape(text)}$") as raised:
+        prepared(IMAGE)
+    assert raised.value.hint == "prepare the model after its layers have got the shapes that they are to have"
