@@ -41,7 +41,11 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def data_fingerprints(sources: Iterable[DataSource]) -> dict[str, str | None]:
-    """SHA-256 of the first batch of each data function; None where it cannot be read once more."""
+    """SHA-256 of the first batch of each data function; None where it cannot be read once more.
+
+    Raises:
+        UserCodeError: this rank cannot read one that others can.
+    """
     return {source.name: _fingerprint(source) for source in sources if source.exists}
 
 
@@ -49,4 +53,6 @@ def _fingerprint(source: DataSource) -> str | None:
     try:
         return source.fingerprint()
     except QuantcfgError:  # an iterator that was used up: the run itself has ended well
+        if source.ranks.odd_one(b"") is not None:  # others have read it, and wait to compare it
+            raise
         return None

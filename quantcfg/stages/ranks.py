@@ -104,9 +104,17 @@ class Ranks:
         return [_bytes_of(one[:length]) for one, length in zip(everyone, lengths, strict=True)]
 
     def odd_one(self, data: bytes) -> int | None:
-        """The first rank whose ``data`` differs from that of rank 0; None when all have the same."""
-        mine = torch.tensor(list(hashlib.sha256(data).digest()), dtype=torch.uint8)
-        digests = self.gather(mine)
+        """The first rank whose ``data`` differs from that of rank 0; None when all have the same.
+
+        No bytes at all say that this rank has failed and is about to end, unless all have.
+
+        Raises:
+            LostRankError: another rank has failed.
+        """
+        digests = self.gather(_digest(data))
+        failed = _digest(b"")
+        if data and any(torch.equal(other, failed) for other in digests):
+            raise LostRankError("another rank has nothing to compare")
         return next((rank for rank, other in enumerate(digests) if not torch.equal(other, digests[0])), None)
 
     def largest(self, values: Sequence[int]) -> list[int]:
@@ -205,6 +213,10 @@ _SIGNS = (
 
 def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: detached_copy(tensor) for name, tensor in tensors.items()}
+
+
+def _digest(data: bytes) -> Tensor:
+    return torch.tensor(list(hashlib.sha256(data).digest()), dtype=torch.uint8)
 
 
 def _tensor_of(data: bytes) -> Tensor:

@@ -37,6 +37,25 @@ def test_ranks_train_as_one_process_does(folder):
     assert not torch.equal(folder.model("1")["last.weight"], initial(folder)["last.weight"])
 
 
+BROKEN = """
+_train_data = train_data
+def train_data():
+    if RANK == 1:
+        raise OSError("no such disk")
+    yield from _train_data()
+"""
+
+
+def test_a_rank_that_cannot_read_what_the_others_can_is_named(folder):
+    rewrite(folder, BROKEN)
+
+    (done,) = run_jobs(qat(folder, "run", 2))
+
+    assert done.codes == [5, 5]
+    assert done.message.count("error:") == 1
+    assert "rank 1: train_data(), in batch 0, raised OSError: no such disk\n" in done.message
+
+
 def rows(folder, run):
     return [json.loads(line) for line in (folder.path / run / "metrics.jsonl").read_text().splitlines()]
 
