@@ -301,14 +301,19 @@ class Recorder:
         if tensor.numel() == 0 and isinstance(tensor, nn.Parameter):
             return  # a layer with no features, which there are none of in any batch
         if tag is not None and tag < 0:
-            index = -1 - tag
-            producer = self.recording.producer(index)
-            if producer is not None:
-                producer.written_back = True
-            yield Operand(slot, index)
-            return
-        index = self._owned_or_constant(tensor) if tag is None else tag
+            index = self._rewritten(tensor, -1 - tag)
+        else:
+            index = self._owned_or_constant(tensor) if tag is None else tag
         yield Operand(slot, self._current(tensor, index) if self._written else index)
+
+    def _rewritten(self, tensor: Tensor, index: int) -> int:
+        """What in-place ops leave that are called one on the result of the other: ``y.mul_(2).add_(1)``."""
+        for written in (index, *self._written.get(memory_of(tensor), ())):
+            site = self.recording.producer(written)
+            if site is not None and (written == index or index in [o.value for o in site.data[:1]]):
+                site.written_back = True
+                index = written
+        return index
 
     def _current(self, tensor: Tensor, index: int) -> int:
         """The value of a tensor now: another one, if something was written where it lies in between."""

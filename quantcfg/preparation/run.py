@@ -93,12 +93,22 @@ class Action:
         if output is None:
             return func(*args, **kwargs)
         if self.write_back:
-            result = func(*args, **kwargs)
-            return result.copy_(output(result.clone()))
+            return self._written_back(func, args, kwargs, output)
         result = _compiled_well(func)(*args, **kwargs)
         if isinstance(result, Tensor):
             return output(result) if result.is_floating_point() else result
         return self._quantize_items(result, output)
+
+    def _written_back(
+        self, func: Callable[..., Any], args: Any, kwargs: Any, output: FakeQuantizeBase
+    ) -> Tensor:
+        """Put the quantized result where an op has written; what autograd keeps of it is not overwritten."""
+        if self.inplace and args:
+            result: Tensor = args[0].copy_(output(func(args[0].clone(), *args[1:], **kwargs)))
+        else:
+            written = func(*args, **kwargs)
+            result = written.copy_(output(written.clone()))
+        return result
 
     def _weight(self, fake_quant: FakeQuantizeBase, weight: Tensor) -> Any:
         factor = None if self.batch_norm is None else self.batch_norm.factor(weight)

@@ -58,6 +58,21 @@ def result_of_an_in_place_op_discarded(m: Trap, x: Tensor) -> Tensor:
 
 
 @trap
+def results_of_in_place_ops_on_one_another_discarded(m: Trap, x: Tensor) -> Tensor:
+    y = m.a(x)
+    y.mul_(m.vector).add_(0.5).clamp_(max=2).sub_(m.vector)
+    y[y < 0] = 0
+    return m.b(y)
+
+
+@trap
+def result_that_autograd_keeps_and_that_lies_in_a_view(m: Trap, x: Tensor) -> Tensor:
+    y = m.a(x)
+    y[:, :4].sigmoid_()
+    return m.b(y)
+
+
+@trap
 def written_through_a_view(m: Trap, x: Tensor) -> Tensor:
     y = m.a(x)
     y[:, :4].add_(1.0)
