@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantcfg.errors import warn
+from quantcfg.errors import PrepareError, warn
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
 from quantcfg.numeric.relu import relu
 from quantcfg.preparation.intercept import Memo, Scope, scope_of
@@ -287,9 +287,18 @@ class Runner:
         )
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
-        """Say it once when quantizers have nothing to quantize with, or are passed by."""
+        """Say it once when quantizers have nothing to quantize with, or are passed by.
+
+        Raises:
+            PrepareError: ``torch.jit.trace``, or an exporter that calls it, is at work.
+        """
         if torch.compiler.is_compiling():
             return
+        if torch._C._get_tracing_state() is not None:
+            raise PrepareError(
+                "torch.jit.trace cannot follow a prepared model that observes or quantizes",
+                hint="torch.export.export and torch.onnx.export(dynamo=True) can; or trace it in FLOAT",
+            )
         self._find_passed_by(module)
         self._find_idle()
 

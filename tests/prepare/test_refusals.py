@@ -48,6 +48,25 @@ def traced(module: nn.Module, x: Tensor) -> nn.Module:
         return torch.jit.trace(module, x)
 
 
+@pytest.mark.parametrize("state", FakeQuantState)
+def test_a_prepared_model_is_traced_in_float_alone(state: FakeQuantState) -> None:
+    x = torch.randn(2, 4)
+    prepared = prepare(nn.Linear(4, 4), GLOBAL, example_inputs=(x,))
+    with calibrating(prepared):
+        prepared(x)
+    set_fake_quantize(prepared, state)
+
+    if state is FakeQuantState.FLOAT:
+        assert torch.equal(traced(prepared, x)(x), prepared(x))
+        return
+    with pytest.raises(PrepareError) as caught:
+        traced(prepared, x)
+    assert str(caught.value) == "torch.jit.trace cannot follow a prepared model that observes or quantizes"
+    assert caught.value.hint == (
+        "torch.export.export and torch.onnx.export(dynamo=True) can; or trace it in FLOAT"
+    )
+
+
 def test_a_part_that_is_compiled_runs_as_it_is() -> None:
     x = torch.randn(2, 4)
     model = nn.Sequential(nn.Linear(4, 4), traced(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), x))
