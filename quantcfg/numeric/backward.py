@@ -35,7 +35,8 @@ def hand_written(backward: Backward) -> Backward:
 
     @wraps(backward)
     def run(ctx: Any, grad: Tensor) -> Gradients:
-        chosen = backward if ctx.options.double_backward else once
+        # What refuses costs a change of the grad mode, where there is nothing to refuse.
+        chosen = once if torch.is_grad_enabled() and not ctx.options.double_backward else backward
         if not grad.is_sparse:
             return chosen(ctx, grad)
         grad_x, *others = chosen(ctx, grad.to_dense())

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
-from quantcfg.numeric.host import values
+from quantcfg.numeric.host import ValueRange, range_of, set_values, values
 from quantcfg.numeric.lsq import LearnableFakeQuantize
 from quantcfg.numeric.observers.base import Observer
 from quantcfg.numeric.ops import fake_quantize
 from quantcfg.numeric.pact import PACTFakeQuantize
-from quantcfg.numeric.qparams import QParams, along, in_memory, is_symmetric
+from quantcfg.numeric.qparams import QParams, along, choose_on_host, in_memory
 
 
 class FakeQuantize(FakeQuantizeBase):
@@ -30,46 +30,57 @@ class FakeQuantize(FakeQuantizeBase):
     def __init__(self, observer: Observer) -> None:
         super().__init__(observer)
         self.register_buffer("scale", torch.ones_like(observer.min_val))
-        self._is_inside = False  # whether all of the batch that was just observed lies on the grid
         self._adopt_known_range()
 
-    def _fake_quantize(self, x: Tensor) -> Tensor:
-        observer, zero_point = self.observer, self._affine_zero_point()
-        inside, self._is_inside = self._is_inside, False
+    def _fake_quantize(self, x: Tensor, *, inside: bool) -> Tensor:
+        observer = self.observer
+        zero_point = None if observer.symmetric else along(in_memory(self.zero_point), x, observer.ch_axis)
         return fake_quantize(
             x,
             along(in_memory(self.scale), x, observer.ch_axis),
-            None if zero_point is None else along(in_memory(zero_point), x, observer.ch_axis),
+            zero_point,
             quant_min=observer.quant_min,
             quant_max=observer.quant_max,
             inside=inside,
             double_backward=self.double_backward,
         )
 
-    def _observe(self, x: Tensor) -> None:
+    def _observe(self, x: Tensor) -> bool:
         observer = self.observer
-        observer.forward(x)  # without the hooks of a call: who wants to look hooks the quantizer
-        if self.quantizing:
-            self._set_qparams(observer.qparams())
-            if not self._is_ready:
-                self.has_qparams.logical_or_(self._seen_first_batch())
-            self._is_inside = not torch.compiler.is_compiling() and self._holds_newest()
-
-    def _holds_newest(self) -> bool:
-        observer = self.observer
-        if observer.newest is None:
+        batch = observer.forward(x)  # without the hooks of a call: who wants to look hooks the quantizer
+        if not self.quantizing:
             return False
-        scale, zero_point = values(self.scale), values(self.zero_point)
-        low, high = (end / scale + zero_point for end in observer.newest)
+        if batch is not None:
+            inside = self._follow_on_host(observer, batch)
+        else:
+            self._set_qparams(observer.qparams())
+            inside = False
+        if not self._is_ready:
+            self.has_qparams.logical_or_(self._seen_first_batch())
+        return inside
+
+    def _follow_on_host(self, observer: Observer, batch: ValueRange) -> bool:
+        """Take the qparams of the range that ``batch`` was folded into; whether that lies on the grid."""
+        quant_min, quant_max, stored = observer.quant_min, observer.quant_max, self.scale
+        ends = range_of(observer.min_val, observer.max_val)
+        scale, zero_point = choose_on_host(*ends, quant_min, quant_max, symmetric=observer.symmetric)
+        set_values(stored, scale)
+        if not observer.symmetric:
+            set_values(self.zero_point, zero_point)
+        scale = values(stored)
+        low, high = batch[0] / scale + zero_point, batch[1] / scale + zero_point
         # Short of the half step that rounds onto the grid: these are float64, and the tensor is not.
-        return bool(np.all((low > observer.quant_min - 0.49) & (high < observer.quant_max + 0.49)))
+        least, most = quant_min - 0.49, quant_max + 0.49
+        if isinstance(low, float):  # for which numpy takes ten times as long
+            return bool(low > least and high < most)
+        return bool(np.all((low > least) & (high < most)))
 
     def _qparams(self) -> QParams:
         return QParams(self.scale, self.zero_point)
 
     def _set_qparams(self, qparams: QParams) -> None:
         self.scale.copy_(qparams.scale)
-        if not is_symmetric(self.qscheme):
+        if not self.observer.symmetric:
             self.zero_point.copy_(qparams.zero_point)
 
 

@@ -110,12 +110,11 @@ class FakeQuantizeBase(ExactModule, ABC):
         if not (self.observing or self.quantizing):
             return x
         self._check_input(x)
-        if self.observing and not _is_recomputing():
-            self._observe_alone(x.detach())
+        inside = self.observing and not _is_recomputing() and self._observe_alone(x.detach())
         if not self.quantizing:
             return x
         self._check_ready(x)
-        return self._fake_quantize(x)
+        return self._fake_quantize(x, inside=inside)
 
     def qparams(self) -> QParams:
         """The qparams that forward quantizes with, detached.
@@ -178,12 +177,16 @@ class FakeQuantizeBase(ExactModule, ABC):
         return f"{self.dtype}, {str(self.qscheme).removeprefix('torch.')}{axis}"
 
     @abstractmethod
-    def _fake_quantize(self, x: Tensor) -> Tensor:
-        """``x`` on the grid."""
+    def _fake_quantize(self, x: Tensor, *, inside: bool) -> Tensor:
+        """``x`` on the grid; ``inside``: all of it is known to lie between the ends."""
 
     @abstractmethod
-    def _observe(self, x: Tensor) -> None:
-        """Show the observer ``x``, which is detached; take its qparams when quantizing."""
+    def _observe(self, x: Tensor) -> bool:
+        """Show the observer ``x``, which is detached; take its qparams when quantizing.
+
+        Returns:
+            Whether all of ``x`` is known to lie on the grid of these qparams.
+        """
 
     @abstractmethod
     def _qparams(self) -> QParams:
@@ -193,13 +196,12 @@ class FakeQuantizeBase(ExactModule, ABC):
     def _set_qparams(self, qparams: QParams) -> None:
         """Quantize with these from now on."""
 
-    def _observe_alone(self, x: Tensor) -> None:
+    def _observe_alone(self, x: Tensor) -> bool:
         """Observe while no other thread does: statistics are read and written in several steps."""
         if torch.compiler.is_compiling():
-            self._observe(x)
-            return
+            return self._observe(x)
         with _ONE_AT_A_TIME:
-            self._observe(x)
+            return self._observe(x)
 
     def _affine_zero_point(self) -> Tensor | None:
         return None if is_symmetric(self.qscheme) else self.zero_point
@@ -262,12 +264,12 @@ class LearnedFakeQuantize(FakeQuantizeBase):
     """What is learned by gradient descent: started once from statistics, then left to the optimizer."""
 
     @torch.no_grad()
-    def _observe(self, x: Tensor) -> None:
-        if self.quantizing and self._is_ready:
-            return
-        self.observer(x)
-        if self.quantizing:
-            self._start_at(self.observer.qparams(), where=self._seen_first_batch())
+    def _observe(self, x: Tensor) -> bool:
+        if not (self.quantizing and self._is_ready):
+            self.observer(x)
+            if self.quantizing:
+                self._start_at(self.observer.qparams(), where=self._seen_first_batch())
+        return False
 
     @abstractmethod
     def _start_at(self, qparams: QParams, *, where: Tensor) -> None:

@@ -42,11 +42,16 @@ def range_of(low: Tensor, high: Tensor) -> ValueRange:
 
 def set_range(low: Tensor, high: Tensor, found: ValueRange) -> None:
     """Write into both ends, which are on the host, what `range_of` is to read there, rounded to float32."""
-    for end, value in zip((low, high), found, strict=True):
-        if isinstance(value, float):
-            end.fill_(value)  # where one value is written, numpy takes twice as long to begin
-        else:
-            end.numpy()[:] = value
+    set_values(low, found[0])
+    set_values(high, found[1])
+
+
+def set_values(x: Tensor, found: Values) -> None:
+    """Write into ``x``, which is on the host, what `values` is to read there."""
+    if isinstance(found, float):
+        x.fill_(found)  # where one value is written, numpy takes twice as long to begin
+    else:
+        x.numpy()[:] = found
 
 
 def is_finite(found: ValueRange) -> bool:

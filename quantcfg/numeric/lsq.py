@@ -49,7 +49,7 @@ class LearnableFakeQuantize(LearnedFakeQuantize):
             return symmetric_range(scale, quant_min=self.quant_min, quant_max=self.quant_max)
         return (self.quant_min - zero_point) * scale, (self.quant_max - zero_point) * scale
 
-    def _fake_quantize(self, x: Tensor) -> Tensor:
+    def _fake_quantize(self, x: Tensor, *, inside: bool) -> Tensor:  # noqa: ARG002
         return lsq_fake_quantize(
             x,
             self.scale,

@@ -27,6 +27,7 @@ from quantcfg.numeric.backward import (
     sum_to,
     where_zero,
 )
+from quantcfg.numeric.host import is_on_host
 from quantcfg.numeric.parts import parts
 from quantcfg.numeric.qparams import along, effective_alpha, effective_scale, in_memory
 
@@ -302,31 +303,40 @@ def _on_grid(x: Tensor, scale: Tensor, zero_point: Tensor | None, options: _Opti
 
 def _quantize(part: tuple[Any, ...], options: _Options) -> None:
     x, scale, zero_point, result = part
-    wide = torch.promote_types(x.dtype, scale.dtype)
-    steps = torch.div(x, scale, out=_reusable(result, wide)).round_()
-    if zero_point is not None:
-        steps.add_(zero_point)
+    steps = _rounded(x, scale, zero_point, _reusable(result, torch.promote_types(x.dtype, scale.dtype)))
     if not options.inside:
         _clamp_(steps, options)
     _store(_scale_(steps, scale, zero_point), result)
+
+
+def _rounded(x: Tensor, scale: Tensor, zero_point: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """Where ``x`` falls on the endless grid; the -0.0 that there may be is left to `_scale_`."""
+    steps = torch.div(x, scale, out=out).round_()
+    return steps if zero_point is None else steps.add_(zero_point)
 
 
 def _scale_(steps: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
     """The real values of ``steps``, in place; a -0.0 of the rounding, if there is one, becomes +0.0."""
     if zero_point is not None:
         return steps.sub_(zero_point).mul_(scale)
+    # Both in one pass, 0 + scale * steps, which rounds once.
+    if scale.numel() == 1 and is_on_host(scale):
+        return torch.add(_ZERO, steps, alpha=scale.item(), out=steps)
     if scale.numel() == 1 or torch.compiler.is_compiling():
         return steps.add_(0.0).mul_(scale)
-    # Both in one pass. A single 0.0 beside a scale per row would not be vectorised, a row of them is.
+    # A single 0.0 beside a scale per row would not be vectorised, a row of them is.
     return torch.addcmul(torch.zeros_like(steps[:1]), steps, scale, out=steps)
+
+
+_ZERO = torch.zeros((), device="cpu")
 
 
 def _quantize_and_flag(part: tuple[Any, ...], options: _Options) -> None:
     x, scale, zero_point, result, clipped = part
-    steps = _steps(x, scale, zero_point)
+    steps = _rounded(x, scale, zero_point)
     inside = torch.clamp(steps, options.quant_min, options.quant_max, out=_reusable(result, steps.dtype))
     clipped.copy_(steps.sub_(inside).clamp_(-1, 1))
-    _store(remove(inside, zero_point).mul_(scale), result)
+    _store(_scale_(inside, scale, zero_point), result)
 
 
 def _quantize_and_tell_sides(part: tuple[Any, ...], options: _Options) -> None:

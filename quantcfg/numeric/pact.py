@@ -57,7 +57,7 @@ class PACTFakeQuantize(LearnedFakeQuantize):
         bound = self._bound()
         return -bound, bound
 
-    def _fake_quantize(self, x: Tensor) -> Tensor:
+    def _fake_quantize(self, x: Tensor, *, inside: bool) -> Tensor:  # noqa: ARG002
         return pact_fake_quantize(
             x,
             self.alpha,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quantcfg.numeric.host import Values, is_on_host, values
+from quantcfg.numeric.host import Values, is_on_host, range_of
 
 # The smallest scale: the epsilon of float32. Far above the subnormals, so 1 / scale is finite in float16 too.
 EPS = 2.0**-23
@@ -80,7 +80,11 @@ def choose_qparams(
         Jacob et al. 2018, arXiv 1712.05877, section 2.1, equation 1.
     """
     if is_on_host(min_val, max_val):
-        return _choose_on_host(values(min_val), values(max_val), quant_min, quant_max, symmetric=symmetric)
+        found = choose_on_host(*range_of(min_val, max_val), quant_min, quant_max, symmetric=symmetric)
+        scales, zero_points = map(np.atleast_1d, found)
+        return QParams(
+            torch.from_numpy(scales.astype(np.float32)), torch.from_numpy(zero_points.astype(np.int32))
+        )
     levels = quant_max - quant_min
     if symmetric:
         bound = torch.maximum(-min_val, max_val).detach().double().reshape(-1)
@@ -95,7 +99,12 @@ def choose_qparams(
     return QParams((span / levels).clamp(min=EPS).float(), zero_point.int())
 
 
-def _choose_on_host(low: Values, high: Values, quant_min: int, quant_max: int, *, symmetric: bool) -> QParams:
+def choose_on_host(
+    low: Values, high: Values, quant_min: int, quant_max: int, *, symmetric: bool
+) -> tuple[Values, Values]:
+    """The scale and the zero point of `choose_qparams`, before they are stored."""
+    if isinstance(low, float) and isinstance(high, float):
+        return _choose_one(low, high, quant_min, quant_max, symmetric=symmetric)
     levels = quant_max - quant_min
     if symmetric:
         scale = np.maximum(-low, high) / (levels / 2)
@@ -106,10 +115,20 @@ def _choose_on_host(low: Values, high: Values, quant_min: int, quant_max: int, *
         with np.errstate(invalid="ignore"):  # 0 / 0 in a channel of zeros
             steps = np.where(scale > EPS, low * levels / (high - low), low / EPS)
         zero_point = np.minimum(np.maximum(quant_min - np.rint(steps), quant_min), quant_max)
-    return QParams(
-        torch.from_numpy(np.atleast_1d(np.maximum(scale, EPS)).astype(np.float32)),
-        torch.from_numpy(np.atleast_1d(zero_point).astype(np.int32)),
-    )
+    return np.maximum(scale, EPS), zero_point
+
+
+def _choose_one(
+    low: float, high: float, quant_min: int, quant_max: int, *, symmetric: bool
+) -> tuple[float, float]:
+    """The same of one range, without numpy, which takes ten times as long for a single value."""
+    levels = quant_max - quant_min
+    if symmetric:
+        return max(max(-low, high) / (levels / 2), EPS), 0.0
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = (high - low) / levels
+    steps = low * levels / (high - low) if scale > EPS else low / EPS
+    return max(scale, EPS), float(min(max(quant_min - round(steps), quant_min), quant_max))
 
 
 def symmetric_range(scale: Tensor, *, quant_min: int, quant_max: int) -> tuple[Tensor, Tensor]:

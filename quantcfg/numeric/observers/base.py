@@ -38,12 +38,12 @@ class Observer(ExactModule, ABC):
     the device; with ``"skip"`` it is left out. Both count it in ``skipped``. An empty tensor is no batch.
 
     Attributes:
+        per_channel, symmetric: whether each channel has a range of its own; whether the zero point is 0.
         name: the quantizer's name in the model; used in errors.
         fold_batches: True in training. Each batch is folded into the range (the histogram family too, with
             0.01 unless told otherwise), nothing is recorded for a merge and nothing waits for the device.
         batch_index: place of the next batch in the whole stream, set by who divides it among processes;
             None counts the batches seen here.
-        newest: the least and the greatest value of the last batch, where the host knows them; else None.
         taken: where each observation leaves what it added, for a trainer that takes in the batches of a step
             in one order (see `replay`); None: nowhere.
 
@@ -78,6 +78,7 @@ class Observer(ExactModule, ABC):
         super().__init__()
         self.dtype = as_dtype(dtype)
         self.qscheme = as_qscheme(qscheme)
+        self.per_channel, self.symmetric = is_per_channel(self.qscheme), is_symmetric(self.qscheme)
         self.quant_min, self.quant_max = quant_bounds(dtype, quant_min, quant_max)
         _check_axis(self.qscheme, ch_axis, num_channels)
         _check_choices(averaging_constant, nonfinite)
@@ -88,7 +89,6 @@ class Observer(ExactModule, ABC):
         self.name = ""
         self.fold_batches = False
         self.batch_index: int | None = None
-        self.newest: ValueRange | None = None
         self.taken: list[Tensor] | None = None
         # float32 whatever the default dtype: a model may be built in bfloat16.
         self.register_buffer("min_val", torch.full((num_channels,), torch.inf, dtype=torch.float32))
@@ -98,28 +98,22 @@ class Observer(ExactModule, ABC):
         self.records = None if averaging_constant is None else BatchRecords(num_channels)
 
     @property
-    def per_channel(self) -> bool:
-        """Whether each channel has a range of its own."""
-        return is_per_channel(self.qscheme)
-
-    @property
-    def symmetric(self) -> bool:
-        """Whether the zero point is 0."""
-        return is_symmetric(self.qscheme)
-
-    @property
     def observed(self) -> bool:
         """Whether there is a range: a batch was seen, or one was loaded."""
         return bool((self.min_val <= self.max_val).all())
 
-    def forward(self, x: Tensor) -> None:
+    def forward(self, x: Tensor) -> ValueRange | None:
         """Take one batch into the statistics; ``x`` is not changed.
+
+        Returns:
+            The least and the greatest value of the batch, where they and the range that they were folded into
+            are in the host's memory; else None.
 
         Raises:
             NumericError: ``x`` holds NaN or inf (see the class), or has not the observer's channels.
         """
         if x.numel() == 0:
-            return
+            return None
         x = self._readable(x)
         low, high = channel_aminmax(x, self.ch_axis)
         finite = (torch.maximum(low.abs(), high.abs()) < torch.inf).all()  # a third of the cost of isfinite
@@ -132,6 +126,7 @@ class Observer(ExactModule, ABC):
                 f"batch {self._index_of_last()} held {_count_nonfinite(x)} NaN or inf of {x.numel()} values",
                 hint=_SKIP_HINT,
             )
+        return None
 
     def solve(self) -> None:
         """Bring ``min_val`` and ``max_val`` up to date with the statistics. Most kinds always are."""

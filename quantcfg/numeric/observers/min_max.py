@@ -17,31 +17,27 @@ from quantcfg.numeric.observers.base import NATIVE, Observer, channel_aminmax
 class MinMaxObserver(Observer):
     """The least and the greatest value of each batch, folded over the batches (see `Observer`)."""
 
-    def forward(self, x: Tensor) -> None:
+    def forward(self, x: Tensor) -> ValueRange | None:
         """See `Observer.forward`; a range in the host's memory is folded there, from the second batch on."""
-        if self.newest is not None:  # to set what a module holds takes longer than to ask
-            self.newest = None
-        if self.taken is not None or not self._fold_on_host(x):
-            super().forward(x)
+        batch = self._fold_on_host(x) if self.taken is None else None
+        return super().forward(x) if batch is None else batch
 
-    def _fold_on_host(self, x: Tensor) -> bool:
-        """Take one batch in, if it is on the host and neither the first nor a bad one; whether that is so."""
+    def _fold_on_host(self, x: Tensor) -> ValueRange | None:
+        """Take one batch in, if it is on the host and neither the first nor a bad one; the range of it."""
         min_val, max_val = self.min_val, self.max_val
         is_plain = x.dtype in NATIVE and x.layout is torch.strided and x.numel() > 0
         if not (is_plain and is_on_host(x, min_val)):
-            return False
+            return None
         batch, state = self._values(x), range_of(min_val, max_val)
         if not (is_finite(batch) and is_finite(state)):
-            return False
+            return None
         num_batches = self.num_batches
-        if self.fold_batches:
-            self.newest = batch
-        elif (records := self.records) is not None:
+        if not self.fold_batches and (records := self.records) is not None:
             index = int(num_batches.item()) if self.batch_index is None else self.batch_index
             records.append(index, batch, self._step)
         set_range(min_val, max_val, fold_values(state, batch, self.averaging_constant))
         num_batches.add_(1)
-        return True
+        return batch
 
     def _values(self, x: Tensor) -> ValueRange:
         if self.ch_axis < 0:
