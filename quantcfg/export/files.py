@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from quantcfg.runs.writer import naming, synchronize_names, temporary_name
+from quantcfg.runs.writer import TEMPORARY_MARK, naming, synchronize_names, temporary_name
 
 
 @contextmanager
 def staged(output: Path) -> Iterator[Path]:
     """An empty folder beside ``output``, to write its files to; it is gone when the block ends.
+
+    Those that killed processes left there for the same output go first: nobody holds their locks.
 
     Raises:
         RunError: the system refused it.
@@ -22,10 +25,35 @@ def staged(output: Path) -> Iterator[Path]:
     folder = temporary_name(output)
     try:
         with naming(output):
+            _remove_leftovers(output)
             folder.mkdir()
-        yield folder
+        with _opened(folder) as handle:
+            with suppress(OSError):  # a file system without locks
+                _lock(handle)
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_leftovers(output: Path) -> None:
+    for folder in output.parent.iterdir():
+        if folder.name.startswith(f".{output.name}{TEMPORARY_MARK}"):
+            with suppress(OSError), _opened(folder) as handle:
+                _lock(handle)
+                shutil.rmtree(folder)
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int) -> None:
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager

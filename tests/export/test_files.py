@@ -61,3 +61,14 @@ def test_whoever_looks_meanwhile_never_sees_a_new_part_with_an_old_one(pair, mon
     replace(pair)
     seen.append(content(pair))
     assert "a.onnx" not in seen[killed] or len(set(seen[killed].values())) == 1
+
+
+def test_what_a_killed_export_left_goes_with_the_next_one_of_its_name(pair):
+    left, other = pair / ".a.onnx.tmp-00", pair / ".b.onnx.tmp-00"
+    for folder in (left, other):
+        folder.mkdir()
+        (folder / "a.data").write_text("half")
+    with staged(pair / "a.onnx") as aside:
+        replace(pair)  # by another process, say, which leaves alone what is in use
+        assert aside.exists()
+    assert sorted(path.name for path in pair.iterdir()) == [other.name, *NAMES]
