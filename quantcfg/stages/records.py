@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from quantcfg.config.load import load_config
 from quantcfg.errors import Interrupted, RunError, UsageError
@@ -46,6 +47,7 @@ from quantcfg.stages.sharded import whole_state
 from quantcfg.stages.signals import StopRequest
 
 RESULT_VERSION = 1
+_BUFFERS = "buffers"
 _KEPT = 2  # checkpoints of an unfinished run: the newest, and one to fall back to
 
 
@@ -173,6 +175,7 @@ def _begun_with(run: RunDirectory) -> dict[str, Any]:
     calib = RunDirectory(run.calib)
     if not calib.is_finished:
         return {"stage": "qat"} if calib.path.is_dir() else {}
+    calib.verify()
     facts = read_manifest(calib.path / calib.read_result()["checkpoint"]).facts
     shared = ("seed", "config", "weights", "kinds")
     return {"stage": "qat"} | {name: facts[name] for name in shared if name in facts}
@@ -212,7 +215,8 @@ def save(
         tensors = whole_state(model.state_dict())
         if not run.writes:
             return
-        taken = snapshot(Checkpoint(step, tensors, state, identity.facts(), run.metrics.content()))
+        everything = {**state, _BUFFERS: _left_out(model, tensors)}
+        taken = snapshot(Checkpoint(step, tensors, everything, identity.facts(), run.metrics.content()))
 
     def write() -> None:
         write_snapshot(run.checkpoints, taken)
@@ -227,7 +231,8 @@ def saved(job: Job, run: RunDirectory, step: int) -> Checkpoint:
     checkpoint = None
     if run.writes:
         run.saver.wait()
-        checkpoint = replace(load_checkpoint(run.checkpoints / str(step)), state={})
+        whole_checkpoint = load_checkpoint(run.checkpoints / str(step))
+        checkpoint = replace(whole_checkpoint, state={_BUFFERS: whole_checkpoint.state[_BUFFERS]})
     shared = share_checkpoint(job.ranks, checkpoint)
     assert shared is not None
     return shared
@@ -294,6 +299,15 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, name: str) -> None:
     except RuntimeError as error:
         first = str(error).strip().splitlines()[1:2] or [str(error)]
         raise RunError(f"'{name}' was made with another model: {_shortened(first[0].strip())}") from error
+    for key, buffer in _left_out(model, checkpoint.model).items():
+        saved = checkpoint.state.get(_BUFFERS, {}).get(key, buffer)
+        if not torch.equal(buffer, saved.to(buffer.device)):
+            buffer.set_(saved.to(buffer.device))
+
+
+def _left_out(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Buffers that are no part of a model's own state, though forward may change them."""
+    return {name: buffer for name, buffer in model.named_buffers() if name not in state}
 
 
 def _shortened(text: str) -> str:

@@ -81,6 +81,20 @@ def test_a_calibration_in_the_place_of_that_of_a_training_is_noticed(stoppable, 
     )
 
 
+@pytest.mark.parametrize("text", ["[]", "{}"])
+def test_a_calibration_that_is_damaged_before_the_first_checkpoint_is_named(stoppable, monkeypatch, text):
+    stoppable.model(STOPPABLE.replace("os.kill(os.getpid(), int(number))", "raise ValueError"))
+    assert stopped(stoppable, monkeypatch, "loss:1:-1", *QAT, "-o", "run").code == 5
+    path = stoppable.path / "run/calib/result.json"
+    size = path.stat().st_size
+    path.write_text(text)
+    done = stoppable.run(*QAT, "-o", "run", "-q", "--resume")
+    assert (done.code, done.err) == (
+        6,
+        f"error: 'run/calib' does not match its manifest: 'result.json' has 2 bytes instead of {size}\n",
+    )
+
+
 def test_a_path_that_cannot_be_looked_at_is_named(project):
     name = "a" * 300
     done = project.run("diff", name, "config.yaml")

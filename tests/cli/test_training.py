@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.cli.stopping import QAT, stopped
+from tests.cli.stopping import QAT, STOPPABLE, stopped
 from tests.run_files import contents
 
 EVERYTHING = """
@@ -353,3 +353,24 @@ def test_progress_shows_loss_rate_and_the_newest_metric(project):
     assert outcome.code == 0, outcome.err
     last = next(line for line in reversed(outcome.err.splitlines()) if line.startswith("training: "))
     assert re.search(r", loss [\d.]+, lr [\d.e-]+, eval_accuracy [\d.]+, ", last)
+
+
+HIDDEN = """
+class Net(Net):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()), persistent=False)
+    def forward(self, x):
+        self.calls += self.training
+        return super().forward(x) * (1 + self.calls / 9)
+"""
+
+
+def test_a_buffer_that_no_state_dict_has_goes_on_and_is_evaluated_too(stoppable, monkeypatch):
+    stoppable.model(HIDDEN + STOPPABLE + LOSS_AS_METRIC)
+    assert stoppable.run(*QAT, "-o", "whole", "-q").code == 0
+    assert stopped(stoppable, monkeypatch, "loss:8:2", *QAT, "-o", "run").code == 130
+    assert stoppable.run(*QAT, "-o", "run", "-q", "--resume").code == 0
+    assert contents(stoppable.path / "run") == contents(stoppable.path / "whole")
+    done = stoppable.run("eval", "model.py", "run", "--format", "json", "-q")
+    assert json.loads(done.out)["result"]["metrics"]["qat"] == result(stoppable)["metrics"]["qat"]
