@@ -70,7 +70,13 @@ def test_the_harness_notices_a_writer_that_writes_in_place(project):
 @needs_strace
 @pytest.mark.parametrize(
     ("stage", "kind", "every"),
-    [("calib", "kill", 17), ("calib", "ENOSPC", 19), ("calib", "lie", 5), ("qat", "kill", 131)],
+    [
+        ("calib", "kill", 17),
+        ("calib", "ENOSPC", 19),
+        ("calib", "lie", 5),
+        ("qat", "kill", 131),
+        ("export", "kill", 7),
+    ],
 )
 def test_a_sample_of_faults_of_the_system_leaves_nothing_torn(project, stage, kind, every, totals):
     found = found_by("trace.py", project, stage, kind, every, 1)
@@ -79,11 +85,11 @@ def test_a_sample_of_faults_of_the_system_leaves_nothing_torn(project, stage, ki
 
 
 @needs_strace
-@pytest.mark.parametrize("stage", ["calib", "qat"])
-def test_every_name_is_given_in_the_order_that_survives_a_power_cut(project, stage, totals):
+@pytest.mark.parametrize(("stage", "names"), [("calib", 10), ("qat", 10), ("export", 2)])
+def test_every_name_is_given_in_the_order_that_survives_a_power_cut(project, stage, names, totals):
     found = found_by("trace.py", project, stage, "order", 1, 0)
     assert held(found, totals, "order")
-    assert found["points"] >= 10
+    assert found["points"] >= names
 
 
 @needs_strace
@@ -159,6 +165,16 @@ def test_every_fault_of_the_system_leaves_nothing_torn(project, stage, kind, eve
     found = found_by("trace.py", project, stage, kind, every, 0)
     assert held(found, totals, kind), found["violations"]
     assert found["points"] * every > 10
+
+
+@pytest.mark.slow
+@needs_strace
+@pytest.mark.parametrize("kind", ["kill", "ENOSPC", "EIO"])
+@pytest.mark.parametrize("stage", ["from", "export"])
+def test_every_fault_of_what_writes_without_data_leaves_nothing_torn(project, stage, kind, totals):
+    found = found_by("trace.py", project, stage, kind, 1, 0)
+    assert held(found, totals, kind), found["violations"]
+    assert found["points"] >= 10
 
 
 @pytest.mark.slow

@@ -1,8 +1,9 @@
 """Kill or fail a run at its system calls, by strace, resume it, and compare it with an undisturbed one.
 
-``python trace.py PROJECT STAGE FAULT EVERY OFFSET [BUG]`` runs ``quantcfg STAGE`` in ``PROJECT`` once under
-strace, which numbers its write-side calls in the run directory; then once for each ``EVERY``-th of them from
-``OFFSET`` on, with the fault there (from the first that names a path, where ``OFFSET`` is the end of one):
+``python trace.py PROJECT STAGE FAULT EVERY OFFSET [BUG]`` runs what ``COMMANDS`` has for ``STAGE`` in
+``PROJECT`` once under strace, which numbers its write-side calls in the folder ``run``; then once for each
+``EVERY``-th of them from ``OFFSET`` on, with the fault there (from the first that names a path, where
+``OFFSET`` is the end of one):
 
     kill     SIGKILL on entering the call
     chain    the same, and again at the same place of each of the two runs that resume it
@@ -35,6 +36,13 @@ from quantcfg.cli.main import main
 CALLS = ("openat", "write", "pwrite64", "ftruncate", "fsync", "fdatasync", "rename", "renameat", "renameat2",
          "mkdir", "mkdirat", "unlink", "unlinkat", "rmdir", "close")  # fmt: skip
 ERRORS = ("ENOSPC", "EIO", "EDQUOT", "EROFS", "EACCES")
+RUN = ("-o", "run", "-q")
+COMMANDS = {
+    "calib": ("calib", "model.py", "config.yaml", *RUN),
+    "qat": ("qat", "model.py", "config.yaml", *RUN),
+    "from": ("calib", "model.py", "config.yaml", "--from", "source", *RUN),
+    "export": ("export", "model.py", "source", "--format", "safetensors", "-o", "run/a.safetensors", "-q"),
+}
 ENTERED = re.compile(r"^(\d+) +(\w+)\((.*)")
 PATH = re.compile(r'[<"](/[^>"]*)[>"]')
 
@@ -127,10 +135,17 @@ def _needs_space(call):
     return call.name in ("openat", "write", "fsync", "ftruncate", "mkdir", "rename")
 
 
+def emptied(folder):
+    """The folder that a command writes to, as it is before."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+
+
 def one_point(command, kind, call, whole):
     """Disturb, look, resume, compare; everything that is wrong, and whether the run was killed or failed."""
     folder = Path("run").absolute()
-    shutil.rmtree(folder, ignore_errors=True)
+    emptied(folder)
+    again = [*command, "--force" if command[0] == "export" else "--resume"]
     inject = fault_at(kind, call)
     ran = run(command, inject)
     wrong = violations(folder) if folder.exists() else []
@@ -143,9 +158,9 @@ def one_point(command, kind, call, whole):
     if kind == "lie" and ran.code == 0 and contents(folder) != whole:
         wrong.append("a lie was believed")
     for _ in range(2 if kind == "chain" else 0):
-        run([*command, "--resume"], inject)
+        run(again, inject)
         wrong += violations(folder) if folder.exists() else []
-    resumed = run([*command, "--resume"], traced=False)
+    resumed = run(again, traced=False)
     wrong += [f"resuming ended with {resumed.code}: {resumed.said}"] if resumed.code else []
     wrong += ["resumed to other bits"] if not resumed.code and contents(folder) != whole else []
     wrong += ["leftovers"] if any(TEMPORARY_MARK in str(p) for p in folder.rglob("*")) else []
@@ -170,6 +185,8 @@ def misordered(ran, folder):
         elif name == "fsync":
             dirty.discard(paths[0])
             unsynced.pop(paths[0], None)
+        elif name.startswith("rename") and TEMPORARY_MARK in paths[-1]:  # no final name, and as dirty
+            dirty = {paths[-1] if path == paths[0] else path for path in dirty}
         elif name.startswith("rename") and TEMPORARY_MARK in paths[0]:
             torn = [path for path in dirty if path == paths[0] or path.startswith(f"{paths[0]}/")]
             wrong += [f"{path} was renamed before it was synchronised" for path in torn]
@@ -197,9 +214,12 @@ def first_of(calls, offset):
 def report(project, stage, kind, every, offset):
     os.chdir(project)
     torch.set_num_threads(1)
-    command = [stage, "model.py", "config.yaml", "-o", "run", "-q"]
+    command = list(COMMANDS[stage])
     folder = Path("run").absolute()
-    shutil.rmtree(folder, ignore_errors=True)
+    if "source" in command:
+        done = run([*COMMANDS["calib"], "-o", "source"], traced=False)
+        assert done.code == 0, done.said
+    emptied(folder)
     ran = run(command)
     assert ran.code == 0, ran.said
     whole, calls = contents(folder), calls_in(ran, folder)
