@@ -47,7 +47,7 @@ class FakeQuantize(FakeQuantizeBase):
 
     def _observe(self, x: Tensor) -> bool:
         observer = self.observer
-        batch = observer.forward(x)  # without the hooks of a call: who wants to look hooks the quantizer
+        batch = observer(x)
         if not self.quantizing:
             return False
         if batch is not None:
