@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from quantcfg.config.collect import Findings
-from quantcfg.config.hardware import Profile, adjusted, fits, grid_of, origin_of, refuse
+from quantcfg.config.hardware import PROFILES, Profile, adjusted, fits, grid_of, origin_of, refuse
+from quantcfg.config.load import Config
 from quantcfg.config.rules import Decision, RuleSet
 from quantcfg.config.spec import FakeQuantSpec, QConfigSpec
 from quantcfg.config.suggest import listing
 from quantcfg.errors import Place
-from quantcfg.preparation.assign import Assignment, Assignments
+from quantcfg.preparation.assign import Assignment, Assignments, assign
+from quantcfg.preparation.record import Recording
 
-Assign = Callable[[Sequence[Decision]], Assignments]
 _SHOWN = 4
 
 
@@ -45,34 +46,66 @@ class _Misfit:
     spec: FakeQuantSpec
 
 
-def fitted(
-    decisions: Sequence[Decision], assign: Assign, target: ExportTarget, rules: RuleSet
-) -> tuple[list[Decision], tuple[Adjustment, ...]]:
-    """Decisions whose quantizers the target takes, and what was changed for that.
+def target_of(config: Config) -> ExportTarget | None:
+    """Where the model is to run; None where every grid is welcome."""
+    section = config.export
+    if section.target == "generic":
+        return None
+    return ExportTarget(PROFILES[section.target], section.unsupported)
 
-    Raises:
-        ConfigError: with ``error``, what it does not take; with the others, what cannot be changed.
+
+@dataclass(frozen=True, slots=True)
+class Assigner:
+    """Gives the ops of a recording their roles, on grids that a target takes.
+
+    ``default`` is the activation that inputs get where no op says otherwise.
     """
-    assignments = assign(decisions)
-    misfits = _misfits(assignments, target)
-    findings = Findings(dict(rules.sources))
-    if target.unsupported == "error":
-        _refuse(misfits, target, findings)
-    changes = [change for misfit in misfits for change in _change(misfit, target)]
-    if target.unsupported == "adjust":
-        _refuse([m for m in misfits if not _change(m, target)], target, findings)
-    findings.raise_if_errors()
-    touched = {misfit.row.site.index for misfit in misfits}
-    pairs = zip(assignments.rows, decisions, strict=True)
-    fitting = [_fitting(d, row.site.op, target, row.site.index in touched) for row, d in pairs]
-    return fitting, tuple(changes)
 
+    recording: Recording
+    default: FakeQuantSpec | None
+    rules: RuleSet
+    target: ExportTarget | None
 
-def fitting_spec(spec: FakeQuantSpec | None, target: ExportTarget) -> FakeQuantSpec | None:
-    """The activation that inputs get where no op says otherwise, as the target takes it."""
-    if spec is None or target.unsupported != "adjust":
-        return spec
-    return adjusted(target.profile, spec, "activation") or spec
+    def fit(self, decisions: Sequence[Decision]) -> tuple[list[Decision], tuple[Adjustment, ...]]:
+        """Decisions whose quantizers the target takes, and what was changed for that.
+
+        Raises:
+            ConfigError: with ``error``, what it does not take; with the others, what cannot be changed.
+        """
+        target = self.target
+        if target is None:
+            return list(decisions), ()
+        assignments = self._assign(decisions, self.default)
+        misfits = _misfits(assignments, target)
+        self._refuse_misfits(misfits, target)
+        changes = tuple(change for misfit in misfits for change in _change(misfit, target))
+        touched = {misfit.row.site.index for misfit in misfits}
+        pairs = zip(assignments.rows, decisions, strict=True)
+        fitting = [_fitting(d, row.site.op, target, row.site.index in touched) for row, d in pairs]
+        if target.unsupported != "float" or fitting == list(decisions):
+            return fitting, changes
+        # Without the end of its chain an op is quantized itself, on the same grid if one rule holds for both.
+        fitting, more = self.fit(fitting)
+        return fitting, (*changes, *more)
+
+    def assign(self, fitting: Sequence[Decision]) -> Assignments:
+        """The roles that decisions give which fit."""
+        default = self.default
+        if default is not None and self.target is not None and self.target.unsupported == "adjust":
+            default = adjusted(self.target.profile, default, "activation") or default
+        return self._assign(fitting, default)
+
+    def _assign(self, decisions: Sequence[Decision], default: FakeQuantSpec | None) -> Assignments:
+        with_add = self.target is not None and self.target.profile.adds_to_accumulator
+        return assign(self.recording, decisions, default, with_add=with_add)
+
+    def _refuse_misfits(self, misfits: Sequence[_Misfit], target: ExportTarget) -> None:
+        findings = Findings(dict(self.rules.sources))
+        if target.unsupported == "error":
+            _refuse(misfits, target, findings)
+        elif target.unsupported == "adjust":
+            _refuse([m for m in misfits if not _change(m, target)], target, findings)
+        findings.raise_if_errors()
 
 
 def _misfits(assignments: Assignments, target: ExportTarget) -> list[_Misfit]:

@@ -10,17 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantcfg.config.hardware import PROFILES
 from quantcfg.config.load import Config
 from quantcfg.config.rules import Decision, RuleSet, Target
 from quantcfg.errors import Diagnostic, PrepareError
 from quantcfg.preparation.apply import BN_MODES, apply
-from quantcfg.preparation.assign import Assignments, assign
+from quantcfg.preparation.assign import Assignments
 from quantcfg.preparation.copying import copy_of
 from quantcfg.preparation.fold import fold_obstacles
 from quantcfg.preparation.freezing import freeze_batch_norm
 from quantcfg.preparation.frozen import call_batch_norm
-from quantcfg.preparation.hardware import Adjustment, ExportTarget, fitted, fitting_spec
+from quantcfg.preparation.hardware import Adjustment, Assigner, ExportTarget, target_of
 from quantcfg.preparation.intercept import Interceptor, install, interceptors_of, uninstall
 from quantcfg.preparation.late import held_by_optimizer, refuse_late_parameters
 from quantcfg.preparation.outcomes import check_outcomes
@@ -172,17 +171,9 @@ def request_for(config: Any, stage: str, bn: str, templates: Sequence[str] | Non
         raise PrepareError(f"unknown bn '{bn}'; known: {', '.join(BN_MODES)}")
     if isinstance(config, Config):
         named = config.templates(stage) if templates is None else templates
-        return Request(config.rules(stage), stage, bn, tuple(named), target=_target(config))
+        return Request(config.rules(stage), stage, bn, tuple(named), target=target_of(config))
     rules = config if isinstance(config, RuleSet) else rules_from_dict(config)
     return Request(rules, stage, bn, tuple(templates or ()))
-
-
-def _target(config: Config) -> ExportTarget | None:
-    """Where the model is to run; None where every grid is welcome."""
-    section = config.export
-    if section.target == "generic":
-        return None
-    return ExportTarget(PROFILES[section.target], section.unsupported)
 
 
 @dataclass(slots=True)
@@ -326,6 +317,7 @@ def decide(model: nn.Module, recording: Recording, targets: list[Target], reques
         ConfigError: a rule matches nothing, or an expected count differs.
     """
     rules = with_attributes(request.rules, model)
+    assigner = Assigner(recording, default_activation(rules), rules, request.target)
     decisions = rules.resolve(targets)
     findings = check(rules, model, targets, decisions)
     warn_of_strangers(request.setters, recording, targets)
@@ -335,9 +327,10 @@ def decide(model: nn.Module, recording: Recording, targets: list[Target], reques
         return with_templates(request.templates, recording, chosen)
 
     def assigned(decisions: Sequence[Decision]) -> Assignments:
-        return _assigned(recording, refined(decisions), rules, request.target)[0]
+        return assigner.assign(assigner.fit(refined(decisions))[0])
 
-    assignments, adjustments = _assigned(recording, refined(decisions), rules, request.target)
+    fitting, adjustments = assigner.fit(refined(decisions))
+    assignments = assigner.assign(fitting)
     told = {finding.place for finding in findings}
     idle = check_outcomes(rules, recording, decisions, assignments, assign=assigned, told=told)
     return Decided(targets, assignments, adjustments, (*findings, *idle))
@@ -364,19 +357,3 @@ def build(
         request.stage, plan, recording, applied.modules, decided.targets, request.bn
     )
     set_fake_quantize(model, STATES[request.stage])
-
-
-def _assigned(
-    recording: Recording, decisions: Sequence[Decision], rules: RuleSet, target: ExportTarget | None
-) -> tuple[Assignments, tuple[Adjustment, ...]]:
-    """The assignments, on grids that the target takes, and what was changed for that."""
-    default = default_activation(rules)
-    if target is None:
-        return assign(recording, decisions, default), ()
-    with_add = target.profile.adds_to_accumulator
-
-    def assigned(chosen: Sequence[Decision]) -> Assignments:
-        return assign(recording, chosen, default, with_add=with_add)
-
-    fitting, changes = fitted(decisions, assigned, target, rules)
-    return assign(recording, fitting, fitting_spec(default, target), with_add=with_add), changes

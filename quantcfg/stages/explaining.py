@@ -141,17 +141,20 @@ def _explain_op(surveyed: Survey, outcome: Outcome, index: int) -> OpExplanation
         reason=row.reason,
         qconfig=decision.spec.name if decision.spec else "float",
         treatment=outcome.table[index],
-        notes=tuple(_notes(decision, row)),
+        notes=tuple(_notes(decision, row, outcome)),
         rules=tuple(_rule_line(item, decision) for item in contest(decision, target)),
         fields=tuple(field_origins(decision)),
         without_winner=_without(decision, winner) if winner else None,
     )
 
 
-def _notes(decision: Decision, row: Assignment) -> list[str]:
+def _notes(decision: Decision, row: Assignment, outcome: Outcome) -> list[str]:
     final = row.decision
     if final.winner is not decision.winner:
         return [f"the output of its fused chain follows {rule_text(final.winner)}"]
+    changes = [change for change in outcome.adjustments if change.op == row.site.name]
+    if changes:
+        return [f"the export target changes its {c.slot} from {c.before} to {c.after}" for c in changes]
     if final.spec is not None and final.spec != decision.spec:
         return [f"a template makes it {final.spec.name}: {spec_text(final.spec)}"]
     return []

@@ -17,7 +17,8 @@ from quantcfg.config.rules import Decision
 from quantcfg.config.spec import SLOTS, FakeQuantSpec, Field, QConfigSpec, make_spec
 from quantcfg.numeric.observers import OBSERVERS
 from quantcfg.numeric.observers.base import Observer
-from quantcfg.preparation.assign import Assignments, assign
+from quantcfg.preparation.assign import Assignments
+from quantcfg.preparation.hardware import Assigner, target_of
 from quantcfg.preparation.record import Recording, Site
 from quantcfg.preparation.rules import default_activation
 from quantcfg.preparation.state import fake_quants, prepared
@@ -86,8 +87,10 @@ def find_contests(config: Config, float_model: nn.Module, model: nn.Module) -> C
     rules = with_attributes(config.rules("calib"), float_model)
     decisions = rules.resolve(targets_of(float_model, recording))
     decisions = with_templates(config.templates("calib"), recording, decisions)
-    marked = [replace(decision, spec=_marked(decision.spec)) for decision in decisions]
-    assignments = assign(recording, marked, default_activation(rules))
+    assigner = Assigner(recording, default_activation(rules), rules, target_of(config))
+    fitting, _ = assigner.fit(decisions)
+    marked = [replace(decision, spec=_marked(decision.spec)) for decision in fitting]
+    assignments = assigner.assign(marked)
     specs = {d.target: d.spec for d in marked if d.spec is not None and _can_change(d)}
     owners = {id(getattr(spec, slot)): (op, slot) for op, spec in specs.items() for slot in SLOTS}
     held: dict[tuple[str, str], list[str]] = {}

@@ -12,7 +12,8 @@ from quantcfg.config.load import Config, empty_config
 from quantcfg.config.presets import STAGES
 from quantcfg.config.rules import Decision, RuleSet, Target
 from quantcfg.errors import ConfigError, Diagnostic
-from quantcfg.preparation.assign import Assignment, Assignments, assign
+from quantcfg.preparation.assign import Assignment, Assignments
+from quantcfg.preparation.hardware import Adjustment, Assigner, target_of
 from quantcfg.preparation.outcomes import Treatment, check_outcomes, treatments
 from quantcfg.preparation.record import Recording
 from quantcfg.preparation.rules import default_activation, idle_modules
@@ -31,6 +32,7 @@ class Outcome:
     decisions: tuple[Decision, ...]
     rows: tuple[Assignment, ...]
     table: tuple[Treatment, ...]
+    adjustments: tuple[Adjustment, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +47,14 @@ class Survey:
         """What ``config`` makes of the model in ``stage``.
 
         Raises:
-            ConfigError: a rule inherits a qconfig that its own parameters do not fit.
+            ConfigError: a rule inherits a qconfig that its own parameters do not fit, or the target does not
+                take a grid.
         """
         rules = with_attributes(config.rules(stage), self.model)
         decisions = rules.resolve(self.targets)
-        assignments = self._assign(config, stage, rules, decisions)
+        assignments, adjustments = self._assign(config, stage, rules, decisions)
         table = treatments(self.recording, assignments)
-        return Outcome(stage, rules, tuple(decisions), tuple(assignments.rows), tuple(table))
+        return Outcome(stage, rules, tuple(decisions), tuple(assignments.rows), tuple(table), adjustments)
 
     def check(self, config: Config, stage: str) -> list[Diagnostic]:
         """Everything that is to be said about the rules of ``stage`` on this model."""
@@ -61,20 +64,26 @@ class Survey:
         except ConfigError as error:
             return list(error.diagnostics)
         findings = check_rules(rules, self.targets, decisions, idle_modules(self.model, self.targets))
+        try:
+            assignments, _ = self._assign(config, stage, rules, decisions)
+        except ConfigError as error:
+            return [*findings, *error.diagnostics]
         return findings + check_outcomes(
             rules,
             self.recording,
             decisions,
-            self._assign(config, stage, rules, decisions),
-            assign=lambda other: self._assign(config, stage, rules, other),
+            assignments,
+            assign=lambda other: self._assign(config, stage, rules, other)[0],
             told={finding.place for finding in findings},
         )
 
     def _assign(
         self, config: Config, stage: str, rules: RuleSet, decisions: Sequence[Decision]
-    ) -> Assignments:
+    ) -> tuple[Assignments, tuple[Adjustment, ...]]:
         refined = with_templates(config.templates(stage), self.recording, decisions)
-        return assign(self.recording, refined, default_activation(rules))
+        assigner = Assigner(self.recording, default_activation(rules), rules, target_of(config))
+        fitting, adjustments = assigner.fit(refined)
+        return assigner.assign(fitting), adjustments
 
 
 def survey(job: Job) -> Survey:

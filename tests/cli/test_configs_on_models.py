@@ -230,3 +230,41 @@ def test_plan_against_another_config_lists_what_it_would_change(files):
     assert done.code == 0
     assert json.loads(done.out)["against"] == [op for op in diff["ops"] if op["stage"] == "calib"]
     assert "against" not in json.loads(files.run("plan", "model.py", "rules.yaml", "--format", "json").out)
+
+
+WIDE = """
+version: 1
+qconfig:
+  global: w8a8
+  module_name: {classifier: {preset: w8a8, activation_qkwargs: {dtype: qint16}}}
+"""
+
+
+def test_what_a_target_changes_is_explained_and_compared(project):
+    project.write("wide.yaml", WIDE)
+    project.write("target.yaml", WIDE + "export: {target: tensorrt, unsupported: adjust}\n")
+    explained = project.run("explain", "model.py", "target.yaml", "classifier").out.splitlines()
+    assert [line.strip() for line in explained[1:4]] == [
+        "quantized",
+        "the export target changes its activation"
+        " from qint16 per_tensor_symmetric to qint8 per_tensor_symmetric",
+        "output  fake_quant, mse, dtype=qint8, qscheme=per_tensor_symmetric",
+    ]
+    done = project.run("diff", "wide.yaml", "target.yaml", "--model", "model.py", "--format", "json")
+    assert {op["name"] for op in json.loads(done.out)["ops"]} >= {"classifier"}
+
+
+def test_what_a_target_refuses_on_a_model_is_said_with_the_rest(project):
+    project.write("up.yaml", "version: 1\nqconfig: {global: w8a8}\nexport: {target: tensorrt}\n")
+    project.model("""
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.classifier = nn.ConvTranspose2d(1, 4, 2), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.classifier(self.up(x).mean((2, 3)))
+""")
+    done = project.run("validate", "up.yaml", "--model", "model.py")
+    assert (done.code, done.out) == (1, "")
+    assert "error[QC216]: `tensorrt` takes no qint8 per_channel_symmetric weights: `up`" in done.err

@@ -100,9 +100,11 @@ def test_the_run_is_that_of_a_config_that_names_the_chosen_observers(hard, per):
     assert hard.run("diff", "run", "named").out.splitlines()[0] == "run and named mean the same"
 
 
-def test_nothing_but_observers_differs_from_the_config(hard):
-    assert hard.run(*CALIB, "-o", "run", "-q", "--set", f"calib.compare={ALL}").code == 0
-    assert hard.run(*CALIB, "-o", "plain", "-q").code == 0
+@pytest.mark.parametrize("target", ["generic", "tensorrt"])
+def test_nothing_but_observers_differs_from_the_config(hard, target):
+    where = ("--set", f"export.target={target}", "--set", "export.unsupported=adjust")
+    assert hard.run(*CALIB, "-o", "run", "-q", "--set", f"calib.compare={ALL}", *where).code == 0
+    assert hard.run(*CALIB, "-o", "plain", "-q", *where).code == 0
     plans = [json.loads((hard.path / run / "plan.json").read_text())["ops"] for run in ("run", "plain")]
     for row in (row for plan in plans for row in plan):
         for slot in ("activation", "weight"):

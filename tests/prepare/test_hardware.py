@@ -103,6 +103,20 @@ def test_float_leaves_the_op_in_float_and_lists_it(tmp_path):
     assert [(change.op, change.after) for change in plan.adjustments] == [("up", "float")]
 
 
+WIDE = "qconfig:\n  global: w8a8\n  module_name: {'0': {preset: w8a8, activation_qkwargs: {dtype: qint16}}}\n"
+
+
+def chain():
+    return nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))
+
+
+@pytest.mark.parametrize(("unsupported", "dtypes"), [("float", set()), ("adjust", {"qint8"})])
+def test_what_stands_before_an_op_that_is_left_in_float_does_not_get_its_grid(tmp_path, unsupported, dtypes):
+    wanted = config(tmp_path, f"{WIDE}export: {{target: tensorrt, unsupported: {unsupported}}}\n")
+    model = prepare(chain(), wanted, example_inputs=(X,))
+    assert {fake_quant.dtype.name for fake_quant in fake_quants(model).values()} == dtypes
+
+
 def test_every_quantizer_is_adjusted_those_of_inputs_and_tails_too(tmp_path):
     rules = "qconfig: {global: w8a8, module_name: {classifier: w8a32}}\n"
     text = rules + "export: {target: onnxruntime, unsupported: adjust}\n"
