@@ -96,7 +96,7 @@ class Assigner:
         return self._assign(fitting, default)
 
     def _assign(self, decisions: Sequence[Decision], default: FakeQuantSpec | None) -> Assignments:
-        with_add = self.target is not None and self.target.profile.adds_to_accumulator
+        with_add = self.target is None or self.target.profile.adds_to_accumulator
         return assign(self.recording, decisions, default, with_add=with_add)
 
     def _refuse_misfits(self, misfits: Sequence[_Misfit], target: ExportTarget) -> None:
