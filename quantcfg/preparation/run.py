@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -314,7 +315,8 @@ class Runner:
             outer for outer in ancestors(path) if any(table.actions for table in self.tables.get(outer, ()))
         ]
         recomputing = torch._C._current_graph_task_id() != -1  # by activation checkpointing, in a backward
-        if not around or around[-1] in self.strangers or recomputing:
+        is_handed_on = threading.current_thread() is not threading.main_thread()  # by the forward, to a pool
+        if not around or around[-1] in self.strangers or recomputing or is_handed_on:
             return
         if path not in self.alone:
             self.alone.add(path)
