@@ -10,6 +10,8 @@ from contextlib import suppress
 from typing import NoReturn
 
 from quantcfg.cli.boundary import exit_code_of
+from quantcfg.cli.launch import launch_of
+from quantcfg.cli.streams import nowhere
 from quantcfg.cli.validation import Request, plain_request, run_validation
 
 
@@ -21,6 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def program() -> NoReturn:
     """Run the command line of this process and end it, whatever threads a model file has left running."""
+    launch = launch_of(os.environ)
+    if launch is not None and launch.rank > 0:
+        sys.stdout = nowhere()  # one of all ranks prints
     code = main()
     left = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
     if any(not thread.daemon for thread in left):

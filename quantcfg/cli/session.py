@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, chdir, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from quantcfg.cli import options
 from quantcfg.cli.boundary import report
 from quantcfg.cli.launch import Launch, launch_of
-from quantcfg.cli.streams import stdout_for_results
+from quantcfg.cli.streams import nowhere, stdout_for_results
 from quantcfg.errors import Interrupted, QuantcfgWarning, UsageError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def session(*, quiet: bool, verbose: bool, timeout: float | None = None) -> Iter
 
     with (
         ExitStack() as stack,
-        stdout_for_results(sys.stderr if speaks else stack.enter_context(_nowhere())),
+        stdout_for_results(sys.stderr if speaks else stack.enter_context(nowhere())),
         warnings.catch_warnings(),
         logging_on_stderr(enabled=verbose and speaks),
         _ranks_of(launch, timeout) as ranks,
@@ -106,10 +106,6 @@ def _ranks_of(launch: Launch | None, timeout: float | None) -> Iterator[Ranks | 
             with ranks.alike():
                 raise UsageError("this command works in one process", hint="torchrun is for calib and qat")
         yield ranks
-
-
-def _nowhere() -> TextIO:
-    return Path(os.devnull).open("w")
 
 
 def make_job(

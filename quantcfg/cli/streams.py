@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from functools import cache
+from pathlib import Path
 from typing import TextIO, cast
 
 
@@ -72,3 +73,8 @@ def _stdout_to_stderr() -> None:
     with suppress(OSError, ValueError, AttributeError):
         sys.stdout.flush()
         sys.stdout = sys.stderr
+
+
+def nowhere() -> TextIO:
+    """A stream for what nobody is to read."""
+    return Path(os.devnull).open("w")

@@ -1,5 +1,6 @@
 """The command line itself: its commands, its help, its exit codes, and what it does not import."""
 
+import os
 import subprocess
 import sys
 
@@ -26,6 +27,24 @@ def test_every_command_has_help(project, command):
 def test_no_command_shows_the_help(project):
     done = project.run()
     assert "Commands:" in done.out + done.err
+
+
+@pytest.mark.parametrize("command", [["--help"], ["validate", "config.yaml"], ["presets"]])
+def test_of_several_ranks_the_first_alone_prints(project, command):
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    printed = []
+    for rank in "01":
+        done = subprocess.run(
+            [sys.executable, "-m", "quantcfg", *command],
+            cwd=project.path,
+            env={**os.environ, **place, "RANK": rank},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        printed.append(bool(done.stdout))
+    assert printed == [True, False]
 
 
 def test_python_m_quantcfg_is_quantcfg_and_its_help_needs_no_torch():
