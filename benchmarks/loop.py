@@ -48,8 +48,8 @@ class InTurn(Silence):
     is_training: bool = False
 
     @contextmanager
-    def task(self, title: str, total: int | None, *, done: int = 0) -> Iterator[InTurn]:
-        del total, done
+    def task(self, title: str, total: int | None, *, done: int = 0, unit: str = "batch") -> Iterator[InTurn]:
+        del total, done, unit
         before, self.is_training = self.is_training, title == "training"
         self.last = time.perf_counter()
         yield self

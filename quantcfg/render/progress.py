@@ -29,6 +29,7 @@ from quantcfg.render.console import message_console, say
 
 _INTERVAL = 5.0  # seconds between plain lines
 _FRAME = 0.1  # seconds between two states of a bar
+_PLURALS = {"batch": "batches", "step": "steps"}
 
 
 class _Task(Protocol):
@@ -46,8 +47,9 @@ class BarProgress:
         self._console = console
 
     @contextmanager
-    def task(self, title: str, total: int | None, *, done: int = 0) -> Iterator[_Task]:
+    def task(self, title: str, total: int | None, *, done: int = 0, unit: str = "batch") -> Iterator[_Task]:
         """Draw a bar during the block."""
+        del unit  # a bar shows how many, and not of what
         with Bars(*_columns(), console=self._console, transient=True, auto_refresh=False) as bars:
             yield _BarTask(bars, bars.add_task(title, total=total, completed=done, values=""))
 
@@ -73,9 +75,9 @@ class LineProgress:
     """Plain lines on stderr: one every few seconds, and one when the task is done."""
 
     @contextmanager
-    def task(self, title: str, total: int | None, *, done: int = 0) -> Iterator[_Task]:
+    def task(self, title: str, total: int | None, *, done: int = 0, unit: str = "batch") -> Iterator[_Task]:
         """Print lines during the block and one at its end."""
-        task = _LineTask(title, total, done, done)
+        task = _LineTask(title, total, done, done, unit)
         yield task
         task.say(f"{task.elapsed():.1f} s")
 
@@ -90,6 +92,7 @@ class _LineTask:
     total: int | None
     begun_at: int
     done: int
+    unit: str
     values: str = ""
     began: float = field(default_factory=lambda: time.monotonic())
     last: float = field(default_factory=lambda: time.monotonic())
@@ -102,7 +105,7 @@ class _LineTask:
             self.say(self._remaining())
 
     def say(self, ending: str) -> None:
-        amount = counted(self.total or self.done, "batch", "batches")
+        amount = counted(self.total or self.done, self.unit, _PLURALS[self.unit])
         of = f"{self.done}/" if self.total else ""
         parts = (f"{self.title}: {of}{amount}", self.values, ending)
         print(", ".join(part for part in parts if part), file=sys.stderr, flush=True)
@@ -131,9 +134,9 @@ class QuietProgress:
     """No progress and no notes."""
 
     @contextmanager
-    def task(self, title: str, total: int | None, *, done: int = 0) -> Iterator[_Task]:
+    def task(self, title: str, total: int | None, *, done: int = 0, unit: str = "batch") -> Iterator[_Task]:
         """Draw nothing."""
-        del title, total, done
+        del title, total, done, unit
         yield self
 
     def advance(self, **values: float) -> None:

@@ -156,7 +156,7 @@ def _train(stage: _Stage, data: DataSource, checkpoint: Checkpoint | None, teach
         total = _num_steps(stage.job, data)
         with (
             stage.clock.phase("training"),
-            stage.job.progress.task("training", total, done=trainer.position.step) as task,
+            stage.job.progress.task("training", total, done=trainer.position.step, unit="step") as task,
         ):
             pauses.catch_up(trainer)
             trainer.run(task)

@@ -33,11 +33,11 @@ def test_a_line_every_few_seconds_and_one_at_the_end(capsys, clock):
 
 
 def test_the_time_left_counts_what_a_resumed_run_did_itself(capsys, clock):
-    with progress.LineProgress().task("training", 100, done=90) as task:
+    with progress.LineProgress().task("training", 100, done=90, unit="step") as task:
         for _ in range(5):
             clock[0] += 2.0
             task.advance()
-    assert capsys.readouterr().err.splitlines()[0] == "training: 93/100 batches, 0.5/s, 14 s left"
+    assert capsys.readouterr().err.splitlines()[0] == "training: 93/100 steps, 0.5/s, 14 s left"
 
 
 def test_without_a_length_the_time_so_far_is_given(capsys, clock):
