@@ -107,8 +107,8 @@ OPS: dict[str, OpSpec] = {
     **dict.fromkeys(("exp2", "expm1", "log2", "log10", "log1p"), _COMPUTE),
     **dict.fromkeys(("pad_sequence", "dstack", "column_stack", "row_stack", "block_diag"), _JOIN),
     **dict.fromkeys(("slice_scatter", "select_scatter", "diagonal_scatter"), _JOIN),
-    **dict.fromkeys(("cat", "stack", "concat", "concatenate", "hstack", "vstack", "where"), _JOIN),
-    **dict.fromkeys(("relu", "relu6", "hardtanh", "clamp", "clip", "clamp_min", "clamp_max"), _CLIP),
+    **dict.fromkeys(("cat", "stack", "hstack", "vstack", "where"), _JOIN),
+    **dict.fromkeys(("relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"), _CLIP),
     **dict.fromkeys(("threshold", "pad", "masked_fill", "nan_to_num"), _CLIP),
     **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d", "amax", "amin", "max", "min"), _CLIP),
     **dict.fromkeys(("fractional_max_pool2d", "fractional_max_pool3d"), _CLIP),
@@ -140,7 +140,7 @@ OPS: dict[str, OpSpec] = {
     **dict.fromkeys(("to", "float", "half", "bfloat16", "type", "type_as", "cpu", "cuda"), _MOVE),
     **dict.fromkeys(("atleast_1d", "atleast_2d", "atleast_3d", "requires_grad", "data"), _MOVE),
     **dict.fromkeys(("real", "imag"), _MOVE),
-    **dict.fromkeys(("swapaxes", "view_as_real", "broadcast_tensors", "meshgrid", "nonzero"), _MOVE),
+    **dict.fromkeys(("view_as_real", "broadcast_tensors", "meshgrid", "nonzero"), _MOVE),
     **dict.fromkeys(("pow", "square", "rsqrt", "sqrt", "reciprocal", "var", "std", "norm"), _STATISTIC),
     **dict.fromkeys(("vector_norm", "linalg_norm", "linalg_vector_norm", "var_mean", "std_mean"), _STATISTIC),
     **dict.fromkeys(("logsumexp", "rpow", "rdiv", "frobenius_norm", "logcumsumexp"), _STATISTIC),
@@ -165,12 +165,12 @@ UNWRITTEN = frozenset({"empty", "empty_like", "new_empty", "empty_strided"})
 
 # Python spellings of one op. An in-place mark (trailing `_`, `__i...__`) and dunders go first.
 _ALIASES = {
-    "radd": "add", "subtract": "sub", "multiply": "mul", "rmul": "mul", "truediv": "div", "true_divide":
-    "div", "divide": "div", "rtruediv": "rdiv", "rdiv": "rdiv", "negative": "neg", "absolute": "abs",
-    "concat": "cat", "concatenate": "cat", "clip": "clamp", "scaled_dot_product_attention":
-    "scaled_dot_product_attention", "_max_pool1d": "max_pool1d", "_max_pool2d": "max_pool2d", "_max_pool3d":
-    "max_pool3d", "boolean_dispatch": "max_pool2d", "linalg_matmul": "matmul", "constant_pad_nd": "pad",
-    "_pad": "pad", "_threshold": "threshold", "log_sigmoid": "logsigmoid", "ger": "outer",
+    "radd": "add", "subtract": "sub", "multiply": "mul", "rmul": "mul", "truediv": "div",
+    "true_divide": "div", "divide": "div", "rtruediv": "rdiv", "negative": "neg", "absolute": "abs",
+    "concat": "cat", "concatenate": "cat", "clip": "clamp", "_max_pool1d": "max_pool1d",
+    "_max_pool2d": "max_pool2d", "_max_pool3d": "max_pool3d", "boolean_dispatch": "max_pool2d",
+    "linalg_matmul": "matmul", "constant_pad_nd": "pad", "_pad": "pad", "_threshold": "threshold",
+    "log_sigmoid": "logsigmoid", "ger": "outer",
 }  # fmt: skip
 
 # Questions about a tensor rather than computations on it.
