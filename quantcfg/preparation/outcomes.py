@@ -50,7 +50,7 @@ def check_outcomes(
     assign: Assign,
     told: Collection[Place | None],
 ) -> list[Diagnostic]:
-    """Warnings about rules without which every op would be treated the same.
+    """Warnings that nothing is quantized, or about rules without which every op would be treated the same.
 
     Args:
         rules: the rules that were resolved.
@@ -61,12 +61,22 @@ def check_outcomes(
         told: places of rules that there is a finding about already.
     """
     findings = Findings(dict(rules.sources))
+    winners = [decision.winner for decision in decisions if decision.spec is not None]
+    if winners and not _quantizes(assignments):
+        advice = "`quantcfg plan` gives the reason for each op"
+        place = winners[0].place if winners[0] else None
+        findings.warning("QC203", "nothing of this model is quantized", place, help=advice)
+        return list(findings.warnings)
     table = treatments(recording, assignments)
     for rule, won in _idle(rules, decisions, assignments, told):
         without = [decision.without(rule) for decision in decisions]
         if treatments(recording, assign(without)) == table:
             _report(rule, [assignments.rows[index] for index in won], findings)
     return list(findings.warnings)
+
+
+def _quantizes(assignments: Assignments) -> bool:
+    return any(row.output or row.weight for row in assignments.rows) or any(assignments.inputs.values())
 
 
 def _idle(

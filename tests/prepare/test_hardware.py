@@ -117,6 +117,14 @@ def test_what_stands_before_an_op_that_is_left_in_float_does_not_get_its_grid(tm
     assert {fake_quant.dtype.name for fake_quant in fake_quants(model).values()} == dtypes
 
 
+def test_a_target_that_takes_nothing_of_what_is_asked_for_is_told(tmp_path):
+    text = WIDE.replace("module_name: {'0':", "module_name: {'*':")
+    wanted = config(tmp_path, f"{text}export: {{target: tensorrt, unsupported: float}}\n")
+    (finding,) = plan_of(prepare(chain(), wanted, example_inputs=(X,))).findings
+    assert (finding.code, finding.severity, finding.place.line) == ("QC203", "warning", 4)
+    assert finding.summary == "nothing of this model is quantized"
+
+
 def test_every_quantizer_is_adjusted_those_of_inputs_and_tails_too(tmp_path):
     rules = "qconfig: {global: w8a8, module_name: {classifier: w8a32}}\n"
     text = rules + "export: {target: onnxruntime, unsupported: adjust}\n"
