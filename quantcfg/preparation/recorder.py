@@ -240,8 +240,10 @@ class Recorder:
             value.live = site.op in ops.RANDOM or (self._arrays and site.op in ops.FROM_ARRAYS)
             value.learned = value.live and site.op in ops.FROM_ARRAYS
         else:
-            found = tensor.numel() or self._is_empty or value.index in self._awaited
-            value.live = bool(found) and (self._applies_layer(site) or any(s.live for s in sources))
+            found = tensor.numel() > 0 or self._is_empty
+            passes = found or value.index in self._awaited or site.kind is OpKind.MOVE
+            is_reached = passes and any(source.live for source in sources)
+            value.live = is_reached or (found and self._applies_layer(site))
             value.learned = any(values[o.value].learned for o in (*site.data, *site.weights, *site.others))
         value.fixed = bool(sources) and all(source.fixed for source in sources) and not value.live
         moves = site.kind is OpKind.MOVE
