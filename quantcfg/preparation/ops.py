@@ -280,6 +280,15 @@ def kind_of(op: str, spec: OpSpec, args: Any, kwargs: Any) -> OpKind:
     return spec.kind
 
 
+def dim_of(args: Any, kwargs: Any) -> int | None:
+    """The one dimension that an op on its first argument is told, counted from the last one: -1, -2, ..."""
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+    given = kwargs.get("input", args[0] if args else None)
+    if type(dim) is not int or not isinstance(given, Tensor):
+        return None
+    return dim if dim < 0 else dim - given.dim()
+
+
 _OF_FOLD = ("input", "output_size", "kernel_size", "dilation", "padding", "stride")
 
 

@@ -2,6 +2,8 @@
 
 A softmax that is written out takes the exponentials of all rows, which lie orders of magnitude apart, and
 probabilities of which most are masked afterwards may all be small: on one grid such a row is 0, and 0 / 0.
+A softmax of which whole rows are added up is no such: its sums are about 1, and to divide by them mends what
+was rounded before.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ _CARRIERS = frozenset({
     "sum", "cumsum", "add", "mul", "masked_fill", "where", "clamp", "topk", "nan_to_num", "index_add",
     "scatter_add", *_INVERSES,
 })  # fmt: skip
+_SOFTMAXES = ("softmax", "softmin")
+_WHOLE = ("add", "unsqueeze", "to", "float", "detach", *_INVERSES)  # nothing of a row is lost, or counts less
 _ENDS = ("log", "log2", "log10", "normalize")
 _GREATEST = ("max", "amax", "maximum", "logsumexp")
 
@@ -54,7 +58,26 @@ def _before_division(recording: Recording, source: Site) -> list[int]:
             inverses.update(reader.outputs)
         for index in _readers(recording, reader):
             heappush(waiting, index)
-    return passed if ended else []
+    return passed if ended and not _adds_whole_rows(recording, source, passed[1:]) else []
+
+
+def _adds_whole_rows(recording: Recording, source: Site, passed: list[int]) -> bool:
+    """Whether the sums are of whole rows of a softmax, each scaled by no more than a parameter."""
+    if source.op not in _SOFTMAXES or source.dim is None:
+        return False
+    sites = [recording.sites[index] for index in passed]
+    return all(
+        site.op in _WHOLE
+        or (site.op == "sum" and site.dim == source.dim)
+        or (site.op == "mul" and _is_scaled_by_parameters(recording, site))
+        for site in sites
+    )
+
+
+def _is_scaled_by_parameters(recording: Recording, site: Site) -> bool:
+    """Whether a product is with a parameter: a mask of booleans is no operand that is written down."""
+    values = [recording.values[operand.value] for operand in site.data]
+    return len(values) == 2 and all(value.live or (value.fixed and value.learned) for value in values)
 
 
 def _readers(recording: Recording, site: Site) -> list[int]:

@@ -68,6 +68,7 @@ class Site:
     others: tuple[Operand, ...]  # a bias, the affine and the statistics of a norm
     outputs: tuple[int, ...]
     inplace: bool
+    dim: int | None = None  # the one that it was told, counted from the last one: -1, -2, ...
     macs: int = 0
     written_back: bool = False
     name: str = ""

@@ -154,7 +154,8 @@ class Recorder:
             self.recording.own_batch_norms.add(site.index)
         if site.kind is OpKind.GEMM and is_own_layer(self._modules[scope.path], args, kwargs):
             self.recording.own_layers.add(site.index)
-        if inplace or kwargs.get("out") is made:
+        writes = inplace or kwargs.get("out") is made
+        if writes:
             self._written.setdefault(memory_of(outputs[0]), []).append(site.outputs[0])
         if not operands and any(map(hides_floats, pytree.tree_leaves(args))):
             for index in site.outputs:
@@ -164,9 +165,7 @@ class Recorder:
         if site.kind is OpKind.GEMM or site.op in (*RECURRENT, *CELLS):
             read, weights = ([self._shape(operand) for operand in part] for part in (operands, site.weights))
             site.macs = macs(site.op, read, weights, outputs[0].numel())
-        return (
-            self._alias(site, result) if made is result and (inplace or kwargs.get("out") is made) else result
-        )
+        return self._alias(site, result) if made is result and writes else result
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Note the call of a TorchScript module, whose ops nobody sees, as one op."""
@@ -209,6 +208,7 @@ class Recorder:
                 index=len(self.recording.sites), path=call.scope.path, call=call.scope.call, op=call.op,
                 spelling=call.spelling, counted=call.counted, ordinal=call.ordinal, spec=spec, kind=kind,
                 data=tuple(data), weights=tuple(weights), others=others, outputs=(), inplace=inplace,
+                dim=ops.dim_of(call.args, call.kwargs),
             )  # fmt: skip
             self.recording.sites.append(site)
         for operand in operands:

@@ -297,6 +297,22 @@ def test_products_with_exponentials_below_their_greatest_are_quantized() -> None
     assert (roles["exp_0"], roles["matmul_0"]) == ("quantized", "quantized")
 
 
+@pytest.mark.parametrize(("dim", "role"), [(-1, "quantized"), (-2, "float")])
+def test_a_softmax_whose_whole_rows_are_added_up_is_quantized(dim: int, role: str) -> None:
+    """As in ConViT, which mixes two; the slots of slot attention are normalized along the other dimension."""
+    gate = nn.Parameter(torch.tensor(0.3))
+
+    def forward(scores: Tensor) -> Tensor:
+        return _normalized(gate.sigmoid() * scores.softmax(dim) + (1 - gate.sigmoid()))
+
+    model = Called(forward)
+    model.gate = gate
+    prepared = prepare(model, {"": get_default_qconfig()}, example_inputs=(torch.randn(2, 4, 4),))
+
+    roles = {row.name: row.role for row in plan_of(prepared).rows}
+    assert (roles["softmax_0"], roles["mul_0"], roles["add_0"]) == (role, role, role)
+
+
 class Called(nn.Module):
     def __init__(self, function: Callable[..., Tensor]) -> None:
         super().__init__()
