@@ -14,6 +14,7 @@ from tests.cli.stopping import STOPPABLE, stopped
 from tests.run_files import contents
 
 CALIB = ("calib", "model.py", "config.yaml")
+AVERAGED = ("--set", "qconfig.global.activation_qkwargs={dtype: qint8, averaging_constant: 0.3}")
 ALL = "[min_max, clip, percentile, clip_std, mse, kl, mix]"
 HARD = """
 class Net(nn.Module):
@@ -114,19 +115,22 @@ def test_nothing_but_observers_differs_from_the_config(hard, target):
     assert plans[0] == plans[1]
 
 
-@pytest.mark.parametrize("kind", ["min_max", "mse", "kl", "mix", "clip_std"])
-def test_the_winner_by_metric_is_calibrated_as_if_it_were_alone(project, kind):
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [*((kind, ()) for kind in ("min_max", "mse", "kl", "mix", "clip_std")), ("mse", AVERAGED)],
+)
+def test_the_winner_by_metric_is_calibrated_as_if_it_were_alone(project, kind, more):
     kinds = ["min_max", "clip_std", "mse", "kl", "mix"]
     scores = [0.9, *(0.5 + (each == kind) / 10 for each in kinds), 0.6]
     project.model(METRICS.replace("SCORES[", f"{scores}["))
     done = project.run(*CALIB, "-o", "run", "-q", "--set", f"calib.compare=[{', '.join(kinds)}]",
                        "--set", "calib.compare_by={metric: score}", "--set", "calib.compare_per=model",
-                       "--set", "calib.batches=5")  # fmt: skip
+                       "--set", "calib.batches=5", *more)  # fmt: skip
     assert done.code == 0, done.err
     assert result(project, "run")["comparison"]["metrics"][kind] == {"score": 0.6}
     alone = [f"qconfig.global.{slot}_observer={kind}" for slot in ("activation", "weight")]
     assert project.run(*CALIB, "-o", "alone", "-q", "--set", alone[0], "--set", alone[1],
-                       "--set", "calib.batches=5").code == 0  # fmt: skip
+                       "--set", "calib.batches=5", *more).code == 0  # fmt: skip
     assert model_of(project, "run") == model_of(project, "alone")
 
 

@@ -112,9 +112,13 @@ class HistogramObserver(Observer):
         self.load_range(*(found if same else self._solve(other.histogram, (other.low, other.high))))
 
     def count_like(self, other: HistogramObserver) -> None:
-        """Become what this kind would be, had it seen what ``other`` has counted in the same bins."""
+        """Become what this kind would be, had it seen what ``other`` has counted in the same bins.
+
+        One that folds each batch by itself counts nothing: ``other`` is of its kind then, and has its range.
+        """
         self.load_state_dict(other.state_dict())
-        self._forget_solution()
+        if self.histogram is not None:
+            self._forget_solution()
         if self.fold_batches:
             self.solve()
 
