@@ -26,17 +26,16 @@ Grid = tuple[int, int]  # quant_min, quant_max
 
 
 def hand_written(backward: Backward) -> Backward:
-    """A backward of dense gradients, made to refuse to be differentiated, and to keep sparse ones sparse.
+    """A backward of dense gradients, made to keep sparse ones sparse.
 
-    What it returns raises when it is differentiated, unless ``double_backward`` is among its options.
-    ``nn.Embedding(sparse=True)`` gives sparse gradients, and its optimizer takes no others.
+    ``nn.Embedding(sparse=True)`` gives sparse gradients, and its optimizer takes no others. Compiled code is
+    differentiated once.
     """
     once = once_differentiable(backward)
 
     @wraps(backward)
     def run(ctx: Any, grad: Tensor) -> Gradients:
-        # What refuses costs a change of the grad mode, where there is nothing to refuse.
-        chosen = once if torch.is_grad_enabled() and not ctx.options.double_backward else backward
+        chosen = once if torch.compiler.is_compiling() and torch.is_grad_enabled() else backward
         if not grad.is_sparse:
             return chosen(ctx, grad)
         grad_x, *others = chosen(ctx, grad.to_dense())

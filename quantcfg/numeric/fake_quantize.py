@@ -34,15 +34,14 @@ class FakeQuantize(FakeQuantizeBase):
 
     def _fake_quantize(self, x: Tensor, *, inside: bool) -> Tensor:
         observer = self.observer
-        zero_point = None if observer.symmetric else along(in_memory(self.zero_point), x, observer.ch_axis)
+        zero_point = self._affine_zero_point()
         return fake_quantize(
             x,
             along(in_memory(self.scale), x, observer.ch_axis),
-            zero_point,
+            None if zero_point is None else along(in_memory(zero_point), x, observer.ch_axis),
             quant_min=observer.quant_min,
             quant_max=observer.quant_max,
             inside=inside,
-            double_backward=self.double_backward,
         )
 
     def _observe(self, x: Tensor) -> bool:
@@ -76,7 +75,7 @@ class FakeQuantize(FakeQuantizeBase):
         return bool(np.all((low > least) & (high < most)))
 
     def _qparams(self) -> QParams:
-        return QParams(self.scale, self.zero_point)
+        return QParams(self.scale, self._integer_zero_point())
 
     def _set_qparams(self, qparams: QParams) -> None:
         self.scale.copy_(qparams.scale)

@@ -14,9 +14,10 @@ from quantcfg.numeric.dtypes import QuantDType
 from quantcfg.numeric.exact import ExactModule
 from quantcfg.numeric.observers.base import Observer
 from quantcfg.numeric.observers.fixed_scale import FixedScaleObserver
-from quantcfg.numeric.qparams import QParams, is_per_channel, is_symmetric
+from quantcfg.numeric.qparams import QParams, is_per_channel
 
 _ONE_AT_A_TIME = threading.Lock()
+_READY = 0.99  # in an average over models, of which the first may have had no qparams yet
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -30,17 +31,20 @@ class FakeQuantizeBase(ExactModule, ABC):
         quantizing             quantized with the qparams there are
         neither                nothing: the same object is returned
 
-    The qparams stay float32 and int32 whatever the model is cast to; ``x`` keeps its own dtype, and half
+    The qparams stay in float32 whatever the model is cast to; ``x`` keeps its own dtype, and half
     precisions are computed in float32. NaN in ``x`` comes out as NaN, +-inf as the end of the grid.
 
     Attributes:
         observing, quantizing: the switches, independent of ``train()`` and ``eval()``.
-        double_backward: whether a gradient through it may be differentiated in turn; off, that raises.
         observer: what watches the tensor; dtype, qscheme, ch_axis, quant_min and quant_max are its own.
 
     Shapes:
-        zero_point: int32, ``(1,)`` per tensor, ``(num_channels,)`` per channel.
-        has_qparams: bool, ``(1,)``: whether the qparams come from data, from a loaded or a fixed range.
+        zero_point: float32, ``(1,)`` per tensor, ``(num_channels,)`` per channel; whole numbers, see below.
+        has_qparams: float32, ``(1,)``: 1 where the qparams come from data, from a loaded or a fixed range,
+        else 0.
+
+    Both are floats for those who average a model over its training, with its buffers: an average of integers
+    is cut off, and stays behind for good. One of zero points is rounded where it is used.
     """
 
     has_default: ClassVar[bool] = False
@@ -54,10 +58,9 @@ class FakeQuantizeBase(ExactModule, ABC):
         super().__init__()
         self.observing = False
         self.quantizing = False
-        self.double_backward = False
         self.observer = observer
-        self.register_buffer("zero_point", torch.zeros_like(observer.min_val, dtype=torch.int32))
-        self.register_buffer("has_qparams", torch.zeros_like(observer.min_val[:1], dtype=torch.bool))
+        self.register_buffer("zero_point", torch.zeros_like(observer.min_val))
+        self.register_buffer("has_qparams", torch.zeros_like(observer.min_val[:1]))
         # What has_qparams says, on the host: asking the tensor at every step would wait for the device.
         self._is_ready = False
 
@@ -204,7 +207,10 @@ class FakeQuantizeBase(ExactModule, ABC):
             return self._observe(x)
 
     def _affine_zero_point(self) -> Tensor | None:
-        return None if is_symmetric(self.qscheme) else self.zero_point
+        return None if self.observer.symmetric else self.zero_point.round()
+
+    def _integer_zero_point(self) -> Tensor:
+        return self.zero_point.round().int()
 
     def _grid(self) -> tuple[int, int, torch.qscheme]:
         return self.quant_min, self.quant_max, self.qscheme
@@ -217,15 +223,15 @@ class FakeQuantizeBase(ExactModule, ABC):
     def _seen_first_batch(self) -> Tensor:
         """Whether the observer has a range and there are no qparams yet: bool, ``(1,)``, on the device."""
         seen = (self.observer.min_val <= self.observer.max_val).all()
-        return seen & ~self.has_qparams
+        return seen & (self.has_qparams == 0)
 
     def _set_ready(self) -> None:
-        self.has_qparams.fill_(True)
+        self.has_qparams.fill_(1.0)
         self._is_ready = True
 
     def _ready(self) -> bool:
         if not self._is_ready:
-            self._is_ready = not self.has_qparams.is_meta and bool(self.has_qparams.all())
+            self._is_ready = not self.has_qparams.is_meta and bool((self.has_qparams > _READY).all())
         return self._is_ready
 
     def _check_ready(self, x: Tensor) -> None:

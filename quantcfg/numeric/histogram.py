@@ -41,7 +41,7 @@ class Histogram(ExactModule):
         the bins from zero up, first of positive values, then of negative ones; the two of zero are left
         empty, for the rest of ``total`` counts as 0.
         top: int64 ``(C,)``, biased exponent of the largest magnitude, at least the number of octaves.
-        is_whole: bool ``(1,)``. total: int64 ``(1,)``, values seen per channel.
+        is_whole: float32 ``(1,)``, 1 or 0. total: int64 ``(1,)``, values seen per channel.
 
     Memory, with 10 ``top_bits``: 123 KB per tensor; per channel 67 KB for up to 256 channels, 34 KB for up to
     8,192, and beyond never more than the 275 MB of those. Each further bit is almost twice as much.
@@ -63,14 +63,14 @@ class Histogram(ExactModule):
         entries = torch.full((num_channels, self.capacity), _EMPTY)
         self.register_buffer("slots", entries.view(dtype))
         self.register_buffer("top", torch.full((num_channels,), self.layout.num_octaves))
-        self.register_buffer("is_whole", torch.ones(1, dtype=torch.bool))
+        self.register_buffer("is_whole", torch.ones(1, dtype=torch.float32))
         self.register_buffer("total", torch.zeros(1, dtype=torch.int64))
 
     def reset(self) -> None:
         """Forget everything."""
         self._entries.fill_(_EMPTY)
         self.top.fill_(self.layout.num_octaves)
-        self.is_whole.fill_(True)
+        self.is_whole.fill_(1.0)
         self.total.zero_()
 
     @torch.no_grad()
@@ -172,7 +172,7 @@ class Histogram(ExactModule):
         counts = torch.where(used, entries & ((1 << _COUNT_BITS) - 1), 0)
         totals = torch.zeros_like(counts).scatter_add_(1, run, counts)
         if int((is_first & used).sum(1).max()) > self.capacity or int(totals.max()) >= 1 << 31:
-            self.is_whole.fill_(False)
+            self.is_whole.fill_(0.0)
             self.slots.copy_(self._bin_entries(torch.where(used, keys, 0), counts))
             return
         merged = torch.full_like(entries, _EMPTY).scatter_(
@@ -185,7 +185,7 @@ class Histogram(ExactModule):
         if not bool(self.is_whole):
             return
         points = self._points()
-        self.is_whole.fill_(False)
+        self.is_whole.fill_(0.0)
         self.slots.copy_(self._bin_entries(_order(points.values.float()), points.counts.long()))
 
     def _binned_slots_of(self, other: Histogram) -> Tensor:

@@ -58,7 +58,6 @@ class LearnableFakeQuantize(LearnedFakeQuantize):
             quant_max=self.quant_max,
             grad_scaling=self.use_grad_scaling,
             ch_axis=self.ch_axis,
-            double_backward=self.double_backward,
         )
 
     def _start_at(self, qparams: QParams, *, where: Tensor) -> None:
@@ -67,7 +66,7 @@ class LearnableFakeQuantize(LearnedFakeQuantize):
         self.has_qparams.logical_or_(where)
 
     def _qparams(self) -> QParams:
-        return QParams(effective_scale(self.scale.detach()), self.zero_point)
+        return QParams(effective_scale(self.scale.detach()), self._integer_zero_point())
 
     @torch.no_grad()
     def _set_qparams(self, qparams: QParams) -> None:

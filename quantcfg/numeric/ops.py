@@ -1,9 +1,8 @@
 """Fake quantization with gradients: the formula of `quantcfg.numeric.qparams`, from buffers of its own.
 
 Each operation is one `torch.autograd.Function`: the forward allocates what it returns and works in place on
-it; the backward is written out, since differentiating the chain op by op would keep every link of it. To
-differentiate it in turn is refused, since rounding has no second derivative to speak of, unless
-``double_backward`` asks for it: then the backward, linear in its gradient, is differentiated as it stands.
+it; the backward is written out, since differentiating the chain op by op would keep every link of it. It is
+linear in its gradient, and differentiated in turn as it stands: rounding has the derivative 1 and none after.
 
 NaN comes out as NaN, with a gradient that is dy or 0, and +-inf as the end of the grid with no gradient.
 """
@@ -38,7 +37,6 @@ class _Options(NamedTuple):
     ch_axis: int = -1
     grad_scaling: bool = False
     inside: bool = False
-    double_backward: bool = False
 
 
 def fake_quantize(
@@ -49,7 +47,6 @@ def fake_quantize(
     quant_min: int,
     quant_max: int,
     inside: bool = False,
-    double_backward: bool = False,
 ) -> Tensor:
     """Fake quantize with the straight-through gradient; ``scale`` gets none.
 
@@ -64,7 +61,7 @@ def fake_quantize(
     Reference:
         Bengio et al. 2013, arXiv 1308.3432, section 4.
     """
-    options = _Options(quant_min, quant_max, inside=inside, double_backward=double_backward)
+    options = _Options(quant_min, quant_max, inside=inside)
     function = _StraightThroughLeaf if _is_held(x) else _Inside if inside else _StraightThrough
     return _run(function, x, scale, zero_point, options)
 
@@ -78,7 +75,6 @@ def lsq_fake_quantize(
     quant_max: int,
     grad_scaling: bool,
     ch_axis: int = -1,
-    double_backward: bool = False,
 ) -> Tensor:
     """Fake quantize with a learned step size, ``effective_scale(scale)``.
 
@@ -96,7 +92,7 @@ def lsq_fake_quantize(
     Reference:
         Esser et al. 2019, arXiv 1902.08153, sections 2.1 and 2.2.
     """
-    options = _Options(quant_min, quant_max, ch_axis, grad_scaling, double_backward=double_backward)
+    options = _Options(quant_min, quant_max, ch_axis, grad_scaling)
     return _run(_LearnedStep, x, scale, zero_point, options)
 
 
@@ -107,7 +103,6 @@ def pact_fake_quantize(
     quant_min: int,
     quant_max: int,
     ch_axis: int = -1,
-    double_backward: bool = False,
 ) -> Tensor:
     """Fake quantize with a learned clipping point, on the symmetric grid whose ends are +-``alpha``.
 
@@ -123,9 +118,7 @@ def pact_fake_quantize(
     Reference:
         Choi et al. 2018, arXiv 1805.06085, section 3, equations 1 to 3; both signs are ours.
     """
-    return _run(
-        _LearnedClip, x, alpha, _Options(quant_min, quant_max, ch_axis, double_backward=double_backward)
-    )
+    return _run(_LearnedClip, x, alpha, _Options(quant_min, quant_max, ch_axis))
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -137,7 +130,6 @@ class _StraightThrough(torch.autograd.Function):
         for part in parts(x, scale, zero_point, result, clipped):
             _quantize_and_flag(part, options)
         ctx.save_for_backward(clipped)
-        ctx.options = options
         return result
 
     @staticmethod
@@ -167,7 +159,6 @@ class _Inside(_StraightThrough):
         # One flag for all: activation checkpointing compares what is kept with what it finds, when it runs
         # this again for a backward, where nothing is observed and the flags are written.
         ctx.save_for_backward(torch.zeros((), dtype=torch.int8, device=x.device).expand_as(x))
-        ctx.options = options
         return _on_grid(x, scale, zero_point, options)
 
     @staticmethod
@@ -251,7 +242,7 @@ class _LearnedClip(torch.autograd.Function):
         for part in parts(x, scale, bound, result, side):
             _quantize_and_tell_sides(part, options)
         ctx.save_for_backward(side, bound.copysign(along(alpha, x, ch_axis)))
-        ctx.options, ctx.shape = options, alpha.shape
+        ctx.shape = alpha.shape
         return result
 
     @staticmethod

@@ -64,7 +64,6 @@ class PACTFakeQuantize(LearnedFakeQuantize):
             quant_min=self.quant_min,
             quant_max=self.quant_max,
             ch_axis=self.ch_axis,
-            double_backward=self.double_backward,
         )
 
     def _start_at(self, qparams: QParams, *, where: Tensor) -> None:
@@ -78,7 +77,7 @@ class PACTFakeQuantize(LearnedFakeQuantize):
         return effective_alpha(self.alpha.detach(), quant_min=self.quant_min, quant_max=self.quant_max)
 
     def _qparams(self) -> QParams:
-        return QParams(self._bound() / ((self.quant_max - self.quant_min) / 2), self.zero_point)
+        return QParams(self._bound() / ((self.quant_max - self.quant_min) / 2), self._integer_zero_point())
 
     @torch.no_grad()
     def _set_qparams(self, qparams: QParams) -> None:

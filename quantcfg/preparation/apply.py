@@ -149,7 +149,6 @@ class _Builder:
 
     def _make(self, site: Site, slotted: Slotted) -> FakeQuantizeBase:
         module = _build(self._factory(slotted.spec), slotted)
-        module.double_backward = self.recording.differentiates
         path, prefix = host_of(site.path, self.modules)
         container = container_of(self.modules[path], self.interceptor)
         key = f"{prefix}{_slot_name(site, slotted)}"
