@@ -64,6 +64,18 @@ class FakeQuants(nn.ModuleDict):
             return super().state_dict(*args, **kwargs)
         return kwargs.get("destination", {})
 
+    def __prepare_scriptable__(self) -> None:
+        """What ``torch.jit.script`` asks each module of a model for, before it compiles anything.
+
+        Raises:
+            PrepareError: always.
+        """
+        raise PrepareError(
+            "torch.jit.script cannot compile a prepared model: it would see the layers alone",
+            hint="`quantcfg export` writes ONNX, and torch.export.export takes the model as it is; or script "
+            "the float model",
+        )
+
     @property
     def training(self) -> bool:
         """The mode of the host. Some trainers restore it by assignment, without a call of ``train``."""

@@ -67,6 +67,23 @@ def test_a_prepared_model_is_traced_in_float_alone(state: FakeQuantState) -> Non
     )
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("state", [FakeQuantState.FLOAT, FakeQuantState.CALIBRATION])
+def test_a_prepared_model_is_not_scripted(state: FakeQuantState) -> None:
+    prepared = prepare(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), GLOBAL, example_inputs=torch.randn(2, 4))
+    set_fake_quantize(prepared, state)
+
+    with pytest.raises(PrepareError) as caught:
+        torch.jit.script(prepared)
+    assert str(caught.value) == (
+        "torch.jit.script cannot compile a prepared model: it would see the layers alone"
+    )
+    assert caught.value.hint == (
+        "`quantcfg export` writes ONNX, and torch.export.export takes the model as it is; or script the "
+        "float model"
+    )
+
+
 def test_a_part_that_is_compiled_runs_as_it_is() -> None:
     x = torch.randn(2, 4)
     model = nn.Sequential(nn.Linear(4, 4), traced(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), x))
