@@ -9,18 +9,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from quantcfg.preparation.intercept import scope_of
+
 _TENSORS = {"weight", "bias", "running_mean", "running_var"}
 _EPS = 1e-5  # torch's, where the module does not say
 
 
 class FrozenForward:
-    """What the forward of a frozen batch norm computes, in one call of ``F.batch_norm``."""
+    """What the forward of a frozen batch norm computes, in one call of ``F.batch_norm``.
+
+    Where nothing is quantized, one that was not folded runs as it is written: its bits are others.
+    """
 
     def __init__(self, module: Any) -> None:
         self.module = module
 
     def __call__(self, x: Tensor) -> Tensor:
         """Normalize ``x`` (N, C, ...) with the buffers of the module."""
+        scope = scope_of(self.module)
+        if scope is not None and scope.substitute is None and not scope.interceptor.active:
+            result: Tensor = type(self.module).forward(self.module, x)
+            return result
         return normalized(self.module, x)
 
 

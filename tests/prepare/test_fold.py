@@ -360,6 +360,17 @@ def test_a_frozen_batch_norm_that_stays_computes_its_own_bits(bn: str) -> None:
     assert torch.equal(prepared(x), model(x))
 
 
+def test_a_frozen_batch_norm_that_cannot_be_folded_computes_its_own_bits_in_float() -> None:
+    model, x = nn.Sequential(nn.ReLU(), trained(Frozen(3)), nn.Conv2d(3, 3, 1)), torch.randn(2, 3, 4, 4)
+    prepared = prepare(model, GLOBAL, example_inputs=(x,))
+    with calibrating(prepared):
+        prepared(x)
+    set_fake_quantize(prepared, FakeQuantState.FLOAT)
+
+    assert torch.equal(prepared(x), model(x))
+    assert [row.role for row in plan_of(prepared).rows] == ["passed through", "quantized", "quantized"]
+
+
 def test_what_only_looks_like_a_frozen_batch_norm_is_left_alone() -> None:
     model, x = nn.Sequential(nn.Conv2d(3, 3, 1), trained(Whitened(3))), torch.randn(2, 3, 4, 4)
     prepared = prepare(model, GLOBAL, example_inputs=(x,))
