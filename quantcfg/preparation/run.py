@@ -215,9 +215,12 @@ class Table:
     def misses(self, name: str) -> bool:
         """Whether an op that did not run here should be said, now that it does.
 
-        Where nothing is quantized, that is a layer alone: one of a module that took another's place.
+        Where nothing is quantized, that is one of a module that took another's place: a layer, or whatever
+        runs where nothing but modules did.
         """
-        return name not in self.known and (bool(self.actions) or bool(spec_of(canonical(name)).weights))
+        if name in self.known:
+            return False
+        return bool(self.actions) or not self.known or bool(spec_of(canonical(name)).weights)
 
     def layer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Action | None:
         """The action of a module that is one torch function of ``args``, whose weights stay as they are."""

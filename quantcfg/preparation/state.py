@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from quantcfg.config.rules import Target
+from quantcfg.config.suggest import counted, listing
 from quantcfg.errors import NumericError, PrepareError, warn
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
 from quantcfg.preparation.fold import normalizes
 from quantcfg.preparation.hosts import FakeQuants, is_quantizer_key
-from quantcfg.preparation.intercept import Interceptor, interceptors_of
+from quantcfg.preparation.intercept import Interceptor, interceptors_of, scope_of
 from quantcfg.preparation.plan import Plan
 from quantcfg.preparation.record import Recording
 
@@ -158,6 +159,7 @@ def set_fake_quantize(model: nn.Module, state: FakeQuantState) -> None:
     if interceptor.prepared is None:
         interceptor.deferred_state = state
         return
+    _tell_of_missing(model, interceptor.prepared.modules)
     if state is FakeQuantState.VALIDATION:
         _refuse_unobserved(model)
     for container in containers_of(model).values():
@@ -172,6 +174,23 @@ def set_fake_quantize(model: nn.Module, state: FakeQuantState) -> None:
     others = len(fake_quants(model)) < len(known) and interceptor.active
     interceptor.active = bool(known) and (state is not FakeQuantState.FLOAT or others)
     interceptor.prepared.state = state
+
+
+def _tell_of_missing(model: nn.Module, known: dict[str, FakeQuantizeBase]) -> None:
+    """Say it once of quantizers that went with the modules that held them, and forget them."""
+    scopes = filter(None, map(scope_of, model.modules()))
+    if all(scope.path for scope in scopes):
+        return  # a part of what was prepared
+    present = fake_quants(model)
+    missing = [name for name in known if name not in present]
+    if missing:
+        warn(
+            f"{counted(len(missing), 'quantizer')} went with modules that were replaced or deleted after "
+            f"preparation: {listing(missing, 4)}: what is there now stays in float; "
+            "change the float model, then prepare it",
+        )
+    for name in missing:
+        del known[name]
 
 
 def state_of(model: nn.Module) -> FakeQuantState:

@@ -384,6 +384,37 @@ def test_a_layer_that_took_another_ones_place_is_said_to_be_in_float() -> None:
         assert prepared(IMAGE).shape == (4, 5)
 
 
+def in_turn() -> nn.Module:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Sequential(nn.Identity(), nn.Linear(8, 3)))
+    return prepare(model, GLOBAL, example_inputs=(torch.randn(4, 6),))
+
+
+def test_an_activation_that_took_another_ones_place_is_said_to_be_in_float() -> None:
+    prepared = in_turn()
+    prepared[2][0] = nn.GELU()
+    text = (
+        "'gelu' runs in 2 now where it did not with the example inputs: what was not recorded there stays in "
+        "float; prepare with inputs that reach it, if it shall be quantized"
+    )
+
+    with pytest.warns(QuantcfgWarning, match=f"^{re.escape(text)}$"):
+        prepared(torch.randn(4, 6))
+
+
+def test_quantizers_that_are_gone_are_told_of_once() -> None:
+    prepared = in_turn()
+    prepared[1] = nn.ReLU6()
+    text = (
+        "1 quantizer went with modules that were replaced or deleted after preparation: 1.output: what is "
+        "there now stays in float; change the float model, then prepare it"
+    )
+
+    with pytest.warns(QuantcfgWarning, match=f"^{re.escape(text)}$"):
+        set_fake_quantize(prepared, FakeQuantState.CALIBRATION)
+    with calibrating(prepared):
+        prepared(torch.randn(4, 6))
+
+
 class Around(nn.Module):
     def __init__(self) -> None:
         super().__init__()
