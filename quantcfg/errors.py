@@ -6,7 +6,22 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from types import FrameType
+
+
+class ExitCode(IntEnum):
+    """What a command ends with. A run that a signal ended has 128 and the number of the signal instead."""
+
+    FINE = 0
+    CONFIG = 1
+    USAGE = 2
+    WARNINGS = 3
+    DIFFERENCES = 4
+    USER_CODE = 5
+    RUN = 6
+    BUG = 7
+    INTERRUPTED = 130
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -48,7 +63,7 @@ class Diagnostic:
 class QuantcfgError(Exception):
     """Base of all deliberate errors. ``hint`` says what to do; ``exit_code`` is what the command returns."""
 
-    exit_code = 7
+    exit_code: int = ExitCode.BUG
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -69,7 +84,7 @@ def _rebuild(cls: type[QuantcfgError], state: dict[str, object]) -> QuantcfgErro
 class ConfigError(QuantcfgError):
     """The config has errors; ``diagnostics`` holds all of them, sorted by place."""
 
-    exit_code = 1
+    exit_code: int = ExitCode.CONFIG
 
     def __init__(self, diagnostics: Sequence[Diagnostic]) -> None:
         self.diagnostics = tuple(diagnostics)
@@ -79,19 +94,19 @@ class ConfigError(QuantcfgError):
 class UsageError(QuantcfgError):
     """The command line is wrong, or a file that it names cannot be read."""
 
-    exit_code = 2
+    exit_code: int = ExitCode.USAGE
 
 
 class GuardError(QuantcfgError):
     """A guard of the config does not hold."""
 
-    exit_code = 4
+    exit_code: int = ExitCode.DIFFERENCES
 
 
 class UserCodeError(QuantcfgError):
     """The user's model file or data raised, or lacks something; ``where`` is ``file:line`` of their code."""
 
-    exit_code = 5
+    exit_code: int = ExitCode.USER_CODE
 
     def __init__(self, message: str, *, hint: str = "", where: str = "", trace: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -102,7 +117,7 @@ class UserCodeError(QuantcfgError):
 class RunError(QuantcfgError):
     """The run itself failed: a quantizer never observed, a value not finite, a damaged run directory."""
 
-    exit_code = 6
+    exit_code: int = ExitCode.RUN
 
 
 class PrepareError(RunError):
@@ -128,9 +143,9 @@ class EchoError(QuantcfgError):
 class Interrupted(QuantcfgError):  # noqa: N818  an interruption is not a fault
     """A signal ended the run at a step boundary; ``command`` resumes it."""
 
-    exit_code = 130
+    exit_code: int = ExitCode.INTERRUPTED
 
-    def __init__(self, message: str, *, command: str = "", exit_code: int = 130) -> None:
+    def __init__(self, message: str, *, command: str = "", exit_code: int = ExitCode.INTERRUPTED) -> None:
         super().__init__(message, hint=f"resume with: {command}" if command else "")
         self.command = command
         self.exit_code = exit_code

@@ -7,9 +7,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from quantcfg.errors import ConfigError, EchoError, QuantcfgError, RunError, UserCodeError
-
-BUG, INTERRUPTED = 7, 130
+from quantcfg.errors import ConfigError, EchoError, ExitCode, QuantcfgError, UserCodeError
 
 
 def exit_code_of(run: Callable[[], object], *, debug: bool) -> int:
@@ -29,16 +27,16 @@ def report(error: BaseException, *, debug: bool) -> int:
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
         _say("error", "interrupted")
-        return INTERRUPTED
+        return ExitCode.INTERRUPTED
     if isinstance(error, QuantcfgError):
         _report(error, debug=debug)
         return error.exit_code
     if isinstance(error, OSError) and error.filename:  # a path that the system does not even let us look at
         _say("error", f"cannot use '{error.filename}': {error.strerror}")
         print(_trace(error) if debug else "", end="", file=sys.stderr)
-        return RunError.exit_code
+        return ExitCode.RUN
     _report_bug(error, debug=debug)  # the edge: whatever is not deliberate is a bug of ours, and says so
-    return BUG
+    return ExitCode.BUG
 
 
 def _report(error: QuantcfgError, *, debug: bool) -> None:

@@ -11,13 +11,12 @@ import typer
 
 from quantcfg.cli import options
 from quantcfg.cli.session import config_of, job_with, session
-from quantcfg.errors import ConfigError, Diagnostic, UsageError
+from quantcfg.errors import ConfigError, Diagnostic, ExitCode, UsageError
 
 if TYPE_CHECKING:
     from quantcfg.config.load import Config
     from quantcfg.stages.survey import Survey
 
-DIFFERENT_EXIT = 4
 Topics = Annotated[
     list[str],
     typer.Argument(
@@ -165,7 +164,7 @@ def diff(
         print_json(diff_dict(changes, ops))
     else:
         print_diff(result_console(), (str(before), str(after)), changes, ops or ())
-    raise typer.Exit(DIFFERENT_EXIT if changes or ops else 0)
+    raise typer.Exit(ExitCode.DIFFERENCES if changes or ops else ExitCode.FINE)
 
 
 def init(

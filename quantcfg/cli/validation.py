@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from quantcfg.errors import ConfigError, Diagnostic
-
-STRICT_EXIT = 3
+from quantcfg.errors import ConfigError, Diagnostic, ExitCode
 
 
 class FindingsFormat(StrEnum):
@@ -104,5 +102,5 @@ def report(request: Request, findings: Sequence[Diagnostic]) -> int:
 def exit_code(findings: Sequence[Diagnostic], *, strict: bool) -> int:
     """1 when something is wrong, 3 when only warnings are left under ``strict``, else 0."""
     if any(item.severity == "error" for item in findings):
-        return ConfigError.exit_code
-    return STRICT_EXIT if strict and findings else 0
+        return ExitCode.CONFIG
+    return ExitCode.WARNINGS if strict and findings else ExitCode.FINE

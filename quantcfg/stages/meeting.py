@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from quantcfg.errors import ConfigError, EchoError, Interrupted, QuantcfgError, RunError, UsageError
+from quantcfg.errors import ConfigError, EchoError, ExitCode, Interrupted, QuantcfgError, RunError, UsageError
 from quantcfg.stages.ranks import LostRankError, Ranks, is_lost_rank, lost_ranks
 from quantcfg.stages.signals import ending_by_signals
 
@@ -23,7 +23,6 @@ from quantcfg.stages.signals import ending_by_signals
 _ROLL_CALL_S, _BUSY_S = 10.0, 20.0
 _POSTING_S = 1.0  # how long the first that fails may take to post its exit code
 _POLL_S = 0.05
-_BUG = 7  # the exit code of an error that is not deliberate
 _FAILED, _CODE, _SAID = "failed", "code", "said"
 _CAME, _PRESENT, _DONE = "came", "present", "done"  # each with a rank
 
@@ -268,7 +267,7 @@ def _names(ranks: Sequence[int]) -> str:
 
 
 def _code_of(error: BaseException) -> int:
-    return error.exit_code if isinstance(error, QuantcfgError) else _BUG
+    return error.exit_code if isinstance(error, QuantcfgError) else ExitCode.BUG
 
 
 def _timed_out(error: BaseException) -> bool:
