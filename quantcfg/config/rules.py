@@ -100,13 +100,14 @@ class Decision:
     """What one op gets and why. No winner means that no rule speaks of it: it stays in float.
 
     ``ranked`` has every rule that speaks of the op, the winner first; ``depth`` is that of the name that
-    the op has in every call.
+    the op has in every call. ``left_by`` names what leaves it in float, where that is no rule.
     """
 
     target: str
     spec: QConfigSpec | None
     ranked: tuple[Ranked, ...] = ()
     depth: int = 0
+    left_by: str = ""
 
     @property
     def winner(self) -> Rule | None:

@@ -201,7 +201,9 @@ class _Assigner:
     def _rule_reason(self, decision: Decision) -> str:
         if decision.spec is not None:
             return ""
-        return f"left in float by {rule_text(decision.winner)}" if decision.winner else "no rule covers it"
+        if not decision.winner:
+            return "no rule covers it"
+        return f"left in float by {decision.left_by or rule_text(decision.winner)}"
 
     def _fusable(self, row: Assignment) -> bool:
         """CLIP ops need no rule of their own, but a rule that leaves one in float keeps it out of a chain."""

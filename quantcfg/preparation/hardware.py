@@ -140,7 +140,7 @@ def _fitting(decision: Decision, op: str, target: ExportTarget, touched: bool) -
     if spec is None or (target.unsupported == "float" and not touched):
         return decision
     if target.unsupported == "float":
-        return replace(decision, spec=None)
+        return replace(decision, spec=None, left_by=f"export.target {target.profile.name}")
     return replace(decision, spec=_adjusted(spec, op, target))
 
 

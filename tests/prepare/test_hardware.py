@@ -101,6 +101,7 @@ def test_float_leaves_the_op_in_float_and_lists_it(tmp_path):
     plan = plan_of(prepare(Upsampler(), wanted, example_inputs=(X,)))
     assert [row.role for row in plan.rows] == ["quantized", "float"]
     assert [(change.op, change.after) for change in plan.adjustments] == [("up", "float")]
+    assert plan.rows[1].reason == "left in float by export.target tensorrt"
 
 
 WIDE = "qconfig:\n  global: w8a8\n  module_name: {'0': {preset: w8a8, activation_qkwargs: {dtype: qint16}}}\n"
