@@ -103,7 +103,7 @@ class Meeting:
         """What this rank has to say after ``error``: one of all ranks speaks, the others echo its code."""
         if is_lost_rank(error):
             return self._about_lost(error)
-        if self.ranks.whereabouts.is_common:
+        if self.ranks.whereabouts.is_common(error):
             return self._common(error)
         if isinstance(error, Interrupted):  # maybe by torchrun, because another rank has ended
             return self._about_lost(error)

@@ -32,19 +32,26 @@ class LostRankError(Exception):
 
 @dataclass(slots=True)
 class Whereabouts:
-    """What this rank is doing, for messages. ``is_common``: every rank is about to raise the same error.
-
-    That is so from the beginning of a block until it has ended well.
-    """
+    """What this rank is doing, for messages, and the newest error that every rank raised."""
 
     place: str = ""
-    is_common: bool = False
+    common: Exception | None = None
 
     def __enter__(self) -> None:
-        self.is_common = True
+        pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self.is_common = error is not None
+        if isinstance(error, Exception):  # a signal comes to one rank
+            self.common = error
+
+    def is_common(self, error: BaseException | None) -> bool:
+        """Whether every rank raises ``error``: it is the common one, or comes of it.
+
+        User code may have swallowed the common one, and fail by another on one rank alone.
+        """
+        while error is not None and error is not self.common:
+            error = error.__cause__ or error.__context__
+        return error is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,3 +82,24 @@ def test_eval_data_that_differs_by_rank_is_refused(folder, batches, said, own):
         [6, 6],
         f"error: {said}\nhint: every rank has to be given the same batches; they are shared out here\n",
     )
+
+
+SWALLOWING = """
+def evaluate(model, data):
+    try:
+        for x, _ in data:
+            model(x)
+    except Exception:
+        pass
+    fault("evaluate")
+    return {"score": 1.0}
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_by_itself_after_it_swallowed_an_error_of_all_is_named(folder):
+    rewrite(folder, OTHER.format("batches[:1] + batches[1 + RANK :]") + SWALLOWING)
+    (done,) = run_jobs(qat(folder, "run", 2, environment={"FAULT": "evaluate:1:1:raise"}))
+    assert done.codes == [5, 5]
+    assert done.message.count("error:") == 1
+    assert "rank 1: evaluate() raised ValueError: no such image\n" in done.message
