@@ -105,8 +105,8 @@ def _segmentation(name: str) -> dict[str, Any]:
 
 
 def _video(name: str) -> dict[str, Any]:
-    frames, size = (16, 224) if "mvit" in name else (16, 112)
-    return {"x": torch.randn(2, 3, frames, size, size)}
+    size = 224 if "mvit" in name or name == "s3d" else 112
+    return {"x": torch.randn(2, 3, 16, size, size)}
 
 
 def _flow(name: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from quantcfg.config.spec import FakeQuantSpec
 from quantcfg.preparation.fuse import Chain, find_chains, is_dropout
 from quantcfg.preparation.masks import before_replacement
 from quantcfg.preparation.ops import OpKind
-from quantcfg.preparation.positions import REASON as POSITION, positions_in
+from quantcfg.preparation.positions import positions_in
 from quantcfg.preparation.ratios import kept_for_ratios
 from quantcfg.preparation.record import Operand, Recording, Site, Slot
 
@@ -140,8 +140,7 @@ class _Assigner:
             return outside
         if site.kind is OpKind.CREATE or not any(values[index].live for index in site.outputs):
             row.constant = True
-            fixed = all(values[index].fixed for index in site.outputs)
-            return "computed from parameters only" if fixed else "made from integers, booleans or constants"
+            return self._constant_reason(site)
         if site.index in self.unrounded:
             return self.unrounded[site.index]
         if self._is_statistic(site, live):
@@ -153,9 +152,17 @@ class _Assigner:
             return site.spec.reason or f"'{site.op}' has no quantized form"
         if all(not self.recording.values[index].shape for index in site.outputs):
             return "one number: a loss or an energy, and no tensor that a chip computes with"
-        if self.positions.issuperset(site.outputs):
-            return POSITION
+        if self.positions.keys() >= set(site.outputs):
+            return self.positions[site.outputs[0]]
         return self._mask_reason(site) or self._divisor_reason(site) or self._rule_reason(row.decision)
+
+    def _constant_reason(self, site: Site) -> str:
+        made = [self.recording.values[index] for index in site.outputs]
+        if site.kind is not OpKind.CREATE and all(0 in value.shape for value in made):
+            return "empty in the example: nothing was there to be observed"
+        if all(value.fixed for value in made):
+            return "computed from parameters only"
+        return "made from integers, booleans or constants"
 
     def _region(self, site: Site, live: Sequence[Operand]) -> str:
         """Outside the stubs' region everything stays in float."""
@@ -177,7 +184,7 @@ class _Assigner:
         return all(operand.value in self.statistic for operand in live)
 
     def _mask_reason(self, site: Site) -> str:
-        if any(self.recording.values[index].mask for index in site.outputs):
+        if any(self.recording.values[i].mask and i not in self.positions for i in site.outputs):
             return "carries an attention mask: on a grid, -inf would become an ordinary number"
         return ""
 
@@ -285,9 +292,9 @@ class _Assigner:
         size = 1
         for length in value.shape:
             size *= length
-        rough = operand.value in self.statistic and row.site.kind is not OpKind.GEMM
-        wide = operand.value in self.positions or value.producer in self.unrounded
-        exempt = value.mask or rough or wide or _is_divisor(row.site, operand)
+        wide = operand.value in self.statistic or operand.value in self.positions
+        rough = (wide and row.site.kind is not OpKind.GEMM) or value.producer in self.unrounded
+        exempt = value.mask or rough or _is_divisor(row.site, operand)
         nothing = size == 0 and not value.live  # a cache that is filled later, and not from here
         return exempt or nothing or size == 1 or row.decision.spec is None
 

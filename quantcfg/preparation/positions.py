@@ -1,26 +1,64 @@
-"""Recognising positions and times, of which only angles, indices and masks are made.
+"""Recognising positions and times, of which only angles, indices and masks are made, and boxes in an image.
 
 A grid of 256 steps turns the angles of a time in thousands, or of a point at high frequencies, into noise,
-and points at the next pixel.
+and points at the next pixel. A box of a large image moves by several; and the number of the image that stands
+beside it, where features are pooled, becomes that of another one.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from quantcfg.preparation.ops import OpKind
+
 if TYPE_CHECKING:
     from quantcfg.preparation.record import Recording, Site, Value
 
 REASON = "a position or a time: a grid is too coarse for the angle, index or mask that is made of it"
+BOX = "a box in pixels: on a grid it would move, and with it what is pooled from it or suppressed by it"
 
 _ANGLES = ("sin", "cos")
 _CASTS = frozenset({"long", "int", "short", "byte", "char", "bool", "to", "type"})
 _COMPARISONS = frozenset({"gt", "lt", "ge", "le", "eq", "ne"})
 _CHOICES = frozenset({"argmax", "argmin", "argsort", "bucketize", "searchsorted"})
 _ENDS = _CASTS | _COMPARISONS | _CHOICES
+_POOLED = ("roi_align", "roi_pool")
+_SHIFTS = frozenset({"add", "sub", "rsub", "mul", "div", "exp", "maximum", "minimum"})
+_KEEPING_BOXES = (OpKind.MOVE, OpKind.CLIP, OpKind.JOIN, OpKind.STATISTIC)
 
 
-def positions_in(recording: Recording) -> set[int]:
+def positions_in(recording: Recording) -> dict[int, str]:
+    """The values that are positions, times or boxes, and why they are on no grid."""
+    boxes, positions = _boxes_in(recording), _unlearned_positions_in(recording)
+    return dict.fromkeys(boxes, BOX) | dict.fromkeys(positions, REASON)
+
+
+def _boxes_in(recording: Recording) -> set[int]:
+    """Boxes that are pooled from or suppressed, back to the layers that make them, and what comes of them."""
+    boxes = {value.index for value in recording.values if "nms" in value.asked and value.shape[1:] == (4,)}
+    boxes.update(o.value for site in recording.sites if site.op in _POOLED for o in site.others)
+    found = {value for value in boxes if _is_made_by_boxes(recording, value)}
+    for site in reversed(recording.sites):
+        if _keeps_boxes(site) and found.intersection(site.outputs):
+            found.update(o.value for o in site.data if _is_made_by_boxes(recording, o.value))
+    for site in recording.sites:
+        live = {o.value for o in site.data if recording.values[o.value].live}
+        if live and live <= found and _keeps_boxes(site):
+            found.update(site.outputs)
+    return found
+
+
+def _keeps_boxes(site: Site) -> bool:
+    return site.op in _SHIFTS or site.kind in _KEEPING_BOXES
+
+
+def _is_made_by_boxes(recording: Recording, value: int) -> bool:
+    """Whether no layer and no activation made a value: what those make is on their own grid."""
+    producer = recording.producer(value)
+    return producer is None or _keeps_boxes(producer)
+
+
+def _unlearned_positions_in(recording: Recording) -> set[int]:
     """The values without a part of any parameter that are read for an angle, an index or a mask alone."""
     found: set[int] = set()
     for value in reversed(recording.values):  # what is made of a value comes after it

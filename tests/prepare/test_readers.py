@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from quantcfg.preparation.plan import OpRow
-from quantcfg.preparation.positions import REASON as POSITION
+from quantcfg.preparation.positions import BOX, REASON as POSITION
 from quantcfg.preparation.prepare import prepare
 from quantcfg.preparation.state import FakeQuantState, calibrating, fake_quants, plan_of, set_fake_quantize
 from quantcfg.qconfig import get_default_qconfig
@@ -145,6 +145,38 @@ def test_positions_and_times_stay_float(run: Callable[..., Any]) -> None:
     assert {row.op for row in found.values() if row.reason == POSITION} & {"mul", "div"}
     assert not any("t:" in text for row in found.values() for text in row.inputs)
     assert similarity(model_of(run), X, times) > 0.999
+
+
+@torch.library.custom_op("quantcfg_tests::nms", mutates_args=())
+def nms(boxes: Tensor, scores: Tensor) -> Tensor:
+    return scores.argsort() + 0 * boxes[:, 0].long()
+
+
+@torch.library.custom_op("quantcfg_tests::roi_align", mutates_args=())
+def roi_align(maps: Tensor, rois: Tensor) -> Tensor:
+    return maps[rois[:, 0].long()].mean((2, 3))
+
+
+def _proposals(m: Written, x: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+    anchors = 100.0 * torch.arange(8).reshape(4, 2).repeat(1, 2)
+    boxes = anchors + m.a(x)[:, :4].exp()
+    kept = boxes[nms(boxes, m.b(x)[:, 0])]
+    images = torch.tensor([[0.0], [1.0], [1.0], [0.0]])
+    return roi_align(maps, torch.cat([images, kept.clamp(max=640.0)], 1)), kept / 2
+
+
+def test_boxes_and_the_numbers_of_their_images_stay_float() -> None:
+    maps = torch.stack([torch.ones(8, 2, 2), -torch.ones(8, 2, 2)])
+    found = rows_of(_proposals, X, maps)
+
+    assert {name for name, row in found.items() if row.reason == BOX} == {"exp_0", "add_0", "cat_0", "div_0"}
+    assert {name for name, row in found.items() if row.role == "quantized"} == {"a", "b", "roi_align_0"}
+    assert similarity(model_of(lambda *args: _proposals(*args)[0]), X, maps) > 0.999
+
+
+def test_nothing_is_said_to_be_observed_of_what_is_empty_in_the_example() -> None:
+    found = rows_of(lambda m, x: (m.b(m.a(x)), x[x[:, 0] > 9.0] * 2), X)
+    assert found["mul_0"].reason == "empty in the example: nothing was there to be observed"
 
 
 def test_an_angle_that_a_layer_makes_is_an_activation() -> None:
