@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,13 @@ from torch.utils import _pytree as pytree
 from quantcfg.preparation.ops import OpKind
 
 if TYPE_CHECKING:
-    from quantcfg.preparation.record import Recording, Site
+    from quantcfg.preparation.record import Recording, Site, Value
 
 CARRIERS = frozenset({
     "add", "sub", "rsub", "mul", "div", "neg", "masked_fill", "where", "cat", "stack", "maximum", "minimum",
-    "pad", "setitem", "max", "min", "amax", "clamp", "index_fill", "index_copy", "index_put", "index_add",
-    "scatter", "scatter_add", "masked_scatter", "addcmul", "lerp", "nan_to_num", "log_softmax", "threshold",
-    "addmm", "addbmm", "baddbmm",
+    "pad", "setitem", "max", "min", "amax", "amin", "topk", "sort", "clamp", "index_fill", "index_copy",
+    "index_put", "index_add", "scatter", "scatter_add", "masked_scatter", "addcmul", "lerp", "nan_to_num",
+    "log_softmax", "threshold", "addmm", "addbmm", "baddbmm",
 })  # fmt: skip
 """Ops whose result still holds the mask of an operand; a softmax, for one, does not."""
 
@@ -32,9 +33,12 @@ ORDINARY = frozenset({
 # Masks are written as -inf, as the dtype's minimum, as -10000 (older code), or as -100 (Swin).
 # What is subtracted is written the other way round: as inf, 1e9 or 10000.
 _SURELY_MASK = -9999.0
+_NO_UNIT = 1e6  # what an input is multiplied by to have it in other units is less
 _MAYBE_MASK = -20.0
 _NO_ACTIVATION = 1e30
 _SUMS = ("add", "sub")
+_SOFTMAXES = ("softmax", "log_softmax")
+_GREATEST = ("max", "amax", "min", "amin", "topk", "sort", "logsumexp")
 _REPLACING = ("nan_to_num", "masked_fill", "where")
 _WRITERS = frozenset({
     "masked_fill", "where", "full", "full_like", "new_full", "fill", "setitem", "index_fill", "scatter",
@@ -65,25 +69,43 @@ def is_nothing_but_mask(tensor: Tensor) -> bool:
 def mark_handed_in(recording: Recording) -> None:
     """Take for a mask what is added to the scores of a softmax and made of an input of the model alone.
 
-    What it holds says nothing: without padding, the mask of an example is all 0.
+    What it holds says nothing: without padding, the mask of an example is all 0. Before a maximum that is one
+    which all channels share: what has a number for each may be data.
     """
     for site in recording.sites:
-        if site.op in ("softmax", "log_softmax") and site.data:
-            _mark_before(recording, site.data[0].value)
+        if site.op in _SOFTMAXES and site.data:
+            _mark_before(recording, site.data[0].value, shared=False)
+        elif site.op in _GREATEST and len(site.data) == 1:
+            _mark_before(recording, site.data[0].value, shared=True)
+    for site in recording.sites:
+        if carries(site) and any(recording.values[operand.value].mask for operand in site.data):
+            for index in site.outputs:
+                recording.values[index].mask = True
 
 
-def _mark_before(recording: Recording, value: int) -> None:
+def carries(site: Site) -> bool:
+    """Whether the result of a site still holds the mask of an operand."""
+    return site.kind is OpKind.MOVE or site.op in CARRIERS
+
+
+def _mark_before(recording: Recording, value: int, *, shared: bool) -> None:
     """Go back from a softmax over sums and moves; mark what lies between it and what is handed in."""
     passed: list[int] = []
     while (site := recording.producer(value)) is not None and (site.op in _SUMS or site.kind is OpKind.MOVE):
         passed.append(value)
-        handed = [_back_to_input(recording, operand.value) for operand in site.data]
+        handed = [_handed_in(recording, operand.value, site, shared=shared) for operand in site.data]
         scores = [o.value for o, path in zip(site.data, handed, strict=True) if not path]
         if not scores or not recording.values[scores[0]].live:
             return
         for index in (*chain(*handed), *passed) if any(handed) else ():
             recording.values[index].mask = True
         value = scores[0]
+
+
+def _handed_in(recording: Recording, value: int, site: Site, *, shared: bool) -> list[int]:
+    """The values from an operand of ``site`` back to the input that it alone is made of."""
+    fills = recording.values[value].shape == recording.values[site.outputs[0]].shape
+    return [] if shared and fills else _back_to_input(recording, value)
 
 
 def _back_to_input(recording: Recording, value: int) -> list[int]:
@@ -103,16 +125,18 @@ def _back_to_input(recording: Recording, value: int) -> list[int]:
 
 
 def _keeps_mask(site: Site) -> bool:
-    return site.kind is OpKind.MOVE or site.op in CARRIERS or site.op == "log"
+    return carries(site) or site.op == "log"
 
 
-def writes_mask(op: str, args: Any, kwargs: Any, *, live: bool, fixed: bool) -> bool:
+def writes_mask(op: str, args: Any, kwargs: Any, results: Sequence[Value]) -> bool:
     """Whether a scalar of the size of a mask ends up in the result, even if nothing is masked this time.
 
     What is neither ``live`` nor ``fixed`` was made from integers and booleans: its logarithm, and its product
-    with a number of the size of a mask (which may be subtracted later), are masks.
+    with a number of the size of a mask (which may be subtracted later), are masks. What is ``live`` and not
+    ``learned`` was made of the inputs: its product is, with a number that turns nothing into other units.
     """
-    made = not live and not fixed
+    live = any(value.live for value in results)
+    made = not live and not all(value.fixed for value in results)
     if op == "log":
         return made
     if op in _WRITERS:
@@ -122,7 +146,10 @@ def writes_mask(op: str, args: Any, kwargs: Any, *, live: bool, fixed: bool) -> 
             number <= lowest or (number >= -_SURELY_MASK and isinstance(number, float))
             for number in _numbers(args, kwargs)
         )
-    if op not in ("mul", "add") or live:
+    if live:
+        product = op == "mul" and not any(value.learned for value in results)
+        return product and any(not _SURELY_MASK < number < _NO_UNIT for number in _numbers(args, kwargs))
+    if op not in ("mul", "add"):
         return False
     lowest = _MAYBE_MASK if made else _SURELY_MASK
     return any(number <= lowest or number >= -_SURELY_MASK for number in _numbers(args, kwargs))

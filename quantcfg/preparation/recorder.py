@@ -264,16 +264,14 @@ class Recorder:
 
     def _mark_masks(self, site: Site, operands: list[Operand], outputs: list[Tensor], call: _Call) -> None:
         values = self.recording.values
-        inherits = site.kind is OpKind.MOVE or site.op in masks.CARRIERS
         given = any(values[operand.value].mask for operand in operands)
-        live = any(values[index].live for index in site.outputs)
-        fixed = all(values[index].fixed for index in site.outputs)
-        written = masks.writes_mask(site.op, call.args, call.kwargs, live=live, fixed=fixed)
-        ordinary = live and not given and site.op in masks.ORDINARY
-        for index, tensor in zip(site.outputs, outputs, strict=True):
-            looks = masks.has_sentinel if values[index].live else masks.looks_like_mask
-            unseen = ordinary or values[index].unwritten
-            values[index].mask = (inherits and given) or written or (not unseen and looks(tensor))
+        made = [values[index] for index in site.outputs]
+        written = masks.writes_mask(site.op, call.args, call.kwargs, made)
+        ordinary = any(value.live for value in made) and not given and site.op in masks.ORDINARY
+        for value, tensor in zip(made, outputs, strict=True):
+            looks = masks.has_sentinel if value.live else masks.looks_like_mask
+            unseen = ordinary or value.unwritten
+            value.mask = (given and masks.carries(site)) or written or (not unseen and looks(tensor))
 
     def _alias(self, site: Site, result: Tensor) -> Tensor:
         """Return the written tensor as a new object, so that later use of the old one shows."""

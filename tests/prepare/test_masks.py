@@ -365,6 +365,87 @@ def test_a_mask_that_the_model_is_given_ready_to_be_added(number: float, example
     check_given(model, x, mask if example_padded else torch.zeros_like(mask), mask, keep)
 
 
+Pooling = Callable[[Tensor, Tensor], Tensor]
+POOLED: dict[str, Pooling] = {  # over the tokens; `keep` is booleans
+    "a product": lambda y, keep: (y + (~keep) * -1e9).max(1).values,
+    "the minimum": lambda y, keep: (y + (1 - keep.float()) * LOWEST).amax(1),
+    "filled": lambda y, keep: y.masked_fill(~keep, -1e9).max(1)[0],
+    "chosen": lambda y, keep: torch.where(keep, y, -torch.inf).amax(1),
+    "the greatest": lambda y, keep: y.masked_fill(~keep, -1e9).topk(2, 1).values.mean(1),
+    "sorted": lambda y, keep: y.masked_fill(~keep, -torch.inf).sort(1, descending=True).values[:, 0],
+    "smoothly": lambda y, keep: (y + (~keep) * -1e9).logsumexp(1),
+    "the least": lambda y, keep: y.masked_fill(~keep, torch.inf).amin(1),
+}
+POOLED_BY_NUMBERS: dict[str, Pooling] = {  # `keep` is the numbers 0 and 1
+    "a product": lambda y, keep: (y + (1.0 - keep) * -1e9).max(1).values,
+    "a product subtracted": lambda y, keep: (y - (1.0 - keep) * 1e9).amax(1),
+    "a comparison": lambda y, keep: y.masked_fill(keep == 0, -1e9).max(1).values,
+    "its logarithm": lambda y, keep: (y + keep.log()).amax(1),
+}
+
+
+class Pooled(nn.Module):
+    """The greatest of each channel over the tokens, between two layers."""
+
+    def __init__(self, pooling: Pooling) -> None:
+        super().__init__()
+        self.pooling = pooling
+        self.first, self.last = nn.Linear(16, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        return self.last(self.pooling(torch.tanh(self.first(x)), keep[..., None]))
+
+
+def check_pooled(pooling: Pooling, example: Tensor, keep: Tensor) -> None:
+    model, x = Pooled(pooling), given()[0]
+    prepared = prepare(model, {"": get_default_qconfig()}, example_inputs=(x, example))
+    with calibrating(prepared):
+        prepared(x, keep)
+    set_fake_quantize(prepared, FakeQuantState.VALIDATION)
+
+    assert torch.cosine_similarity(prepared(x, keep), model(x, keep)).min() > 0.99
+    assert max(module.value_range()[1].max() for module in fake_quants(prepared).values()) < 5
+    assert min(module.value_range()[0].min() for module in fake_quants(prepared).values()) > -5
+
+
+@pytest.mark.parametrize("example_padded", [True, False])
+@pytest.mark.parametrize("way", POOLED)
+def test_a_mask_before_a_maximum(way: str, example_padded: bool) -> None:
+    keep = given()[1].bool()
+    check_pooled(POOLED[way], keep if example_padded else torch.ones_like(keep), keep)
+
+
+@pytest.mark.parametrize("example_padded", [True, False])
+@pytest.mark.parametrize("way", POOLED_BY_NUMBERS)
+def test_a_mask_of_numbers_before_a_maximum(way: str, example_padded: bool) -> None:
+    keep = given()[1]
+    check_pooled(POOLED_BY_NUMBERS[way], keep if example_padded else torch.ones_like(keep), keep)
+
+
+@pytest.mark.parametrize("example_padded", [True, False])
+def test_a_mask_that_the_model_is_given_before_a_maximum(example_padded: bool) -> None:
+    mask = (1.0 - given()[1]) * -1e9
+    check_pooled(lambda y, mask: (y + mask).amax(1), mask if example_padded else 0.0 * mask, mask)
+
+
+def test_a_second_input_with_a_number_for_each_channel_is_data() -> None:
+    x = torch.randn(3, 6, 16)
+    prepared = prepare(Added(), {"": get_default_qconfig()}, example_inputs=(x, x.clone()))
+
+    assert {"add_0.output", "input.other"} <= set(fake_quants(prepared))
+
+
+class Added(nn.Module):
+    """Two inputs, with a number for each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(16, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        return self.last((torch.tanh(self.first(x)) + other).amax(1))
+
+
 class Residual(nn.Module):
     """An input that is added to what a softmax reads, and is no mask: a layer reads it too."""
 
