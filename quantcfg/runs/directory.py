@@ -152,7 +152,8 @@ class RunDirectory:
             RunError: something in it was changed or lost.
         """
         if not (self.path / _CONFIG).is_dir():
-            raise UsageError(f"'{self.path}' is not a run directory")
+            hint = "name what quantcfg calib or quantcfg qat wrote, such as runs/config-calib"
+            raise UsageError(f"'{self.path}' is not a run directory", hint=hint)
         if not self.is_finished:
             hint = "run its command again" + (" with --resume" if self.is_started else "")
             raise UsageError(f"the run in '{self.path}' is not finished", hint=hint)

@@ -177,10 +177,21 @@ def _publish_directory(temporary: Path, path: Path) -> None:
 def naming(path: Path) -> Iterator[None]:
     """Name ``path``, and the system's reason, in the error of a system call that fails.
 
+    In a directory that has no name of its own yet that is the name which the file is to have.
+
     Raises:
         RunError: one did.
     """
     try:
         yield
     except OSError as error:
-        raise RunError(f"cannot write '{path}': {error.strerror or error}") from error
+        raise RunError(f"cannot write '{_final_name(path)}': {error.strerror or error}") from error
+
+
+def _final_name(path: Path) -> Path:
+    """The path with the names that its temporary directories will have."""
+    return Path(*(_without_mark(part) if _is_temporary(Path(part)) else part for part in path.parts))
+
+
+def _without_mark(name: str) -> str:
+    return name.removeprefix(".").partition(TEMPORARY_MARK)[0]

@@ -177,7 +177,8 @@ def test_a_run_of_another_model_is_refused(calibrated_project, old, new, said):
 
 def test_what_is_no_run_is_refused(calibrated_project):
     done = calibrated_project.run("export", "model.py", "elsewhere", "-q")
-    assert (done.code, done.err) == (2, "error: 'elsewhere' is not a run directory\n")
+    hint = "hint: name what quantcfg calib or quantcfg qat wrote, such as runs/config-calib\n"
+    assert (done.code, done.err) == (2, f"error: 'elsewhere' is not a run directory\n{hint}")
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,18 @@ def test_a_failing_disk_leaves_the_old_file_and_no_temporary_one(tmp_path, monke
     assert (path.read_bytes(), names(tmp_path)) == (b"old", ["a"])
 
 
+def test_a_file_in_a_new_directory_is_named_as_it_would_be_called(tmp_path, monkeypatch):
+    def fail(handle, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", fail)
+    with pytest.raises(RunError) as caught, writer.new_directory(tmp_path / "config") as folder:
+        writer.write_text(folder / "input.yaml", "version: 1")
+
+    assert caught.value.message == f"cannot write '{tmp_path}/config/input.yaml': No space left on device"
+    assert names(tmp_path) == []
+
+
 def test_short_writes_are_continued(tmp_path, monkeypatch):
     real = os.write
     monkeypatch.setattr(os, "write", lambda handle, data: real(handle, bytes(data)[:3]))
