@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 WIDTHS = range(2, 17)
 
@@ -61,9 +60,7 @@ def as_dtype(dtype: str | QuantDType) -> QuantDType:
         return dtype
     if dtype in DTYPES:
         return DTYPES[dtype]
-    near = get_close_matches(str(dtype), DTYPES, n=1)
-    suggestion = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"dtype must be one of qint2..qint16 and quint2..quint16 (got {dtype!r}){suggestion}")
+    raise ValueError(f"dtype must be one of qint2..qint16 and quint2..quint16 (got {dtype!r})")
 
 
 def quant_bounds(
