@@ -42,7 +42,7 @@ def plan(
     resolved: _Resolved = False,
     overrides: options.Overrides = None,
     seed: options.Seed = 0,
-    device: options.Device = "auto",
+    device: options.Device = "cpu",
     output_format: options.ReportFormat = options.Format.text,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
