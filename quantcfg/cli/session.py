@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from quantcfg.cli import options
 from quantcfg.cli.boundary import report
+from quantcfg.cli.exits import exits_told
 from quantcfg.cli.launch import Launch, launch_of
 from quantcfg.cli.streams import nowhere, stdout_for_results
 from quantcfg.errors import Interrupted, QuantcfgWarning, UsageError
@@ -42,7 +43,7 @@ def session(*, quiet: bool, verbose: bool, timeout: float | None = None) -> Iter
     from quantcfg.render.console import say
     from quantcfg.render.log import logging_on_stderr
     from quantcfg.stages.signals import Ended
-    from quantcfg.stages.user_code import loader_workers
+    from quantcfg.stages.user_code import called_back
 
     launch = launch_of(os.environ)
     speaks = launch is None or launch.rank == 0
@@ -57,7 +58,8 @@ def session(*, quiet: bool, verbose: bool, timeout: float | None = None) -> Iter
         warnings.catch_warnings(),
         logging_on_stderr(enabled=verbose and speaks),
         _ranks_of(launch, timeout) as ranks,
-        loader_workers(),
+        exits_told(),
+        called_back(),
         chdir("."),
     ):
         warnings.simplefilter("default")
@@ -138,6 +140,7 @@ def job_with(
     from quantcfg.stages.model_file import load_model_file
     from quantcfg.stages.ranks import ALONE
 
+    directory = Path.cwd()  # before code of the user runs
     return Job(
         model_file=load_model_file(model),
         config=config,
@@ -146,6 +149,7 @@ def job_with(
         progress=progress_on_stderr(quiet=quiet),
         command=_command(),
         ranks=ranks or ALONE,
+        directory=directory,
     )
 
 
@@ -168,5 +172,5 @@ def config_of(path: Path) -> Config:
         return load_config(path)
     resolved = RunDirectory(path).resolved_config
     if not resolved.is_file():
-        raise UsageError(f"'{path}' is no run directory", hint="name a config, or a directory of a run")
+        raise UsageError(f"'{path}' is not a run directory", hint="name a config, or a directory of a run")
     return load_config(resolved)

@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import TextIO, cast
 
+from quantcfg.errors import UserCodeError
+
 
 class _Unclosable:
     """A stream that user code may write to and cannot close for everybody else."""
@@ -59,8 +61,15 @@ def _descriptor_kept() -> Iterator[None]:
             os.dup2(2, 1)
         yield
     finally:
+        _put_back(kept)
+
+
+def _put_back(kept: int) -> None:
+    try:
         os.dup2(kept, 1)
-        os.close(kept)
+    except OSError as error:
+        raise UserCodeError("code of the model file closed all open files, stdout among them") from error
+    os.close(kept)
 
 
 @cache

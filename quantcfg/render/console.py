@@ -35,7 +35,10 @@ def say(kind: str, text: str) -> None:
 
 def with_short_paths(text: str) -> str:
     """The text with paths below the current directory as people type them."""
-    return text.replace(f"{Path.cwd()}{os.sep}", "")
+    try:
+        return text.replace(f"{Path.cwd()}{os.sep}", "")
+    except FileNotFoundError:  # code of the user has deleted it
+        return text
 
 
 def print_json(value: Any) -> None:

@@ -244,7 +244,6 @@ def _calibrate(stage: _Stage, start: _Start, stop: StopRequest) -> Position:
 
 def _observe(stage: _Stage, index: int, batch: Any) -> None:
     name = stage.source.name
-    stage.job.ranks.at(f"batch {index} of {name}()")
     stage.shards.begin_batch(index)
     with in_batch(name, index), stage.source.drawing(index):
         stage.job.model_file.forward(stage.model, batch)

@@ -124,13 +124,14 @@ class DataSource:
             after_skip()
         for index, batch in enumerate(islice(batches, None if limit is None else limit - skip), start=skip):
             read += 1
-            batch = self._usable(index, batch)  # noqa: PLW2901  the other one is not used
+            with user_code(f"batch {index} of {self.name}()", self._function):
+                batch = self._usable(index, batch)  # noqa: PLW2901  the other one is not used
             if self.ranks.are_many:
                 self.digest = crc32(_sample(batch), self.digest)
             if read == 1:
                 self._require_same(index, batch)
             if index == epoch == 0:
-                self.facts = replace(self.facts, first_batch=hashlib.sha256(_content(batch)).hexdigest())
+                self.facts = replace(self.facts, first_batch=self._hash(batch))
             yield index, batch
         if not read and limit != skip:
             raise UserCodeError(f"{self.name}() gave no batch", where=self._place())
@@ -190,6 +191,10 @@ class DataSource:
             )
         with user_code(f"moving batch {index} of {self.name}() to {self.device}", self._function):
             return to_device(batch, self.device)
+
+    def _hash(self, batch: Any) -> str:
+        with user_code(f"the content of batch 0 of {self.name}()", self._function):
+            return hashlib.sha256(_content(batch)).hexdigest()
 
     def _require_same(self, index: int, batch: Any) -> None:
         """Refuse data that differs by rank: each rank reads all of it and uses its share."""
@@ -267,6 +272,7 @@ class DataSource:
         function = self._function
         index = 0
         while True:
+            self.ranks.at(f"batch {index} of {self.name}()")
             with user_code(f"{self.name}(), in batch {index},", function):
                 try:
                     batch = next(iterator)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from quantcfg.errors import UserCodeError
+from quantcfg.errors import RunError, UserCodeError
 from quantcfg.stages.agreement import own_buffers
 from quantcfg.stages.batches import IGNORED, class_scores, loss_in, num_samples, targets_of
 from quantcfg.stages.data import DataSource, Numbered
@@ -47,7 +48,6 @@ def evaluate(
     """
     if not data.exists:
         return {}
-    data.ranks.at("the evaluation")
     rounds = _Rounds(data, stop or StopRequest())
     with (
         _evaluating(model),
@@ -141,10 +141,14 @@ def _watched(rounds: _Rounds, task: Task) -> Iterator[Any]:
 
 def _number(name: object, value: Any, where: str) -> float:
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
         kind = type(value).__name__
         raise UserCodeError(f"evaluate() gave '{name}' as {kind}, not as a number", where=where) from None
+    if not isfinite(number):
+        hint = "a result holds finite numbers; leave out a metric that has none"
+        raise UserCodeError(f"evaluate() gave '{name}' as {number}", hint=hint, where=where)
+    return number
 
 
 def _default_metrics(model: nn.Module, rounds: _Rounds, task: Task) -> dict[str, float]:
@@ -164,7 +168,12 @@ def _default_metrics(model: nn.Module, rounds: _Rounds, task: Task) -> dict[str,
         if ranks.ends_round(index):
             rounds.next()
     rounds.finish()
-    return _metrics(_sum(_of_all_ranks(found, ranks)))
+    metrics = _metrics(_sum(_of_all_ranks(found, ranks)))
+    if not all(map(isfinite, metrics.values())):
+        with data.ranks.alike():
+            hint = "look for NaN or inf in its weights and outputs, and in the data"
+            raise RunError(f"the loss of the model on {data.name}() is {metrics['loss']}", hint=hint)
+    return metrics
 
 
 def _counts_of(model: nn.Module, data: DataSource, index: int, batch: Any) -> _Counts:

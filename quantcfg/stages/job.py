@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +32,8 @@ _RECORDED_ON = ("calib_data", "train_data", "eval_data")
 class Job:
     """One command's worth of work, by one process or by several ``ranks``.
 
-    ``command`` is what the user typed, for messages and the manifest.
+    ``command`` is what the user typed, for messages and the manifest, and ``directory`` where: their code may
+    leave it.
     """
 
     model_file: ModelFile
@@ -41,6 +43,7 @@ class Job:
     progress: Progress
     command: tuple[str, ...] = ()
     ranks: Ranks = ALONE
+    directory: Path = field(default_factory=Path.cwd)
     _sources: dict[str, DataSource] = field(default_factory=dict, init=False)
 
     def source(self, name: str) -> DataSource:

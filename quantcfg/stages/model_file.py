@@ -8,8 +8,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
-from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantcfg.config.suggest import distance, nearest
 from quantcfg.errors import QuantcfgWarning, UsageError, UserCodeError
 from quantcfg.stages import batches
 from quantcfg.stages.user_code import place_of, user_code
@@ -106,10 +105,23 @@ class ModelFile:
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer that the file's ``optimizer(model)`` makes."""
         optimizer = self._call("optimizer", model)
+        where = place_of(self.function("optimizer"))
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise UserCodeError(
-                f"optimizer() returned {_kind(optimizer)}, not a torch.optim.Optimizer",
-                where=place_of(self.function("optimizer")),
+                f"optimizer() returned {_kind(optimizer)}, not a torch.optim.Optimizer", where=where
+            )
+        own = {id(parameter) for parameter in model.parameters()}
+        if not any(id(held) in own for group in optimizer.param_groups for held in group["params"]):
+            raise UserCodeError(
+                "optimizer() gave an optimizer without a parameter of the model",
+                hint="take those of the model that is given to it: it is not the one of build_model()",
+                where=where,
+            )
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise UserCodeError(
+                "optimizer() gave an LBFGS, whose steps run the model several times",
+                hint="take one that steps with the gradients there are, as SGD and Adam do",
+                where=where,
             )
         return optimizer
 
@@ -137,8 +149,8 @@ class ModelFile:
 
     def _hint(self, name: str) -> str:
         others = [n for n in vars(self.module) if n != name and not n.startswith("_")]
-        near = get_close_matches(name, others, n=1, cutoff=0.75)
-        return f"did you mean '{near[0]}'?" if near else f"define '{FUNCTIONS.get(name, f'def {name}()')}'"
+        near = nearest(name, others)
+        return f"did you mean '{near}'?" if near else f"define '{FUNCTIONS.get(name, f'def {name}()')}'"
 
 
 def load_model_file(reference: str) -> ModelFile:
@@ -181,8 +193,8 @@ def _require_file(path: Path) -> None:
     if path.is_dir():
         raise UsageError(f"the model file '{path}' is a directory", hint="name a file: path/to/model.py")
     beside = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-    near = get_close_matches(path.name, beside, n=1)
-    hint = f"did you mean '{path.with_name(near[0])}'?" if near else ""
+    near = nearest(path.name, beside)
+    hint = f"did you mean '{path.with_name(near)}'?" if near else ""
     raise UsageError(f"the model file '{path}' does not exist", hint=hint)
 
 
@@ -218,13 +230,10 @@ def _import_name(name: str) -> ModuleType:
 def _warn_of_near_names(model_file: ModelFile) -> None:
     """A misspelt optional function would otherwise be passed over without a word."""
     own = [n for n, v in vars(model_file.module).items() if callable(v) and not n.startswith("_")]
+    others = [n for n in own if n not in FUNCTIONS and n != model_file.builder]
     for name in FUNCTIONS:
-        near = (
-            []
-            if model_file.has(name)
-            else get_close_matches(name, set(own) - set(FUNCTIONS), n=1, cutoff=0.85)
-        )
-        if near and near[0] != model_file.builder:
+        near = [] if model_file.has(name) else [other for other in others if distance(other, name, 1) == 1]
+        if near:
             warnings.warn(
                 f"{model_file.shown} has '{near[0]}', which has no meaning here; did you mean '{name}'?",
                 QuantcfgWarning,
@@ -233,12 +242,27 @@ def _warn_of_near_names(model_file: ModelFile) -> None:
 
 
 def _require_values(model: nn.Module, what: str, where: str) -> None:
-    state = chain(model.named_parameters(), model.named_buffers())
+    try:
+        state = [*model.named_parameters(), *model.named_buffers()]
+    except (AttributeError, TypeError) as error:  # torch's own: without its __init__ a module lacks the lists
+        raise UserCodeError(
+            f"{what} is no whole torch.nn.Module: {error}",
+            hint="its __init__ has to call super().__init__(), and it has to be hashable",
+            where=where,
+        ) from error
     empty = [name for name, tensor in state if tensor.is_meta]
     if empty:
         raise UserCodeError(
             f"{what} has no values: '{empty[0]}' is on the meta device",
             hint="build it on the CPU, or give it memory by to_empty(device='cpu') and then its weights",
+            where=where,
+        )
+    odd = [(name, value) for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
+    if odd:
+        name, value = odd[0]
+        raise UserCodeError(
+            f"{what} has {_kind(value)} in its state_dict: '{name}'",
+            hint="only tensors can be saved: quantize a float model, whose modules have no extra state",
             where=where,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,19 @@ class Objective(nn.Module):
     def _loss(self, batch: Any) -> Tensor:
         outputs = self.model_file.forward(self.model, batch)
         loss = self.model_file.loss(outputs, batch)
-        return loss if self.teacher is None else self.teacher.blend(loss, outputs, batch)
+        if self.teacher is not None:
+            loss = self.teacher.blend(loss, outputs, batch)
+        if not loss.requires_grad:
+            self._refuse_constant()
+        return loss
+
+    def _refuse_constant(self) -> NoReturn:
+        function = self.model_file.function("loss") if self.model_file.has("loss") else None
+        raise UserCodeError(
+            "the loss depends on nothing that can be trained",
+            hint="requires_grad_(False), no_grad(), detach() and item() cut it off from the parameters",
+            where=place_of(function),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -317,14 +317,14 @@ def _shortened(text: str) -> str:
 
 
 def _facts(job: Job, identity: Identity) -> dict[str, Any]:
-    source = job.model_file.module.__file__
+    source = getattr(job.model_file.module, "__file__", None)
     return {
         "command": list(job.command),
         **identity.terms(),
         "model_file": hash_file(Path(source)) if source and Path(source).is_file() else None,
         "git": {
             "model": git_state(Path(source)) if source else None,
-            "config": git_state(job.config.path.absolute()),
+            "config": git_state(job.directory / job.config.path),
         },
         "data": data_fingerprints(job.used_sources),
         "system": platform.platform(),

@@ -70,15 +70,35 @@ class in_batch(user_code):  # noqa: N801
         super().__exit__(kind, error, trace)
 
 
+class Left(SystemExit):
+    """What `os._exit` of user code is turned into: by itself it ends a command without a word."""
+
+
 @contextmanager
-def loader_workers() -> Iterator[None]:
-    """Tell the death of a DataLoader's worker, raised wherever the program just is, from faults of ours."""
+def called_back() -> Iterator[None]:
+    """Tell what user code raises where nobody calls it by name from faults of ours.
+
+    That are methods of a module which torch or we call, hooks, handlers of signals, and the death of a
+    DataLoader's worker, which is raised wherever the program just is.
+    """
     try:
         yield
-    except RuntimeError as error:
-        if not is_worker_death(error):
+    except (QuantcfgError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        if not (isinstance(error, SystemExit) or is_worker_death(error) or _is_raised_by_user(error)):
             raise
-        raise _error("", error, "") from error
+        raise _error("code of the model file", error, innermost_line(error.__traceback__)) from error
+
+
+def _is_raised_by_user(error: BaseException) -> bool:
+    """Whether the user's code stands deeper than ours in the traceback."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename.startswith(_PACKAGE):
+            return False
+        if is_users(frame.filename):
+            return True
+    return False
 
 
 def _where(error: BaseException, function: Callable[..., Any] | None) -> str:
@@ -90,11 +110,16 @@ def _where(error: BaseException, function: Callable[..., Any] | None) -> str:
 
 def innermost_line(trace: TracebackType | None) -> str:
     """``file:line`` of the deepest frame in the user's own code; empty when there is none."""
-    lines = [
-        f"{frame.filename}:{frame.lineno}"
-        for frame in traceback.extract_tb(trace)
-        if is_users(frame.filename)
-    ]
+    return _last_line(traceback.extract_tb(trace))
+
+
+def line_of_caller() -> str:
+    """``file:line`` of the user's own code that led here; empty when there is none."""
+    return _last_line(traceback.extract_stack())
+
+
+def _last_line(frames: traceback.StackSummary) -> str:
+    lines = [f"{frame.filename}:{frame.lineno}" for frame in frames if is_users(frame.filename)]
     return lines[-1] if lines else ""
 
 
@@ -132,7 +157,7 @@ def first_line(error: BaseException) -> str:
 def _said(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # its own __str__ is user code, too
+    except (Exception, SystemExit):  # its own __str__ is user code, too
         return ""
 
 
@@ -161,11 +186,15 @@ def is_worker_death(error: BaseException) -> bool:
 
 def _error(what: str, error: BaseException, where: str) -> UserCodeError:
     if is_worker_death(error):
-        return UserCodeError(f"a worker process of a DataLoader died: {first_line(error)}", where=where)
-    if isinstance(error, SystemExit):
         return UserCodeError(
-            f"{what} called sys.exit({error.code if error.code is not None else ''})", where=where
+            f"a worker process of a DataLoader died: {first_line(error)}",
+            hint="with num_workers=0 the data is read in this process, where an error names its line",
+            where=where,
         )
+    if isinstance(error, SystemExit):
+        function = "os._exit" if isinstance(error, Left) else "sys.exit"
+        given = "" if error.code is None else _shortened(str(error.code))
+        return UserCodeError(f"{what} called {function}({given})", where=where)
     said = error.msg if isinstance(error, SyntaxError) else None
     message = (
         f"{what} raised {type(error).__name__}: {said}" if said else f"{what} raised {first_line(error)}"

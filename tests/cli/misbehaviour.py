@@ -23,6 +23,32 @@ ENDS = {
         "def calib_data():\n    import sys\n    sys.exit('bye')  # here\n",
         "calib_data() called sys.exit(bye)",
     ),
+    "os._exit while imported": (
+        "import os\nos._exit(0)  # here",
+        "importing the model file called os._exit(0)",
+    ),
+    "os._exit in the forward": (
+        "import os\n\n\nclass Net(Net):\n    def forward(self, x):\n        os._exit(0)  # here\n",
+        "the model, in batch 0 of calib_data(), called os._exit(0)",
+    ),
+    "os._exit in a thread": (
+        "import os, threading\n\n\ndef leave():\n    os._exit(0)  # here\n\n\n"
+        "def build_model():\n    thread = threading.Thread(target=leave)\n    thread.start()\n    thread.join()\n",
+        "a thread called os._exit(0)",
+    ),
+    "os._exit in a worker": (
+        "import os\n\n\nclass Deadly(TensorDataset):\n    def __getitem__(self, i):\n        os._exit(0)\n\n\n"
+        "def calib_data():  # here\n    return DataLoader(Deadly(torch.rand(8, 1, 4, 4)), batch_size=2, num_workers=1)\n",
+        "a worker process of a DataLoader died",
+    ),
+    "sys.exit in a method that torch calls": (
+        "import sys\n\n\nclass Net(Net):\n    def state_dict(self, *given, **named):\n        sys.exit(0)  # here\n",
+        "code of the model file called sys.exit(0)",
+    ),
+    "a method of a module that raises": (
+        "class Net(Net):\n    def named_parameters(self, *given, **named):\n        raise KeyError('none')  # here\n",
+        "code of the model file raised KeyError: 'none'",
+    ),
     "GeneratorExit": (
         "def build_model():\n    raise GeneratorExit  # here\n",
         "build_model() raised GeneratorExit",
@@ -34,6 +60,11 @@ ENDS = {
     ),
     "an exception that cannot be printed": (
         "class Mute(Exception):\n    def __str__(self):\n        raise ValueError('no')\n\n\n"
+        "def build_model():\n    raise Mute  # here\n",
+        "build_model() raised Mute",
+    ),
+    "an exception that exits when it is printed": (
+        "class Mute(Exception):\n    def __str__(self):\n        raise SystemExit(0)\n\n\n"
         "def build_model():\n    raise Mute  # here\n",
         "build_model() raised Mute",
     ),
@@ -90,6 +121,28 @@ ENDS = {
         "raised IndexError: seventh",
     ),
     "a model that is a class": ("build_model = lambda: Net  # here", "build_model() returned the class Net"),
+    "all files closed": (
+        "import os\nos.closerange(3, 256)\n",
+        "code of the model file closed all open files, stdout among them",
+    ),
+    "a metric that is not finite": (
+        "def evaluate(model, data):  # here\n    return {'accuracy': float('nan')}\n",
+        "evaluate() gave 'accuracy' as nan",
+    ),
+    "a metric that no float holds": (
+        "def evaluate(model, data):  # here\n    return {'accuracy': 10**400}\n",
+        "evaluate() gave 'accuracy' as int, not as a number",
+    ),
+    "a batch that goes too deep": (
+        "BATCH = torch.rand(2, 1, 4, 4)\nfor _ in range(5000):\n    BATCH = [BATCH]\n\n\n"
+        "def calib_data():  # here\n    yield BATCH\n",
+        "batch 0 of calib_data() raised RecursionError",
+    ),
+    "a batch without a shape": (
+        "def calib_data():  # here\n"
+        "    yield torch.nested.nested_tensor([torch.rand(1, 4, 4), torch.rand(1, 4, 3)])\n",
+        "the content of batch 0 of calib_data() raised RuntimeError",
+    ),
     "a metric that is none": (
         "def evaluate(model, data):  # here\n    return {'accuracy': 'high'}\n",
         "evaluate() gave 'accuracy' as str, not as a number",
@@ -122,6 +175,11 @@ WORKS = {
     "prints past Python": "import os\nos.system('echo shell')\nos.write(1, b'raw\\n')\n",
     "prints at exit": "import atexit\natexit.register(print, 'goodbye')\n",
     "prints a lot": "print('x' * 2**22)\n",
+    "the current directory deleted": (
+        "import os, tempfile\n\n\ndef build_model():\n    os.chdir(folder := tempfile.mkdtemp())\n"
+        "    os.rmdir(folder)\n    return Net()\n"
+    ),
+    "its own path forgotten": "del __file__\n",
     "chdir": "import os\n\n\ndef build_model():\n    os.chdir('/')\n    return Net()\n",
     "a batch that cannot be built again": (
         "class Pair(tuple):\n    def __new__(cls, x, y):\n        return super().__new__(cls, (x, y))\n\n\n"

@@ -277,7 +277,11 @@ def test_a_wrong_command_line(project, arguments, message, usage):
 
 def test_eval_of_what_is_no_run(project):
     (project.path / "empty").mkdir()
-    assert refused(project, "eval", "model.py", "empty") == (2, "error: 'empty' is not a run directory\n")
+    assert refused(project, "eval", "model.py", "empty") == (
+        2,
+        "error: 'empty' is not a run directory\n"
+        "hint: name what quantcfg calib or quantcfg qat wrote, such as runs/config-calib\n",
+    )
 
 
 def test_eval_of_a_run_that_was_changed(project):
@@ -321,10 +325,36 @@ def test_from_takes_a_calibration_run(project):
 
 
 def test_a_bug_of_ours_says_so(project, monkeypatch, capsys):
-    monkeypatch.setattr("quantcfg.stages.model_file.load_model_file", lambda reference: {}["missing"])
+    monkeypatch.setattr("quantcfg.stages.job.derive_seed", None)
     code, err = refused(project)
     assert code == 7
-    assert err.splitlines()[0].startswith("error: a bug in quantcfg: KeyError: 'missing' (at ")
+    assert err.startswith(
+        "error: a bug in quantcfg: TypeError: 'NoneType' object is not callable (at job.py:"
+    )
+
+
+@pytest.mark.parametrize("loss", ["torch.tensor(1.0)", "outputs.sum().detach()"])
+def test_a_loss_that_trains_nothing_is_refused(project, loss):
+    project.model(f"def loss(outputs, batch):\n    return {loss}\n")
+    assert failed_run(project, "qat") == (
+        5,
+        "error: model.py:40: the loss depends on nothing that can be trained\n"
+        "hint: requires_grad_(False), no_grad(), detach() and item() cut it off from the parameters\n",
+    )
+
+
+def test_a_mean_loss_that_is_not_finite_is_refused(project):
+    project.model("""
+        def loss(outputs, batch):
+            return outputs.sum() * float("nan")
+        def eval_data():
+            return [(torch.ones(2, 1, 4, 4), torch.ones(2))]
+    """)
+    assert failed_run(project) == (
+        6,
+        "error: the loss of the model on eval_data() is nan\n"
+        "hint: look for NaN or inf in its weights and outputs, and in the data\n",
+    )
 
 
 def test_debug_shows_the_users_traceback(project):

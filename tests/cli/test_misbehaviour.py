@@ -12,6 +12,9 @@ from tests.cli.misbehaviour import ENDS, WORKS
 
 SAMPLE = {
     "sys.exit in a data function",
+    "os._exit in the forward",
+    "os._exit in a thread",
+    "sys.exit in a method that torch calls",
     "an exception of its own root",
     "an exception that says escape codes",
     "an empty loader",

@@ -204,6 +204,54 @@ def test_an_optimizer_must_be_one(write):
 
 
 @pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (
+            "SGD(nn.Linear(1, 1).parameters(), lr=0.1)",
+            "optimizer() gave an optimizer without a parameter of the model|"
+            "take those of the model that is given to it: it is not the one of build_model()",
+        ),
+        (
+            "LBFGS(model.parameters())",
+            "optimizer() gave an LBFGS, whose steps run the model several times|"
+            "take one that steps with the gradients there are, as SGD and Adam do",
+        ),
+    ],
+)
+def test_an_optimizer_that_could_not_train_the_model_is_refused(write, made, message):
+    source = f"from torch import nn\nfrom torch.optim import *\ndef optimizer(model):\n    return {made}\n"
+    model_file = load_model_file(write(source))
+    assert failure(lambda: model_file.optimizer(nn.Linear(1, 1))) == f"model.py:3|{message}"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            "def __init__(self):\n        self.size = 3",
+            "is no whole torch.nn.Module: 'Net' object has no attribute '_parameters'|"
+            "its __init__ has to call super().__init__(), and it has to be hashable",
+        ),
+        (
+            "def __eq__(self, other):\n        return True",
+            "is no whole torch.nn.Module: unhashable type: 'Net'|"
+            "its __init__ has to call super().__init__(), and it has to be hashable",
+        ),
+        (
+            "def get_extra_state(self):\n        return 3",
+            "has a value of type int in its state_dict: '_extra_state'|"
+            "only tensors can be saved: quantize a float model, whose modules have no extra state",
+        ),
+    ],
+)
+def test_a_module_that_cannot_be_worked_with_is_refused(write, body, message):
+    net = f"class Net(nn.Module):\n    {body}\n"
+    reference = write(f"from torch import nn\n{net}def build_model():\n    return Net()\n")
+    model_file = load_model_file(reference)
+    assert failure(model_file.build_model) == f"model.py:5|what build_model() returned {message}"
+
+
+@pytest.mark.parametrize(
     ("file", "is_the_users"),
     [
         ("/home/me/model.py", True),
