@@ -15,7 +15,7 @@ from quantcfg.errors import RunError, UserCodeError
 from quantcfg.stages.agreement import own_buffers
 from quantcfg.stages.batches import IGNORED, class_scores, loss_in, num_samples, targets_of
 from quantcfg.stages.data import DataSource, Numbered
-from quantcfg.stages.model_file import FUNCTIONS, ModelFile
+from quantcfg.stages.model_file import ModelFile
 from quantcfg.stages.progress import Progress, Task
 from quantcfg.stages.ranks import ALONE, Ranks
 from quantcfg.stages.seeding import isolated_randomness
@@ -202,10 +202,7 @@ def _count(outputs: Any, batch: Any, model_file: ModelFile) -> _Counts:
     if model_file.has("loss") or loss_in(outputs) is not None:
         samples = num_samples(batch)
         return _Counts(loss=float(model_file.loss(outputs, batch)) * samples, samples=samples)
-    raise UserCodeError(
-        f"{model_file.shown} has no 'evaluate', and the targets do not make accuracy the obvious metric",
-        hint=f"define '{FUNCTIONS['evaluate']}'",
-    )
+    raise model_file.undecided("evaluate", outputs, "accuracy the obvious metric")
 
 
 def _count_correct(scores: Tensor, classes: Tensor) -> _Counts:

@@ -70,7 +70,8 @@ class Job:
         """The float model in eval mode, on the device; every rank has the weights of the first one."""
         seed_all(derive_seed(self.seed, "build_model"))
         model = self.model_file.build_model()
-        with user_code(f"moving the model to {self.device}"):
+        builder = getattr(self.model_file.module, self.model_file.builder)
+        with user_code(f"moving the model to {self.device}", builder):
             model = model.to(self.device).eval()
         parts = [f"{name} {tuple(tensor.shape)}" for name, tensor in model.state_dict().items()]
         self._require_alike("build_model() builds", parts)

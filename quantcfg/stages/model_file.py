@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from quantcfg.config.suggest import distance, nearest
 from quantcfg.errors import QuantcfgWarning, UsageError, UserCodeError
@@ -141,11 +142,14 @@ class ModelFile:
     def _default_loss(self, outputs: Any, batch: Any) -> Tensor:
         loss = batches.default_loss(outputs, batch)
         if loss is None:
-            raise UserCodeError(
-                f"{self.shown} has no 'loss', and the targets do not make cross-entropy the obvious choice",
-                hint=f"define '{FUNCTIONS['loss']}'",
-            )
+            raise self.undecided("loss", outputs, "cross-entropy the obvious choice")
         return loss
+
+    def undecided(self, name: str, outputs: Any, choice: str) -> UserCodeError:
+        """What is wrong where ``name`` is missing, and outputs and targets do not make the ``choice``."""
+        decides = batches.first_tensor(outputs) is not None
+        why = f"the targets do not make {choice}" if decides else f"the model returned {_kind(outputs)}"
+        return UserCodeError(f"{self.shown} has no '{name}', and {why}", hint=f"define '{FUNCTIONS[name]}'")
 
     def _hint(self, name: str) -> str:
         others = [n for n in vars(self.module) if n != name and not n.startswith("_")]
@@ -250,6 +254,13 @@ def _require_values(model: nn.Module, what: str, where: str) -> None:
             hint="its __init__ has to call super().__init__(), and it has to be hashable",
             where=where,
         ) from error
+    late = [name for name, tensor in state if is_lazy(tensor)]
+    if late:
+        raise UserCodeError(
+            f"{what} has no values: '{late[0]}' waits for the first batch",
+            hint="run the model once on a batch before it is returned",
+            where=where,
+        )
     empty = [name for name, tensor in state if tensor.is_meta]
     if empty:
         raise UserCodeError(

@@ -194,6 +194,20 @@ def test_without_a_loss_cross_entropy_must_be_obvious(write):
         "|model.py has no 'loss', and the targets do not make cross-entropy the obvious choice|"
         "define 'def loss(outputs, batch) -> Tensor'"
     )
+    assert failure(lambda: model_file.loss(None, (torch.ones(4), torch.zeros(4)))) == (
+        "|model.py has no 'loss', and the model returned a value of type NoneType|"
+        "define 'def loss(outputs, batch) -> Tensor'"
+    )
+
+
+def test_a_lazy_model_has_to_be_run_first(write):
+    reference = write(
+        "from torch import nn\ndef build_model():\n    return nn.Sequential(nn.LazyLinear(3))\n"
+    )
+    assert failure(load_model_file(reference).build_model) == (
+        "model.py:2|what build_model() returned has no values: '0.weight' waits for the first batch|"
+        "run the model once on a batch before it is returned"
+    )
 
 
 def test_an_optimizer_must_be_one(write):
