@@ -1,5 +1,8 @@
 """Values of which only the ratios matter: exponentials, and probabilities, that are divided by their sum.
 
+So do those of which only the logarithm is taken: those of a probability near 1, and of what is left of it to
+1, say, whose quotient goes from nothing to thousands.
+
 A softmax that is written out takes the exponentials of all rows, which lie orders of magnitude apart, and
 probabilities of which most are masked afterwards may all be small: on one grid such a row is 0, and 0 / 0.
 A softmax of which whole rows are added up is no such: its sums are about 1, and to divide by them mends what
@@ -15,6 +18,8 @@ from quantcfg.preparation.record import Recording, Site
 
 _REASON = "only its ratios count, for it is divided by its sum: rounded before, what is small would be lost"
 
+_OF_LOGARITHM = "only its logarithm counts: rounded before, what is small would be lost"
+
 _EXPONENTIALS = ("exp", "exp2")
 _SOURCES = (*_EXPONENTIALS, "softmax", "softmin", "sigmoid")
 _INVERSES = ("reciprocal", "rdiv")
@@ -24,14 +29,42 @@ _CARRIERS = frozenset({
 })  # fmt: skip
 _SOFTMAXES = ("softmax", "softmin")
 _WHOLE = ("add", "unsqueeze", "to", "float", "detach", *_INVERSES)  # nothing of a row is lost, or counts less
-_ENDS = ("log", "log2", "log10", "normalize")
+_LOGARITHMS = ("log", "log2", "log10", "logit")
+_ENDS = (*_LOGARITHMS, "normalize")
+_QUOTIENTS = (*_SOURCES, *_INVERSES, "div", "rsub")
+_SHIFTS = ("add", "sub", "mul")
 _GREATEST = ("max", "amax", "maximum", "logsumexp")
 
 
 def kept_for_ratios(recording: Recording) -> dict[int, str]:
     """The sites, from an exponential or a probability on, before its division by its own sum: why float."""
     sources = (site for site in recording.sites if site.op in _SOURCES and site.data)
-    return {index: _REASON for source in sources for index in _before_division(recording, source)}
+    divided = {index: _REASON for source in sources for index in _before_division(recording, source)}
+    return dict.fromkeys(_before_logarithm(recording), _OF_LOGARITHM) | divided
+
+
+def _before_logarithm(recording: Recording) -> set[int]:
+    """The sites, from a probability or a quotient on, of which nothing but the logarithm is read."""
+    logged: set[int] = set()
+    for site in reversed(recording.sites):
+        readers = _readers(recording, site)
+        ends = all(index in logged or recording.sites[index].op in _LOGARITHMS for index in readers)
+        if readers and ends and _scales(recording, site) and recording.returned.isdisjoint(site.outputs):
+            logged.add(site.index)
+    behind: set[int] = set()
+    for index in sorted(logged):
+        site = recording.sites[index]
+        producers = (recording.producer(operand.value) for operand in site.data)
+        if site.op in _QUOTIENTS or any(p is not None and p.index in behind for p in producers):
+            behind.add(index)
+    return behind
+
+
+def _scales(recording: Recording, site: Site) -> bool:
+    """Whether a site only changes the sizes of what it reads, which is one activation, or divides two."""
+    if site.op in _SHIFTS:
+        return sum(recording.values[operand.value].live for operand in site.data) == 1
+    return site.kind in (OpKind.MOVE, OpKind.CLIP) or site.op in _QUOTIENTS or site.op == "sum"
 
 
 def _before_division(recording: Recording, source: Site) -> list[int]:
