@@ -19,6 +19,7 @@ from quantcfg.preparation.names import ancestors
 from quantcfg.preparation.ops import COMPUTING, METADATA, canonical, spec_of
 from quantcfg.preparation.places import Places, is_compiled, occurrence
 from quantcfg.preparation.record import Site, Slot
+from quantcfg.preparation.starting import check_starts
 
 _RELUS = ("relu", "relu_")
 
@@ -249,6 +250,7 @@ class Runner:
         self.unseen = unseen
         self.modules = {} if modules is None else modules
         self.settled = False  # every quantizer has been at work
+        self.has_started = False  # training has
         self.strangers: set[str] = set()  # modules that ran what was not recorded
         self.alone: set[str] = set()  # modules that ran outside of those that they are in
 
@@ -294,7 +296,8 @@ class Runner:
         """Say it once when quantizers have nothing to quantize with, or are passed by.
 
         Raises:
-            PrepareError: ``torch.jit.trace``, or an exporter that calls it, is at work.
+            PrepareError: ``torch.jit.trace``, or an exporter that calls it, is at work; or what is learned
+                cannot start.
         """
         if torch.compiler.is_compiling():
             return
@@ -305,6 +308,8 @@ class Runner:
             )
         self._find_passed_by(module)
         self._find_idle()
+        if not self.has_started:
+            self.has_started = check_starts(module, self.modules, self._of_weights)
 
     def _find_passed_by(self, module: nn.Module) -> None:
         """Warn where modules run, and the forward that calls them, with quantized ops of its own, does not.
@@ -329,6 +334,11 @@ class Runner:
             f"module '{path}' runs outside of the forward of {around[-1] or 'the model'}: the ops of that "
             "forward stay in float where others call them; let it run as it did with the example inputs",
         )
+
+    def _of_weights(self) -> set[nn.Module]:
+        tables = (table for row in self.tables.values() for table in row)
+        actions = (action for table in tables for row in table.actions.values() for action in row if action)
+        return {fake_quant for action in actions for _, fake_quant in action.weights}
 
     def _find_idle(self) -> None:
         modules = self.modules.values()

@@ -11,8 +11,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from quantcfg.errors import PrepareError
 from quantcfg.preparation.prepare import prepare
-from quantcfg.preparation.state import calibrating, fake_quants
+from quantcfg.preparation.state import FakeQuantState, calibrating, fake_quants, set_fake_quantize
 from quantcfg.qconfig import get_default_qconfig
 from tests.prepare.models import Encoder
 
@@ -20,14 +21,16 @@ WORLD = 2
 KINDS = ("fake_quant", "lsq")
 
 
-def encoder(kind: str) -> nn.Module:
-    """The same calibrated model in every process."""
+def encoder(kind: str, *, is_calibrated: bool = True) -> nn.Module:
+    """The same model in every process."""
     torch.manual_seed(0)
     ids, keep = batch(0)
     rules = {"": get_default_qconfig(kind, kind)}
     prepared = prepare(Encoder(), rules, example_inputs=(ids, keep), stage="qat")
-    with calibrating(prepared):
-        prepared(ids, keep)
+    if is_calibrated:
+        with calibrating(prepared):
+            prepared(ids, keep)
+    set_fake_quantize(prepared, FakeQuantState.QAT)
     return prepared.train()
 
 
@@ -67,6 +70,7 @@ def work(rank: int, folder: str) -> None:
         for kind in KINDS:
             results[f"ddp/{kind}"] = data_parallel(kind, rank)
             results[f"fsdp/{kind}"] = fully_sharded(kind, rank)
+        results["refusal"] = refusal(rank)
         torch.save(results, f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -91,10 +95,25 @@ def fully_sharded(kind: str, rank: int) -> dict[str, object]:
     return {"losses": losses, "parameters": full_parameters(model)}
 
 
+def refusal(rank: int) -> str:
+    """What a learned scale that is to start under FSDP2 comes to."""
+    from torch.distributed.fsdp import fully_shard
+
+    model = fully_shard(encoder("lsq", is_calibrated=False))
+    with pytest.raises(PrepareError) as caught:
+        model(*batch(rank))
+    return str(caught.value)
+
+
 def test_two_processes_agree_and_sharding_changes_nothing(tmp_path: Path) -> None:
     mp.spawn(work, args=(str(tmp_path),), nprocs=WORLD)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD)]
 
+    for results in ranks:
+        assert results["refusal"] == (
+            "18 learned quantizers cannot start from the first batch under FSDP2, which drops what a forward "
+            "writes to parameters"
+        )
     for kind in KINDS:
         initial = full_parameters(encoder(kind))
         for rank, results in enumerate(ranks):
@@ -106,3 +125,27 @@ def test_two_processes_agree_and_sharding_changes_nothing(tmp_path: Path) -> Non
             assert first.keys() == initial.keys()
             for name, parameter in first.items():
                 torch.testing.assert_close(second[name], parameter, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("kind", "is_calibrated"), [("lsq", True), ("fake_quant", False)])
+def test_what_starts_alike_on_all_ranks_is_not_told_of(monkeypatch, recwarn, kind, is_calibrated) -> None:
+    as_one_of_two(monkeypatch)
+    encoder(kind, is_calibrated=is_calibrated)(*batch(0))
+    assert not recwarn.list
+
+
+def test_learned_scales_that_start_apart_are_told_of_once(monkeypatch, recwarn) -> None:
+    as_one_of_two(monkeypatch)
+    model = encoder("lsq", is_calibrated=False)
+    model(*batch(0))
+    model(*batch(1))
+    (warning,) = recwarn.list
+    assert str(warning.message) == (
+        "12 learned quantizers start from the first batch, which is another one on each of 2 ranks, and so "
+        "are their parameters from then on; calibrate first, or load a calibrated state"
+    )
+
+
+def as_one_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: WORLD)
