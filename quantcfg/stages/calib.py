@@ -18,7 +18,7 @@ from quantcfg.stages.agreement import require_agreement
 from quantcfg.stages.batches import num_samples
 from quantcfg.stages.clock import Clock, SaveTimer
 from quantcfg.stages.data import DataSource, Numbered, length_of
-from quantcfg.stages.evaluate import evaluate
+from quantcfg.stages.evaluate import evaluate, require_finite
 from quantcfg.stages.guards import check_metrics, check_plan, guard_results
 from quantcfg.stages.identity import Identity, identity_of
 from quantcfg.stages.integers import integer_metrics
@@ -148,6 +148,7 @@ def _run(stage: _Stage, start: _Start) -> None:
     float_metrics = start.float_metrics
     if float_metrics is None:
         float_metrics = _evaluate(stage, stage.float_model, "float")
+    require_finite(float_metrics, "float", stage.job.ranks)
     check_metrics(stage.job.config, float_metrics)
     if stage.comparison is not None:
         stage.comparison.check(float_metrics)
@@ -160,6 +161,7 @@ def _run(stage: _Stage, start: _Start) -> None:
                 _settle(stage, stage.comparison)
         _save(stage, position, float_metrics)  # an evaluation may be stopped, and takes its time
     metrics = _evaluate_calibrated(stage)
+    require_finite(metrics, "calibrated", stage.job.ranks)
     stage.run.metrics.append(step=position.batches, float=dict(float_metrics), calibrated=metrics)
     _finish(stage, position, float_metrics, metrics)
 

@@ -61,6 +61,21 @@ def evaluate(
         return _default_metrics(model, rounds, task)
 
 
+def require_finite(metrics: Mapping[str, float], model: str, ranks: Ranks) -> None:
+    """Refuse a NaN or infinity where it would be a result; on the way there it is only never the best.
+
+    Raises:
+        RunError: there is one; on all ranks.
+    """
+    for name, value in metrics.items():
+        if not isfinite(value):
+            with ranks.alike():
+                raise RunError(
+                    f"'{name}' of the {model} model is {value}",
+                    hint="look for NaN or inf in weights, outputs and data; leave out a metric without bounds",
+                )
+
+
 @dataclass(slots=True)
 class _Rounds:
     """An evaluation in rounds, between which all ranks compare what they have read, and may stop."""
@@ -125,10 +140,10 @@ def _users_metrics(model: nn.Module, rounds: _Rounds, task: Task) -> dict[str, f
             raise Stopped
     rounds.finish()
     if not isinstance(metrics, Mapping) or not metrics:
-        raise UserCodeError(
-            f"evaluate() returned a value of type {type(metrics).__name__}, not a dict of metrics",
-            where=place_of(function),
+        kind = (
+            "an empty dict" if isinstance(metrics, Mapping) else f"a value of type {type(metrics).__name__}"
         )
+        raise UserCodeError(f"evaluate() returned {kind}, not a dict of metrics", where=place_of(function))
     return {str(name): _number(name, value, place_of(function)) for name, value in metrics.items()}
 
 
@@ -141,14 +156,10 @@ def _watched(rounds: _Rounds, task: Task) -> Iterator[Any]:
 
 def _number(name: object, value: Any, where: str) -> float:
     try:
-        number = float(value)
+        return float(value)
     except (TypeError, ValueError, OverflowError):
         kind = type(value).__name__
         raise UserCodeError(f"evaluate() gave '{name}' as {kind}, not as a number", where=where) from None
-    if not isfinite(number):
-        hint = "a result holds finite numbers; leave out a metric that has none"
-        raise UserCodeError(f"evaluate() gave '{name}' as {number}", hint=hint, where=where)
-    return number
 
 
 def _default_metrics(model: nn.Module, rounds: _Rounds, task: Task) -> dict[str, float]:
@@ -168,12 +179,7 @@ def _default_metrics(model: nn.Module, rounds: _Rounds, task: Task) -> dict[str,
         if ranks.ends_round(index):
             rounds.next()
     rounds.finish()
-    metrics = _metrics(_sum(_of_all_ranks(found, ranks)))
-    if not all(map(isfinite, metrics.values())):
-        with data.ranks.alike():
-            hint = "look for NaN or inf in its weights and outputs, and in the data"
-            raise RunError(f"the loss of the model on {data.name}() is {metrics['loss']}", hint=hint)
-    return metrics
+    return _metrics(_sum(_of_all_ranks(found, ranks)))
 
 
 def _counts_of(model: nn.Module, data: DataSource, index: int, batch: Any) -> _Counts:

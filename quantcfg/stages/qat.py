@@ -24,6 +24,7 @@ from quantcfg.stages.calib import run_calib
 from quantcfg.stages.clock import Clock
 from quantcfg.stages.data import DataSource
 from quantcfg.stages.distillation import Teacher
+from quantcfg.stages.evaluate import require_finite
 from quantcfg.stages.guards import check_metrics, check_plan, guard_results
 from quantcfg.stages.identity import Identity, identity_of, range_differences, refuse
 from quantcfg.stages.integers import integer_metrics
@@ -167,6 +168,7 @@ def _finish(stage: _Stage, trainer: Trainer) -> None:
     """Write the result: the best evaluated model where the config asks for it, else the last one."""
     position, scaler = trainer.position, trainer.scaler
     step, metrics = stage.selection.kept(position.step)
+    require_finite(metrics, "trained", stage.job.ranks)
     coverage, float_metrics = plan_of(stage.model).coverage, stage.calib_metrics.get("float", {})
     result = {
         "stage": "qat",

@@ -298,7 +298,10 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, name: str) -> None:
         model.load_state_dict(dict(checkpoint.model), strict=True)
     except RuntimeError as error:
         first = str(error).strip().splitlines()[1:2] or [str(error)]
-        raise RunError(f"'{name}' was made with another model: {_shortened(first[0].strip())}") from error
+        raise RunError(
+            f"'{name}' was made with another model: {_shortened(first[0].strip())}",
+            hint="build_model() has to build the same model each time, and forward to add nothing to it",
+        ) from error
     for key, buffer in _left_out(model, checkpoint.model).items():
         saved = checkpoint.state.get(_BUFFERS, {}).get(key, buffer)
         if not torch.equal(buffer, saved.to(buffer.device)):

@@ -125,10 +125,6 @@ ENDS = {
         "import os\nos.closerange(3, 256)\n",
         "code of the model file closed all open files, stdout among them",
     ),
-    "a metric that is not finite": (
-        "def evaluate(model, data):  # here\n    return {'accuracy': float('nan')}\n",
-        "evaluate() gave 'accuracy' as nan",
-    ),
     "a metric that no float holds": (
         "def evaluate(model, data):  # here\n    return {'accuracy': 10**400}\n",
         "evaluate() gave 'accuracy' as int, not as a number",

@@ -352,8 +352,8 @@ def test_a_mean_loss_that_is_not_finite_is_refused(project):
     """)
     assert failed_run(project) == (
         6,
-        "error: the loss of the model on eval_data() is nan\n"
-        "hint: look for NaN or inf in its weights and outputs, and in the data\n",
+        "error: 'loss' of the float model is nan\n"
+        "hint: look for NaN or inf in weights, outputs and data; leave out a metric without bounds\n",
     )
 
 

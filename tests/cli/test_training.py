@@ -203,6 +203,22 @@ def test_a_metric_that_is_nan_is_never_the_best(project):
     assert result(project)["best_step"] == 12
 
 
+def test_a_result_with_a_metric_that_is_nan_is_refused(project):
+    project.model("""
+        calls = []
+        def evaluate(model, data):
+            calls.append(model)
+            return {"score": 1.0 if len(calls) < 3 else float("nan")}
+    """)
+    done = project.run(*QAT, "-o", "run", "-q", "--set", "qat.epochs=1")
+    assert (done.code, done.out, done.err) == (
+        6,
+        "",
+        "error: 'score' of the trained model is nan\n"
+        "hint: look for NaN or inf in weights, outputs and data; leave out a metric without bounds\n",
+    )
+
+
 def test_a_metric_that_does_not_exist_is_refused_before_training(project):
     done = project.run(*QAT, "-o", "run", "-q", "--set", "qat.best={metric: acuracy}")
     assert (done.code, done.err) == (
