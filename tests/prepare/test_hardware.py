@@ -1,5 +1,8 @@
 """What a target does not take is refused with its line, left in float or adjusted, before any compute."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -36,6 +39,17 @@ def errors(action):
     with pytest.raises(ConfigError) as raised:
         action()
     return list(raised.value.diagnostics)
+
+
+@pytest.mark.parametrize("target", PROFILES)
+def test_the_page_on_export_has_the_target_with_its_grids(target):
+    profile = PROFILES[target]
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith(f"| `{target}` |")]
+    _, _, activations, weights, add, *_ = row.split("|")
+    assert {dtype for dtype, _ in profile.activation} == set(re.findall(r"q\w*int\d+", activations))
+    assert {dtype for dtype, _ in profile.weight} == set(re.findall(r"q\w*int\d+", weights))
+    assert ("one op with it" in add) == profile.adds_to_accumulator
 
 
 @pytest.mark.parametrize("target", PROFILES)
