@@ -67,13 +67,11 @@ def require_finite(metrics: Mapping[str, float], model: str, ranks: Ranks) -> No
     Raises:
         RunError: there is one; on all ranks.
     """
+    hint = "look for NaN or inf in weights, outputs and data; leave out a metric without bounds"
     for name, value in metrics.items():
         if not isfinite(value):
             with ranks.alike():
-                raise RunError(
-                    f"'{name}' of the {model} model is {value}",
-                    hint="look for NaN or inf in weights, outputs and data; leave out a metric without bounds",
-                )
+                raise RunError(f"'{name}' of the {model} model is {value}", hint=hint)
 
 
 @dataclass(slots=True)
