@@ -19,6 +19,7 @@ from quantcfg.preparation.ops import OpKind
 from quantcfg.preparation.positions import positions_in
 from quantcfg.preparation.ratios import kept_for_ratios
 from quantcfg.preparation.record import Operand, Recording, Site, Slot
+from quantcfg.preparation.roots import kept_for_roots
 
 LEFT_BY_RULES = ("left in float by", "no rule covers it", "no activation fake quant")
 """How the reason of an op begins that is in float because of the rules, not because of what it is."""
@@ -107,6 +108,7 @@ class _Assigner:
         self.owner: dict[int, int] = {}
         self.transparent: set[int] = set()
         self.unrounded = kept_for_ratios(recording) | before_replacement(recording)
+        self.rooted = kept_for_roots(recording)
         self.rewritten = {self._moved_from(site.data[0].value) for site in recording.sites if _writes(site)}
         self._enter_stubs()
 
@@ -141,8 +143,9 @@ class _Assigner:
         if site.kind is OpKind.CREATE or not any(values[index].live for index in site.outputs):
             row.constant = True
             return self._constant_reason(site)
-        if site.index in self.unrounded:
-            return self.unrounded[site.index]
+        for kept in (self.unrounded, self.rooted):
+            if site.index in kept:
+                return kept[site.index]
         if self._is_statistic(site, live):
             self.statistic.update(site.outputs)
             return "statistic of a norm: squares and roots need more than the grid's range"

@@ -1,0 +1,127 @@
+"""Small differences of large numbers before a root or a division, and matrices that are decomposed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from quantcfg.preparation.prepare import prepare
+from quantcfg.preparation.state import FakeQuantState, calibrating, fake_quants, plan_of, set_fake_quantize
+from quantcfg.qconfig import get_default_qconfig
+
+GLOBAL = {"": get_default_qconfig()}
+REASON = "part of a small difference of large numbers, which is divided by or whose root is taken"
+Way = Callable[[Tensor, Tensor], Tensor]
+
+
+def _weighted(y: Tensor, weights: Tensor) -> Tensor:
+    """The statistics pooling of speaker recognition."""
+    mean = (weights * y).sum(1)
+    deviation = ((weights * y**2).sum(1) - mean**2).clamp(min=1e-5).sqrt()
+    return torch.cat([mean, deviation], -1)
+
+
+def _normalized(y: Tensor, weights: Tensor) -> Tensor:
+    mean = y.mean(-1, keepdim=True)
+    return ((y - mean) / ((y * y).mean(-1, keepdim=True) - mean.square() + 1e-5).sqrt()).mean(1)
+
+
+def _guided(y: Tensor, weights: Tensor) -> Tensor:
+    mean = y.mean(1)
+    return (y * weights).sum(1) / ((y * y).mean(1) - mean * mean + 1e-3)
+
+
+WAYS: dict[str, Way] = {
+    "weighted": _weighted,
+    "deviation": lambda y, weights: (y.pow(2).mean(1) - y.mean(1).pow(2) + 1e-5) ** 0.5,
+    "layer norm": _normalized,
+    "guided filter": _guided,
+}
+
+
+class Pooled(nn.Module):
+    """Numbers far from 0, of which the deviations count."""
+
+    def __init__(self, way: Way) -> None:
+        super().__init__()
+        self.way = way
+        self.first, self.weights, self.last = nn.Linear(16, 8), nn.Linear(16, 8), nn.LazyLinear(8, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.way(torch.relu(self.first(x) + 3), self.weights(x).softmax(1)))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_variance_that_is_written_out_stays_float(way: str) -> None:
+    torch.manual_seed(0)
+    model, x = Pooled(WAYS[way]), 1.5 * torch.randn(16, 20, 16) * torch.rand(16, 1, 16)
+    expected = model(x)
+    prepared = prepare(model, GLOBAL, example_inputs=x)
+    with calibrating(prepared):
+        prepared(x)
+    set_fake_quantize(prepared, FakeQuantState.VALIDATION)
+
+    off, wanted = prepared(x) - expected.mean(0), expected - expected.mean(0)
+    assert torch.cosine_similarity(off.flatten(), wanted.flatten(), dim=0) > 0.98
+    assert {"add_0.output", "last.weight"} <= set(fake_quants(prepared))
+
+
+def test_what_others_read_of_it_is_on_a_grid_there() -> None:
+    model, x = Pooled(_normalized), torch.randn(4, 5, 16)
+    model(x)
+    prepared = prepare(model, GLOBAL, example_inputs=x)
+
+    rows = {row.name: (row.role, row.reason) for row in plan_of(prepared).rows}
+    assert rows["mean_0"] == rows["mul_0"] == rows["square_0"] == rows["sub_1"] == ("float", REASON)
+    assert rows["sub_0"] == rows["div_0"] == ("quantized", "")
+    assert "sub_0.input_0" in fake_quants(prepared)
+
+
+MATRICES: dict[str, Callable[[Tensor], Tensor]] = {
+    "whitening": lambda y: (
+        torch.linalg.solve_triangular(
+            torch.linalg.cholesky((y - y.mean(0)).T @ (y - y.mean(0)) / len(y) + 1e-3 * torch.eye(8)),
+            y.T,
+            upper=False,
+        ).T
+    ),
+    "ridge regression": lambda y: y @ torch.linalg.solve(y.T @ y + 1e-3 * torch.eye(8), y.T @ y.sin()),
+    "a kernel": lambda y: (
+        torch.linalg.cholesky((-torch.cdist(y, y) / 4).exp() + 1e-3 * torch.eye(len(y))) @ y
+    ),
+}
+
+
+@pytest.mark.parametrize("way", MATRICES)
+def test_a_matrix_that_is_decomposed_stays_float(way: str) -> None:
+    torch.manual_seed(0)
+    model, x = Pooled(lambda y, weights: MATRICES[way](y)), torch.randn(64, 16)
+    expected = model(x)
+    prepared = prepare(model, GLOBAL, example_inputs=x)
+    with calibrating(prepared):
+        prepared(x)
+    set_fake_quantize(prepared, FakeQuantState.VALIDATION)
+
+    assert torch.cosine_similarity(prepared(x).flatten(), expected.flatten(), dim=0) > 0.98
+    reasons = [row.reason for row in plan_of(prepared).rows]
+    assert "part of a matrix that is decomposed or inverted: on a grid it may be singular" in reasons
+    assert {"add_0.output", "last.weight"} <= set(fake_quants(prepared))
+
+
+def test_the_sum_that_is_normalized_is_quantized() -> None:
+    model, x = Pooled(lambda y, weights: _normalized(y + weights, weights)), torch.randn(4, 5, 16)
+    model(x)
+
+    rows = {row.name: row.role for row in plan_of(prepare(model, GLOBAL, example_inputs=x)).rows}
+    assert (rows["add_1"], rows["mul_0"], rows["mean_0"]) == ("quantized", "float", "float")
+
+
+def test_a_squared_difference_is_quantized() -> None:
+    model, x = Pooled(lambda y, weights: ((y - weights) ** 2).mean(1)), torch.randn(4, 5, 16)
+    model(x)
+
+    rows = {row.name: row.role for row in plan_of(prepare(model, GLOBAL, example_inputs=x)).rows}
+    assert rows["sub_0"] == "quantized"
