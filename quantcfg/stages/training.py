@@ -175,7 +175,7 @@ class Trainer:
         losses = statistics.losses(turns, self._backward)
         with self.job.ranks.alike():
             self._require_finite(losses)
-            self._update(task, losses)
+        self._update(task, losses)
         if self.position.step % self.section.check_ranks_every == 0:
             self.require_agreement()
         return len(losses)
@@ -219,7 +219,9 @@ class Trainer:
         """Make one optimizer step of the gradients of the next batches, which had these ``losses``."""
         rate = self.optimizer.param_groups[0]["lr"]
         end = self.position.batch + len(losses)
-        if self._check_and_clip(end - 1, len(losses) / self.worker.share):
+        with self.job.ranks.alike():
+            is_ready = self._check_and_clip(end - 1, len(losses) / self.worker.share)
+        if is_ready:
             self.scaler.step(self.optimizer)
             self.schedule.after_step()
             if self.average is not None:
@@ -259,7 +261,8 @@ class Trainer:
     def _report(self, task: Task, **values: float) -> None:
         task.advance(**values, **self.shown)
         if self.position.step % LOG_INTERVAL == 0 or self.position.step == 1:
-            check_observers(self.model)
+            with self.job.ranks.alike():
+                check_observers(self.model)
             values |= self.scaler.values
             self.log.append(step=self.position.step, epoch=self.position.epoch + 1, **values)
 

@@ -333,3 +333,23 @@ def scales(folder, run):
 
 
 ONE_BATCH = ("--set", "qat.accumulate=1", "--set", "qat.epochs=1")
+
+
+FAILING = """
+class Faulty(torch.optim.SGD):
+    def step(self, closure=None):
+        fault("step")
+        return super().step(closure)
+def optimizer(model):
+    return Faulty(model.parameters(), lr=0.01)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_optimizer_that_fails_on_one_rank_is_named(folder, rank):
+    rewrite(folder, FAILING)
+    (done,) = run_jobs(qat(folder, "run", 2, environment={"FAULT": f"step:{rank}:2:raise"}))
+    assert done.codes == [5, 5]
+    assert done.message.count("error:") == 1
+    assert re.search(rf"model.py:\d+: rank {rank}: .* raised ValueError: no such image\n", done.message)
