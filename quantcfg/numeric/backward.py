@@ -35,7 +35,7 @@ def hand_written(backward: Backward) -> Backward:
 
     @wraps(backward)
     def run(ctx: Any, grad: Tensor) -> Gradients:
-        chosen = once if torch.compiler.is_compiling() and torch.is_grad_enabled() else backward
+        chosen = once if torch.is_grad_enabled() and torch.compiler.is_compiling() else backward
         if not grad.is_sparse:
             return chosen(ctx, grad)
         grad_x, *others = chosen(ctx, grad.to_dense())
