@@ -13,7 +13,7 @@ from enum import Enum
 
 from quantcfg.config.rules import Decision, Rule, strongest
 from quantcfg.config.spec import FakeQuantSpec
-from quantcfg.preparation.fuse import Chain, find_chains, is_dropout
+from quantcfg.preparation.fuse import Chain, find_chains, vanishes
 from quantcfg.preparation.masks import before_replacement
 from quantcfg.preparation.ops import OpKind
 from quantcfg.preparation.positions import positions_in
@@ -223,7 +223,7 @@ class _Assigner:
         site = row.site
         row.chain_end = chain.carrier
         row.weight = self._weight(row)
-        if not is_dropout(site):
+        if not vanishes(site):
             self._inputs(row, [o for o in site.data if not self._from_chain(o, chain)])
         if site.index != chain.carrier:
             row.role = Role.FUSED
@@ -239,7 +239,7 @@ class _Assigner:
     def _decision(self, chain: Chain) -> Decision:
         """The decision for a chain's output. Between equals it is what comes last, the carrier very last."""
         rows = [self.rows[index] for index in (chain.carrier, *reversed(chain.sites))]
-        return strongest([row.decision for row in rows if not is_dropout(row.site)])
+        return strongest([row.decision for row in rows if not vanishes(row.site)])
 
     def _alone(self, row: Assignment) -> None:
         site = row.site

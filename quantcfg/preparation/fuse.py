@@ -37,7 +37,7 @@ class Chain:
 def find_chains(recording: Recording, eligible: Sequence[bool], *, with_add: bool = True) -> list[Chain]:
     """Chains of GEMM [+ batch norm] [+ add] [+ ReLU], add [+ ReLU] and batch norm [+ ReLU].
 
-    A dropout inside a chain belongs to it: nothing is left of it in a deployment.
+    A dropout or a sum with 0 inside a chain belongs to it: nothing is left of it in a deployment.
 
     ``eligible[i]`` says that site ``i`` may be part of one: it is to be quantized, or is an activation whose
     rule does not leave it in float. A value that anything else reads ends a chain, and so does a batch norm
@@ -64,7 +64,7 @@ def _grow(
     joins = [_is_batch_norm, _is_add] if with_add else [_is_batch_norm]
     steps = [*joins, _is_activation] if _is_gemm(start) else [_is_activation]
     for accepts in steps:
-        dropouts, follower = _follower(recording, last)
+        between, follower = _follower(recording, last)
         if (
             follower is None
             or not accepts(follower)
@@ -75,24 +75,24 @@ def _grow(
             continue
         if _is_batch_norm(follower):
             batch_norm = follower.index
-        sites += [*dropouts, follower.index]
+        sites += [*between, follower.index]
         last = follower
     return Chain(tuple(sites), batch_norm)
 
 
 def _follower(recording: Recording, site: Site) -> tuple[list[int], Site | None]:
-    """The one site that reads what ``site`` makes, and the dropouts on the way to it.
+    """The one site that reads what ``site`` makes, and what vanishes on the way to it.
 
     A batch norm behind a dropout has statistics of what the dropout leaves: it does not follow.
     """
-    dropouts: list[int] = []
+    between: list[int] = []
     while len(site.outputs) == 1:
         follower = recording.sole_consumer(site.outputs[0])
-        if follower is None or not is_dropout(follower):
-            return dropouts, None if dropouts and follower and _is_batch_norm(follower) else follower
-        dropouts.append(follower.index)
+        if follower is None or not vanishes(follower):
+            return between, None if between and follower and _is_batch_norm(follower) else follower
+        between.append(follower.index)
         site = follower
-    return dropouts, None
+    return between, None
 
 
 def fuses_with(first: Site, second: Site) -> bool:
@@ -102,9 +102,9 @@ def fuses_with(first: Site, second: Site) -> bool:
     return (_is_batch_norm(first) or _is_add(first)) and _is_activation(second)
 
 
-def is_dropout(site: Site) -> bool:
-    """Whether a site is a dropout, which does nothing in evaluation."""
-    return site.op in _DROPOUTS
+def vanishes(site: Site) -> bool:
+    """Whether a site does nothing in evaluation: a dropout, or a sum with 0."""
+    return site.op in _DROPOUTS or (site.op == "add" and site.kind is OpKind.MOVE)
 
 
 def _is_gemm(site: Site) -> bool:

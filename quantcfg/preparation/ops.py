@@ -270,6 +270,8 @@ def kind_of(op: str, spec: OpSpec, args: Any, kwargs: Any) -> OpKind:
     if op in ("masked_fill", "threshold"):
         filled = kwargs.get("value", args[2] if len(args) > 2 else 0.0)
         return OpKind.CLIP if not isinstance(filled, Tensor) and filled == 0 else OpKind.COMPUTE
+    if op == "add" and _adds_zero(args):
+        return OpKind.MOVE
     if op == "fold":
         return OpKind.COMPUTE if _overlap(args, kwargs) else spec.kind
     if op in ("pad", "scatter", "index_fill", "where", "pad_sequence", "nan_to_num"):
@@ -287,6 +289,11 @@ def dim_of(args: Any, kwargs: Any) -> int | None:
     if type(dim) is not int or not isinstance(given, Tensor):
         return None
     return dim if dim < 0 else dim - given.dim()
+
+
+def _adds_zero(args: Any) -> bool:
+    """Whether a sum is with the whole number 0, which Python's ``sum`` begins with."""
+    return len(args) == 2 and any(type(arg) is int and arg == 0 for arg in args)
 
 
 _OF_FOLD = ("input", "output_size", "kernel_size", "dilation", "padding", "stride")

@@ -210,6 +210,22 @@ def test_patches_that_overlap_are_added_up() -> None:
         assert found["fold_0"].role == role
 
 
+def test_a_sum_that_begins_with_0_is_one_add() -> None:
+    found = rows_of(lambda m, x: sum([m.a(x), m.b(x)]), X)
+    assert {name: row.role for name, row in found.items()} == {
+        "a": "fused",
+        "b": "quantized",
+        "add_0": "fused",
+        "add_1": "quantized",
+    }
+
+
+def test_what_0_is_added_to_keeps_its_grid() -> None:
+    found = rows_of(lambda m, x: F.gelu(m.a(x) + 0), X)
+    assert (found["add_0"].role, found["gelu_0"].inputs) == ("passed through", ())
+    assert rows_of(lambda m, x: m.a(x) + 1, X)["add_0"].role == "quantized"
+
+
 def test_a_number_that_is_filled_in_may_be_off_the_grid() -> None:
     found = rows_of(lambda m, x: m.b(torch.where(x > 0, m.a(x), 5.0)), X)
     assert found["where_0"].role == "quantized"
