@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 import quantcfg.errors
-from quantcfg.errors import NumericError, QuantcfgError, UserCodeError
+from quantcfg.errors import NumericError, PrepareError, QuantcfgError, UserCodeError
 
 _PACKAGE = str(Path(quantcfg.errors.__file__).parent)
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
@@ -83,6 +83,12 @@ def called_back() -> Iterator[None]:
     """
     try:
         yield
+    except PrepareError as error:
+        cause = error.__cause__
+        if cause is None or not _is_raised_by_user(cause):
+            raise
+        where = innermost_line(cause.__traceback__)
+        raise UserCodeError(error.message, hint=error.hint, where=where) from error
     except (QuantcfgError, KeyboardInterrupt):
         raise
     except BaseException as error:

@@ -45,6 +45,10 @@ ENDS = {
         "import sys\n\n\nclass Net(Net):\n    def state_dict(self, *given, **named):\n        sys.exit(0)  # here\n",
         "code of the model file called sys.exit(0)",
     ),
+    "a module that cannot be copied": (
+        "class Net(Net):\n    def __deepcopy__(self, memo):\n        raise ValueError('only one')  # here\n",
+        "the model cannot be copied: only one",
+    ),
     "a method of a module that raises": (
         "class Net(Net):\n    def named_parameters(self, *given, **named):\n        raise KeyError('none')  # here\n",
         "code of the model file raised KeyError: 'none'",
