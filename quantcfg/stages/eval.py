@@ -8,7 +8,7 @@ from quantcfg.preparation.state import FakeQuantState, set_fake_quantize
 from quantcfg.runs.directory import RunDirectory
 from quantcfg.stages import records
 from quantcfg.stages.clock import Clock
-from quantcfg.stages.evaluate import evaluate
+from quantcfg.stages.evaluate import evaluate, require_finite
 from quantcfg.stages.integers import evaluate_integers, integer_report
 from quantcfg.stages.job import Job
 
@@ -22,7 +22,7 @@ def evaluate_run(
 
     Raises:
         UsageError: there is no finished run.
-        RunError: it is damaged or does not fit the model.
+        RunError: it is damaged or does not fit the model, or a metric is not finite.
     """
     clock = Clock()
     rebuilt = records.rebuild(job, run)
@@ -34,6 +34,8 @@ def evaluate_run(
             "float": evaluate(rebuilt.float_model, data, job.progress, "evaluating the float model"),
             name: evaluate(rebuilt.model, data, job.progress, f"evaluating the {name} model"),
         }
+    for model, found in metrics.items():
+        require_finite(found, model, job.ranks)
     result = {"stage": rebuilt.result["stage"], "seed": rebuilt.result["seed"], "metrics": metrics}
     if integer and data.exists:
         with clock.phase("integer"):

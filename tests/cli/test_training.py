@@ -219,6 +219,21 @@ def test_a_result_with_a_metric_that_is_nan_is_refused(project):
     )
 
 
+def test_a_metric_that_has_become_nan_is_refused_by_eval(project):
+    assert project.run("calib", "model.py", "config.yaml", "-o", "run", "-q").code == 0
+    project.model("""
+        def evaluate(model, data):
+            return {"score": float("inf")}
+    """)
+    done = project.run("eval", "model.py", "run", "-q")
+    assert (done.code, done.out, done.err) == (
+        6,
+        "",
+        "error: 'score' of the float model is inf\n"
+        "hint: look for NaN or inf in weights, outputs and data; leave out a metric without bounds\n",
+    )
+
+
 def test_a_metric_that_does_not_exist_is_refused_before_training(project):
     done = project.run(*QAT, "-o", "run", "-q", "--set", "qat.best={metric: acuracy}")
     assert (done.code, done.err) == (
