@@ -21,7 +21,10 @@ class Gradients:
         by_device = defaultdict(list)
         for parameter in self._parameters:
             by_device[parameter.device].append(parameter)
-        self._checks = [_Check(device, group) for device, group in by_device.items()]
+        self._on_devices = [
+            (group, *torch.tensor([[0.0], [1.0]], dtype=torch.float32, device=device))
+            for device, group in by_device.items()
+        ]
 
     @classmethod
     def of(cls, optimizer: Optimizer) -> Gradients:
@@ -35,8 +38,7 @@ class Gradients:
 
     def divide(self, divisor: float) -> None:
         """Divide all of them, in place."""
-        if divisor != 1:
-            torch._foreach_div_(_existing(self._parameters), divisor)
+        torch._foreach_div_(_existing(self._parameters), divisor)
 
     def norm(self) -> Tensor:
         """The root of the sum of all squares."""
@@ -47,31 +49,20 @@ class Gradients:
         nn.utils.clip_grads_with_norm_(self._parameters, limit, norm)
 
     def are_finite(self) -> bool:
-        """Whether no value is infinite or NaN."""
+        """Whether no value is infinite or NaN.
+
+        By the one kernel that loss scaling has for it, with a scale of 1: a norm takes several times as long,
+        and overflows for gradients that are finite.
+        """
         if self._are_sharded:
             return bool(self.norm().isfinite())
-        return all(map(_Check.passes, self._checks))
-
-
-class _Check:
-    """The check of gradients on one device, for each step: what it needs beside them is made once.
-
-    By the one kernel that loss scaling has for it, with a scale of 1: a norm takes several times as long, and
-    overflows for gradients that are finite.
-    """
-
-    def __init__(self, device: torch.device, parameters: list[Tensor]) -> None:
-        self._parameters = parameters
-        self._found = torch.zeros(1, dtype=torch.float32, device=device)
-        self._scale = torch.ones_like(self._found)
-
-    def passes(self) -> bool:
-        gradients = [g._values() if g.is_sparse else g for p in self._parameters if (g := p.grad) is not None]
-        torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found, self._scale)
-        is_found = bool(self._found)
-        if is_found:
-            self._found.zero_()
-        return not is_found
+        for parameters, found, scale in self._on_devices:
+            gradients = [g._values() if g.is_sparse else g for p in parameters if (g := p.grad) is not None]
+            torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, scale)
+            if found:
+                found.zero_()
+                return False
+        return True
 
 
 def _existing(parameters: list[Tensor]) -> list[Tensor]:

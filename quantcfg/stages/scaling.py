@@ -52,12 +52,11 @@ class LossScaler:
 
     def scaled(self, loss: Tensor) -> Tensor:
         """The loss to go backward from."""
-        return self.scaler.scale(loss) if self.is_enabled else loss
+        return self.scaler.scale(loss)
 
     def unscale(self, optimizer: Optimizer) -> None:
         """Bring the gradients back to what the loss asks for."""
-        if self.is_enabled:
-            self.scaler.unscale_(optimizer)
+        self.scaler.unscale_(optimizer)
 
     def step(self, optimizer: Optimizer) -> None:
         """Make a step of gradients that are finite."""

@@ -7,7 +7,7 @@ the statistics depend on the batches of a step and not on the number of ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,9 +44,9 @@ class Added:
 class OneBatch:
     """What a step of one batch in one process has instead of `StepStatistics`: its loss, and no exchange."""
 
-    def losses(self, turns: Iterator[Turn], backward: Callable[[Turn], float]) -> list[float]:
+    def losses(self, turns: Iterable[Turn], backward: Callable[[Turn], float]) -> list[float]:
         """The loss of the batch, from which ``backward`` goes backward."""
-        return [backward(turn) for turn in turns]
+        return list(map(backward, turns))
 
 
 @dataclass(slots=True)
@@ -61,7 +61,7 @@ class StepStatistics:
     _before: list[Tensor] = field(default_factory=list, init=False)
     _added: list[Added] = field(default_factory=list, init=False)
 
-    def losses(self, turns: Iterator[Turn], backward: Callable[[Turn], float]) -> list[float]:
+    def losses(self, turns: Iterable[Turn], backward: Callable[[Turn], float]) -> list[float]:
         """Go ``backward`` from the batches of a step, and take in those of all ranks; the loss of each."""
         self._begin()
         for turn in turns:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from math import isfinite
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,10 @@ from torch.optim import Optimizer
 
 from quantcfg.config.schema import QatSection
 from quantcfg.errors import RunError
+from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
 from quantcfg.preparation.freezing import freeze_batch_norm, freeze_observers
 from quantcfg.preparation.hosts import FakeQuants
-from quantcfg.preparation.state import FakeQuantState, check_observers, set_fake_quantize
+from quantcfg.preparation.state import FakeQuantState, fake_quants, set_fake_quantize
 from quantcfg.runs.metrics import MetricsLog
 from quantcfg.stages.agreement import require_agreement, share_buffers
 from quantcfg.stages.averaging import WeightAverage
@@ -103,10 +104,12 @@ class Trainer:
     shown: Mapping[str, float] = field(default_factory=dict)
     section: QatSection = field(init=False)
     gradients: Gradients = field(init=False)
+    quantizers: Sequence[FakeQuantizeBase] = field(init=False)
 
     def __post_init__(self) -> None:
         self.section = self.job.config.qat
         self.gradients = Gradients.of(self.optimizer)
+        self.quantizers = list(fake_quants(self.model).values())
 
     @property
     def is_over(self) -> bool:
@@ -155,12 +158,12 @@ class Trainer:
         )
         for turns in steps(self.source, batches, size):
             num_batches = self._step(task, turns, statistics)
-            is_over = self.is_over
-            if num_batches == size and not is_over:
-                self.pauses.between_steps(self)
-                is_over = self.is_stopped
-            if is_over:
+            if self.position.step == self.length.steps:
                 break
+            if num_batches == size:
+                self.pauses.between_steps(self)
+                if self.is_stopped:
+                    break
         self.end_epoch()
 
     def end_epoch(self) -> None:
@@ -169,12 +172,13 @@ class Trainer:
         self.schedule.after_epoch()
         self.pauses.after_epoch(self)
 
-    def _step(self, task: Task, turns: Iterator[Turn], statistics: OneBatch | StepStatistics) -> int:
+    def _step(self, task: Task, turns: Iterable[Turn], statistics: OneBatch | StepStatistics) -> int:
         """Make one optimizer step; how many batches it had."""
         self.gradients.clear()
         losses = statistics.losses(turns, self._backward)
-        with self.job.ranks.alike():
-            self._require_finite(losses)
+        if not all(map(isfinite, losses)):
+            with self.job.ranks.alike():
+                self._refuse_loss(losses)
         self._update(task, losses)
         if self.position.step % self.section.check_ranks_every == 0:
             self.require_agreement()
@@ -195,19 +199,22 @@ class Trainer:
             )
 
     def _backward(self, turn: Turn) -> float:
-        self.job.ranks.at(self._place(turn.index))
-        self.worker.share_gradients(turn.is_last)
+        if self.job.ranks.are_many:
+            self.job.ranks.at(self._place(turn.index))
+            self.worker.share_gradients(turn.is_last)
         if not torch.is_grad_enabled():  # the model file has left them off
             torch.set_grad_enabled(True)
-        with in_batch(self.source.name, turn.index), self.source.drawing(turn.index, self.position.epoch):
-            loss = self.worker.loss(turn.batch)
-            scaled = self.scaler.scaled(loss)
-            (scaled if turn.counts else scaled * 0).backward()  # type: ignore[no-untyped-call]
+        try:
+            with self.source.drawing(turn.index, self.position.epoch):
+                loss = self.worker.loss(turn.batch)
+                scaled = self.scaler.scaled(loss) if self.scaler.is_enabled else loss
+                (scaled if turn.counts else scaled * 0).backward()  # type: ignore[no-untyped-call]
+        except BaseException:  # as in `DataSource`, entered only here
+            with in_batch(self.source.name, turn.index):
+                raise
         return loss.item()
 
-    def _require_finite(self, losses: Sequence[float]) -> None:
-        if all(map(isfinite, losses)):
-            return
+    def _refuse_loss(self, losses: Sequence[float]) -> NoReturn:
         bad = list(map(isfinite, losses)).index(False)
         hint = "look at the data of that batch, or lower the learning rate"
         if self.scaler.is_enabled:
@@ -236,9 +243,11 @@ class Trainer:
 
     def _check_and_clip(self, index: int, divisor: float) -> bool:
         """Make the gradients ready for a step; False where it is to be skipped for a smaller loss scale."""
-        self.scaler.unscale(self.optimizer)
+        if self.scaler.is_enabled:
+            self.scaler.unscale(self.optimizer)
         gradients, limit = self.gradients, self.section.grad_clip
-        gradients.divide(divisor)
+        if divisor != 1:
+            gradients.divide(divisor)
         norm = gradients.norm() if limit is not None else None
         if not (gradients.are_finite() if norm is None else bool(norm.isfinite())):
             self._refuse_gradient(self._place(index))
@@ -262,7 +271,8 @@ class Trainer:
         task.advance(**values, **self.shown)
         if self.position.step % LOG_INTERVAL == 0 or self.position.step == 1:
             with self.job.ranks.alike():
-                check_observers(self.model)
+                for quantizer in self.quantizers:
+                    quantizer.observer.check()
             values |= self.scaler.values
             self.log.append(step=self.position.step, epoch=self.position.epoch + 1, **values)
 
