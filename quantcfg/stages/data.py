@@ -122,17 +122,15 @@ class DataSource:
             self._refuse(f"ended after {_batches(read)}: {skip} were read before the run was stopped")
         if after_skip is not None:
             after_skip()
-        for index, batch in enumerate(islice(batches, None if limit is None else limit - skip), start=skip):
-            read += 1
-            with user_code(f"batch {index} of {self.name}()", self._function):
-                batch = self._usable(index, batch)  # noqa: PLW2901  the other one is not used
-            if self.ranks.are_many:
+        are_many = self.ranks.are_many
+        for batch in islice(batches, None if limit is None else limit - skip):
+            batch = self._usable(read, batch)  # noqa: PLW2901  the other one is not used
+            if are_many:
                 self.digest = crc32(_sample(batch), self.digest)
-            if read == 1:
-                self._require_same(index, batch)
-            if index == epoch == 0:
-                self.facts = replace(self.facts, first_batch=self._hash(batch))
-            yield index, batch
+            if read == 0:
+                self._look_at_first(epoch, batch)
+            yield read, batch
+            read += 1
         if not read and limit != skip:
             raise UserCodeError(f"{self.name}() gave no batch", where=self._place())
         if limit is None or read < limit:
@@ -180,7 +178,11 @@ class DataSource:
 
     def _usable(self, index: int, batch: Any) -> Any:
         """``batch`` on the device, if it is one."""
-        tensors = tensors_in(batch)
+        try:
+            tensors = tensors_in(batch)
+        except BaseException:
+            with user_code(f"batch {index} of {self.name}()", self._function):
+                raise
         if {tensor.device for tensor in tensors} == {self.device}:
             return batch
         if fault := fault_in(batch, tensors):
@@ -192,17 +194,23 @@ class DataSource:
         with user_code(f"moving batch {index} of {self.name}() to {self.device}", self._function):
             return to_device(batch, self.device)
 
+    def _look_at_first(self, epoch: int, batch: Any) -> None:
+        """Note and compare what a pass begins with."""
+        self._require_same(batch)
+        if epoch == 0:
+            self.facts = replace(self.facts, first_batch=self._hash(batch))
+
     def _hash(self, batch: Any) -> str:
         with user_code(f"the content of batch 0 of {self.name}()", self._function):
             return hashlib.sha256(_content(batch)).hexdigest()
 
-    def _require_same(self, index: int, batch: Any) -> None:
+    def _require_same(self, batch: Any) -> None:
         """Refuse data that differs by rank: each rank reads all of it and uses its share."""
         if not self.ranks.are_many or (odd := self.ranks.odd_one(_content(batch))) is None:
             return
         with self.ranks.alike():
             raise UserCodeError(
-                f"batch {index} of {self.name}() is another one on rank {odd} than on rank 0",
+                f"batch 0 of {self.name}() is another one on rank {odd} than on rank 0",
                 hint="give every rank the same batches, without a DistributedSampler: they are shared here",
                 where=self._place(),
             )
@@ -269,15 +277,18 @@ class DataSource:
         return self._data
 
     def _guarded(self, iterator: Iterator[Any]) -> Iterator[Any]:
-        function = self._function
+        function, are_many = self._function, self.ranks.are_many
         index = 0
         while True:
-            self.ranks.at(f"batch {index} of {self.name}()")
-            with user_code(f"{self.name}(), in batch {index},", function):
-                try:
-                    batch = next(iterator)
-                except StopIteration:
-                    return
+            if are_many:
+                self.ranks.at(f"batch {index} of {self.name}()")
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            except BaseException:  # the border is entered only here: batches are many
+                with user_code(f"{self.name}(), in batch {index},", function):
+                    raise
             yield batch
             index += 1
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -29,8 +29,8 @@ class Turn:
     is_last: bool
 
 
-def steps(source: DataSource, batches: Iterator[Numbered], size: int) -> Iterator[Iterator[Turn]]:
-    """Divide the ``batches`` of an epoch into optimizer steps of ``size``; the last one has what is left.
+def steps(source: DataSource, batches: Iterator[Numbered], size: int) -> Iterator[Iterable[Turn]]:
+    """Divide the ``batches`` of a pass of ``source`` into steps of ``size``; the last one has what is left.
 
     Of a step's batches rank r takes number r, r + N, ... of N ranks. Each step is to be used up before the
     next. At most the batches of the next turn are read ahead, and none beyond a step.
@@ -38,19 +38,13 @@ def steps(source: DataSource, batches: Iterator[Numbered], size: int) -> Iterato
     Raises:
         RunError: The ranks are not at the same batch: their data differs.
     """
-    end, ranks = 0, source.ranks
-
-    def read() -> Iterator[Numbered]:
-        nonlocal end
-        for index, batch in batches:
-            end = index + 1
-            yield index, batch
-
-    rest = read()
-    while chunk := list(islice(rest, min(ranks.size, size))):
-        Pulse(chunk[0][0], data=source.digest).beat(ranks, source.name)
-        yield _turns(chunk, rest, size, ranks)
-    Pulse(end, is_end=True, data=source.digest).beat(ranks, source.name)
+    ranks, one_round = source.ranks, min(source.ranks.size, size)
+    while chunk := list(islice(batches, one_round)):
+        if ranks.are_many:
+            Pulse(chunk[0][0], data=source.digest).beat(ranks, source.name)
+        yield _turns(chunk, batches, size, ranks) if size > one_round else [_turn(chunk, ranks, is_last=True)]
+    _, read = source.facts.whole_pass or (0, 0)
+    Pulse(read, is_end=True, data=source.digest).beat(ranks, source.name)
 
 
 def _turns(chunk: list[Numbered], batches: Iterator[Numbered], size: int, ranks: Ranks) -> Iterator[Turn]:
@@ -58,7 +52,11 @@ def _turns(chunk: list[Numbered], batches: Iterator[Numbered], size: int, ranks:
     while chunk:
         following = list(islice(batches, min(ranks.size, left)))
         left -= len(following)
-        counts = ranks.rank < len(chunk)
-        index, batch = chunk[ranks.rank if counts else -1]
-        yield Turn(index, batch, counts, is_last=not following)
+        yield _turn(chunk, ranks, is_last=not following)
         chunk = following
+
+
+def _turn(chunk: list[Numbered], ranks: Ranks, *, is_last: bool) -> Turn:
+    counts = ranks.rank < len(chunk)
+    index, batch = chunk[ranks.rank if counts else -1]
+    return Turn(index, batch, counts, is_last)
