@@ -14,6 +14,8 @@ from torch import Tensor, nn
 IGNORED = -100  # the target that torch's cross-entropy passes over by default
 TARGET_KEYS = ("labels", "label", "targets", "target")
 _OUTPUT_KEYS = ("logits", "out", "output")
+_SEQUENCES = (tuple, list)
+_NOT_NAMED = (Tensor, *_SEQUENCES)
 
 
 def forward(model: nn.Module, batch: Any) -> Any:
@@ -23,23 +25,24 @@ def forward(model: nn.Module, batch: Any) -> Any:
     single one is the input). A dict or dataclass is passed by name, without its targets unless the model's
     forward takes them by their name, as Hugging Face models do.
     """
-    named = _as_mapping(batch)
-    if named is not None:
+    if (named := _as_mapping(batch)) is not None:
         return model(**_without_targets(named, model))
-    inputs = batch[:-1] if isinstance(batch, tuple | list) and len(batch) > 1 else batch
-    while isinstance(inputs, tuple | list) and len(inputs) == 1:
+    inputs = batch[:-1] if isinstance(batch, _SEQUENCES) and len(batch) > 1 else batch
+    while isinstance(inputs, _SEQUENCES) and len(inputs) == 1:
         inputs = inputs[0]
+    if isinstance(inputs, Tensor):
+        return model(inputs)
     if isinstance(inputs, Mapping):
         return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+    return model(*inputs) if isinstance(inputs, _SEQUENCES) else model(inputs)
 
 
 def targets_of(batch: Any) -> Any:
     """The targets in ``batch``, or None when it has none."""
+    if isinstance(batch, _SEQUENCES):
+        return batch[-1] if len(batch) > 1 else None
     named = _as_mapping(batch)
-    if named is not None:
-        return next((named[key] for key in TARGET_KEYS if key in named), None)
-    return batch[-1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
+    return None if named is None else next((named[key] for key in TARGET_KEYS if key in named), None)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -77,10 +80,13 @@ def tensors_in(value: Any) -> list[Tensor]:
     """The tensors in nested containers, in the order of their items."""
     if isinstance(value, Tensor):
         return [value]
-    if isinstance(value, tuple | list):
-        return [tensor for item in value for tensor in tensors_in(item)]
-    named = _as_mapping(value)
-    return [] if named is None else tensors_in(list(named.values()))
+    if not isinstance(value, _SEQUENCES):
+        named = _as_mapping(value)
+        value = () if named is None else named.values()
+    found: list[Tensor] = []
+    for item in value:
+        found += [item] if isinstance(item, Tensor) else tensors_in(item)
+    return found
 
 
 def logits_of(outputs: Any) -> Tensor | None:
@@ -90,7 +96,7 @@ def logits_of(outputs: Any) -> Tensor | None:
     named = _as_mapping(outputs)
     if named is not None:
         outputs = next((named[key] for key in _OUTPUT_KEYS if key in named), None)
-    elif isinstance(outputs, tuple | list) and outputs:
+    elif isinstance(outputs, _SEQUENCES) and outputs:
         outputs = outputs[0]
     return outputs if isinstance(outputs, Tensor) else None
 
@@ -124,15 +130,14 @@ def class_scores(outputs: Any, targets: Any) -> tuple[Tensor, Tensor] | None:
 
 def default_loss(outputs: Any, batch: Any) -> Tensor | None:
     """The model's own loss, or cross-entropy where the targets make that obvious, else None."""
-    own = loss_in(outputs)
-    if own is not None:
+    if not isinstance(outputs, Tensor) and (own := loss_in(outputs)) is not None:
         return own
     scores = class_scores(outputs, targets_of(batch))
     return F.cross_entropy(scores[0].float(), scores[1].long()) if scores else None
 
 
 def _as_mapping(value: Any) -> Mapping[str, Any] | None:
-    if isinstance(value, Tensor | list | tuple):  # most are, and the questions below take longer
+    if isinstance(value, _NOT_NAMED):  # most are, and the questions below take longer
         return None
     if isinstance(value, Mapping):
         return value
@@ -151,7 +156,7 @@ def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
         return function(value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):  # a NamedTuple takes its fields one by one
         return type(value)(*(_map_tensors(item, function) for item in value))
-    if isinstance(value, tuple | list):
+    if isinstance(value, _SEQUENCES):
         return type(value)(_map_tensors(item, function) for item in value)
     if isinstance(value, Mapping):
         return {key: _map_tensors(item, function) for key, item in value.items()}

@@ -84,18 +84,21 @@ class ModelFile:
             )
         return data  # type: ignore[no-any-return]
 
-    def forward(self, model: nn.Module, batch: Any) -> Any:
-        """Run the model on a batch, as the file says or as `batches.forward` does."""
-        return self.module.forward(model, batch) if self.has("forward") else batches.forward(model, batch)
+    @property
+    def forward(self) -> Callable[[nn.Module, Any], Any]:
+        """Runs the model on a batch, as the file says or as `batches.forward` does."""
+        return self.module.forward if self.has("forward") else batches.forward
 
-    def loss(self, outputs: Any, batch: Any) -> Tensor:
-        """The scalar to minimise.
+    @property
+    def loss(self) -> Callable[[Any, Any], Tensor]:
+        """Gives the scalar to minimise, of outputs and batch.
 
         Raises:
             UserCodeError: there is no loss function and the targets make none obvious, or it gave no scalar.
         """
-        if not self.has("loss"):
-            return self._default_loss(outputs, batch)
+        return self._own_loss if self.has("loss") else self._default_loss
+
+    def _own_loss(self, outputs: Any, batch: Any) -> Tensor:
         loss = self.function("loss")(outputs, batch)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise UserCodeError(

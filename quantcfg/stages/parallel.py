@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,46 +14,24 @@ from torch.nn.parallel import DistributedDataParallel
 from quantcfg.errors import UserCodeError
 from quantcfg.stages.distillation import Teacher
 from quantcfg.stages.job import Job
+from quantcfg.stages.model_file import ModelFile
 from quantcfg.stages.sharded import is_fsdp, is_sharded
 from quantcfg.stages.user_code import place_of, user_code
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+Loss: TypeAlias = Callable[[Any], Tensor]  # of a batch
 
 
 class Objective(nn.Module):
     """The model with its loss, one module whose output is a scalar: what DDP can wrap around any forward."""
 
-    def __init__(self, job: Job, model: nn.Module, teacher: Teacher | None) -> None:
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
         super().__init__()
-        self.model_file = job.model_file
-        self.device = job.device.type
-        self.model = model
-        self.teacher = teacher
-        self.autocast = AUTOCAST.get(job.config.qat.autocast or "")
+        self.model, self.loss = model, loss
 
     def forward(self, batch: Any) -> Tensor:
-        """The loss of a batch, under the autocast of the config."""
-        if self.autocast is None:
-            return self._loss(batch)
-        with torch.autocast(self.device, self.autocast):
-            return self._loss(batch)
-
-    def _loss(self, batch: Any) -> Tensor:
-        outputs = self.model_file.forward(self.model, batch)
-        loss = self.model_file.loss(outputs, batch)
-        if self.teacher is not None:
-            loss = self.teacher.blend(loss, outputs, batch)
-        if not loss.requires_grad:
-            self._refuse_constant()
-        return loss
-
-    def _refuse_constant(self) -> NoReturn:
-        function = self.model_file.function("loss") if self.model_file.has("loss") else None
-        raise UserCodeError(
-            "the loss depends on nothing that can be trained",
-            hint="requires_grad_(False), no_grad(), detach() and item() cut it off from the parameters",
-            where=place_of(function),
-        )
+        """The loss of a batch."""
+        return self.loss(batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +45,7 @@ class Worker:
         ddp, fsdp: what brings them together, if anything does: DDP around the loss, or the sharded model.
     """
 
-    loss: Callable[[Any], Tensor]
+    loss: Loss
     share: int = 1
     ddp: DistributedDataParallel | None = None
     fsdp: Any = None
@@ -82,15 +60,41 @@ class Worker:
 
 def make_worker(job: Job, model: nn.Module, teacher: Teacher | None) -> Worker:
     """The worker of this rank for a ``model`` that is sharded already, if it is to be."""
-    objective = Objective(job, model, teacher)
+    loss = _loss_of(job, model, teacher)
     if not job.ranks.are_many:
-        return Worker(objective.forward)
+        return Worker(loss)
     if is_fsdp(model):
-        return Worker(objective.forward, job.ranks.size, fsdp=model)
+        return Worker(loss, job.ranks.size, fsdp=model)
     # Observers and batch norms are kept equal by StepStatistics; a broadcast would undo what ranks have seen.
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of a name that older torch lacks
+        objective = Objective(model, loss)
         wrapped = DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=True)
     return Worker(wrapped, job.ranks.size, ddp=wrapped)
+
+
+def _loss_of(job: Job, model: nn.Module, teacher: Teacher | None) -> Loss:
+    """The loss of a batch under the autocast of the config. What it is made of is looked up here, once."""
+    forward, criterion = job.model_file.forward, job.model_file.loss
+    autocast = AUTOCAST.get(job.config.qat.autocast or "")
+
+    def loss(batch: Any) -> Tensor:
+        outputs = forward(model, batch)
+        result = criterion(outputs, batch)
+        if teacher is not None:
+            result = teacher.blend(result, outputs, batch)
+        if not result.requires_grad:
+            _refuse_constant(job.model_file)
+        return result
+
+    return loss if autocast is None else torch.autocast(job.device.type, autocast)(loss)
+
+
+def _refuse_constant(model_file: ModelFile) -> NoReturn:
+    raise UserCodeError(
+        "the loss depends on nothing that can be trained",
+        hint="requires_grad_(False), no_grad(), detach() and item() cut it off from the parameters",
+        where=place_of(model_file.function("loss") if model_file.has("loss") else None),
+    )
 
 
 def shard(job: Job, model: nn.Module) -> None:
