@@ -1,8 +1,8 @@
-"""Variances written out as the mean of the squares less the square of the mean, and matrices to decompose.
+"""Small differences of large numbers, of which a root is taken, and matrices that are decomposed.
 
-Mean and square may be large and nearly the same: rounded before they are subtracted, what is left is noise,
-and its root not a number where it falls below 0. A matrix may be nearly singular: rounded, it is none that
-can be decomposed.
+A variance may be written out as the mean of the squares less the square of the mean: rounded before they are
+subtracted, what is left is noise, and its root not a number where it falls below 0. A matrix may be nearly
+singular: rounded, it is none that can be decomposed.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from quantcfg.preparation.ops import OpKind
-from quantcfg.preparation.record import Recording, Site
+from quantcfg.preparation.record import Recording, Site, Value
 
-_DIFFERENCE = "part of a small difference of large numbers, which is divided by or whose root is taken"
+_DIFFERENCE = (
+    "part of a small difference of large numbers, of which the root, the inverse or the least is taken"
+)
 _MATRIX = "part of a matrix that is decomposed or inverted: on a grid it may be singular"
 
 _ROOTS = ("sqrt", "rsqrt", "pow", "reciprocal", "rdiv")
@@ -32,16 +34,21 @@ def kept_for_roots(recording: Recording) -> dict[int, str]:
     for site in recording.sites:
         if site.op.removeprefix("linalg_").removesuffix("_ex") in _DECOMPOSED and site.data:
             _add_maker(recording, site.data[0].value, matrices, _makes_matrix)
-        elif _subtracts_a_square(recording, site) and (behind := _up_to_root(recording, site)):
-            differences.update(behind)
+        elif site.op == "sub" and _live(recording, site) > 1 and (kept := _kept(recording, site)):
+            differences.update(kept)
             for operand in site.data:
                 _add_maker(recording, operand.value, differences, _makes_mean)
     return dict.fromkeys(sorted(matrices), _MATRIX) | dict.fromkeys(sorted(differences), _DIFFERENCE)
 
 
+def _kept(recording: Recording, site: Site) -> list[int]:
+    """A difference and what follows up to a root; none where it is used for anything else."""
+    if _is_for_the_least(recording.values[site.outputs[0]]):
+        return [site.index]
+    return _up_to_root(recording, site) if _subtracts_a_square(recording, site) else []
+
+
 def _subtracts_a_square(recording: Recording, site: Site) -> bool:
-    if site.op != "sub" or _live(recording, site) < 2:
-        return False
     value = recording.followed(site.data[1].value, lambda maker: maker.kind is OpKind.MOVE)
     maker = recording.producer(value)
     return maker is not None and maker.op in _SQUARES
@@ -52,7 +59,7 @@ def _live(recording: Recording, site: Site) -> int:
 
 
 def _up_to_root(recording: Recording, site: Site) -> list[int]:
-    """``site`` and what a constant shifts or bounds it by before the root; none where others read it."""
+    """``site`` and what constants do to it before the root; none where others read it."""
     passed: list[int] = []
     while _live(recording, site) == 1 or not passed:
         passed.append(site.index)
@@ -65,6 +72,11 @@ def _up_to_root(recording: Recording, site: Site) -> list[int]:
             return []
         site = reader
     return []
+
+
+def _is_for_the_least(value: Value) -> bool:
+    """Whether nothing but the least is looked for: of squared distances to the codes of a book, say."""
+    return bool(value.asked) and set(value.asked) <= {"argmin"} and not value.consumers
 
 
 def _divides(reader: Site, site: Site) -> bool:

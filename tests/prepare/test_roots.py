@@ -13,7 +13,7 @@ from quantcfg.preparation.state import FakeQuantState, calibrating, fake_quants,
 from quantcfg.qconfig import get_default_qconfig
 
 GLOBAL = {"": get_default_qconfig()}
-REASON = "part of a small difference of large numbers, which is divided by or whose root is taken"
+REASON = "part of a small difference of large numbers, of which the root, the inverse or the least is taken"
 Way = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -117,6 +117,22 @@ def test_the_sum_that_is_normalized_is_quantized() -> None:
 
     rows = {row.name: row.role for row in plan_of(prepare(model, GLOBAL, example_inputs=x)).rows}
     assert (rows["add_1"], rows["mul_0"], rows["mean_0"]) == ("quantized", "float", "float")
+
+
+def test_distances_of_which_the_least_is_looked_for_stay_float() -> None:
+    codes = torch.randn(16, 8)
+
+    def nearest(y: Tensor, weights: Tensor) -> Tensor:
+        distances = y.pow(2).sum(1, keepdim=True) + codes.pow(2).sum(1) - 2 * y @ codes.T
+        return codes[distances.argmin(1)] + weights
+
+    model, x = Pooled(nearest), torch.randn(64, 16)
+    model(x)
+    rows = {
+        row.name: (row.role, row.reason) for row in plan_of(prepare(model, GLOBAL, example_inputs=x)).rows
+    }
+    assert rows["sub_0"] == ("float", REASON)
+    assert rows["matmul_0"][0] == "quantized"
 
 
 def test_a_squared_difference_is_quantized() -> None:
