@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
+from traceback import walk_tb
 from typing import Any, TypeVar
 
 import torch
@@ -203,7 +205,7 @@ def is_lost_rank(error: BaseException | None) -> bool:
         if isinstance(error, LostRankError | dist.DistError):
             return True
         if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS):
-            return True
+            return _is_of_torch(error)
         error = error.__cause__
     return False
 
@@ -216,6 +218,15 @@ _SIGNS = (
     "Connection reset by peer",
     "pair closure",
 )
+_CALLERS = tuple(
+    str(Path(torch.__file__).parent / part) for part in ("autograd", "distributed", "nn/parallel")
+)
+
+
+def _is_of_torch(error: RuntimeError) -> bool:
+    """Whether something that calls collectives raised it: user code may lose a connection of its own."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    return bool(frames) and frames[-1].f_code.co_filename.startswith(_CALLERS)
 
 
 def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

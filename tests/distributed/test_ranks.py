@@ -1,11 +1,12 @@
-"""Which error of a rank is that of all of them."""
+"""Which error of a rank is that of all of them, and which one means that another is lost."""
 
 from contextlib import suppress
 
 import pytest
+import torch.distributed as dist
 
 from quantcfg.errors import RunError
-from quantcfg.stages.ranks import Ranks
+from quantcfg.stages.ranks import Ranks, is_lost_rank
 
 
 def raised(ranks):
@@ -32,3 +33,18 @@ def test_a_signal_is_of_the_rank_that_it_came_to():
     with suppress(KeyboardInterrupt), ranks.alike():
         raise signal
     assert not ranks.whereabouts.is_common(signal)
+
+
+def test_a_connection_that_user_code_has_lost_is_no_lost_rank():
+    with pytest.raises(RuntimeError) as caught:
+        raise RuntimeError("Connection reset by peer, where the images are")
+    assert not is_lost_rank(caught.value)
+
+
+def test_a_connection_that_a_collective_of_torch_has_lost_is_a_lost_rank():
+    code = compile("raise RuntimeError('Connection closed by peer')", dist.__file__, "exec")
+    with pytest.raises(RuntimeError) as caught:
+        exec(code)
+    error = ValueError("the model raised it")
+    error.__cause__ = caught.value
+    assert is_lost_rank(error)
