@@ -34,11 +34,13 @@ class FakeQuantize(FakeQuantizeBase):
 
     def _fake_quantize(self, x: Tensor, *, inside: bool) -> Tensor:
         observer = self.observer
-        zero_point = self._affine_zero_point()
+        zero_point = None
+        if not observer.symmetric:
+            zero_point = along(in_memory(self.zero_point.round()), x, observer.ch_axis)
         return fake_quantize(
             x,
             along(in_memory(self.scale), x, observer.ch_axis),
-            None if zero_point is None else along(in_memory(zero_point), x, observer.ch_axis),
+            zero_point,
             quant_min=observer.quant_min,
             quant_max=observer.quant_max,
             inside=inside,

@@ -206,9 +206,6 @@ class FakeQuantizeBase(ExactModule, ABC):
         with _ONE_AT_A_TIME:
             return self._observe(x)
 
-    def _affine_zero_point(self) -> Tensor | None:
-        return None if self.observer.symmetric else self.zero_point.round()
-
     def _integer_zero_point(self) -> Tensor:
         return self.zero_point.round().int()
 

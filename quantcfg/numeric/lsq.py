@@ -53,7 +53,7 @@ class LearnableFakeQuantize(LearnedFakeQuantize):
         return lsq_fake_quantize(
             x,
             self.scale,
-            self._affine_zero_point(),
+            None if self.observer.symmetric else self.zero_point.round(),
             quant_min=self.quant_min,
             quant_max=self.quant_max,
             grad_scaling=self.use_grad_scaling,
