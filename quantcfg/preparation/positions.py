@@ -23,7 +23,7 @@ _COMPARISONS = frozenset({"gt", "lt", "ge", "le", "eq", "ne"})
 _CHOICES = frozenset({"argmax", "argmin", "argsort", "bucketize", "searchsorted"})
 _ENDS = _CASTS | _COMPARISONS | _CHOICES
 _POOLED = ("roi_align", "roi_pool")
-_SHIFTS = frozenset({"add", "sub", "rsub", "mul", "div", "exp", "maximum", "minimum"})
+_SHIFTS = frozenset({"add", "sub", "rsub", "mul", "div", "exp", "log2", "maximum", "minimum"})
 _KEEPING_BOXES = (OpKind.MOVE, OpKind.CLIP, OpKind.JOIN, OpKind.STATISTIC)
 
 

@@ -162,14 +162,20 @@ def _proposals(m: Written, x: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
     boxes = anchors + m.a(x)[:, :4].exp()
     kept = boxes[nms(boxes, m.b(x)[:, 0])]
     images = torch.tensor([[0.0], [1.0], [1.0], [0.0]])
-    return roi_align(maps, torch.cat([images, kept.clamp(max=640.0)], 1)), kept / 2
+    level = ((kept[:, 2] * kept[:, 3]).sqrt() / 224).log2() + 4
+    return roi_align(maps, torch.cat([images, kept.clamp(max=640.0)], 1)), kept / 2 + level.floor().long()[
+        :, None
+    ]
+
+
+BOXES = {"exp_0", "add_0", "mul_1", "log2_0", "add_1", "cat_0", "div_1", "add_2"}
 
 
 def test_boxes_and_the_numbers_of_their_images_stay_float() -> None:
     maps = torch.stack([torch.ones(8, 2, 2), -torch.ones(8, 2, 2)])
     found = rows_of(_proposals, X, maps)
 
-    assert {name for name, row in found.items() if row.reason == BOX} == {"exp_0", "add_0", "cat_0", "div_0"}
+    assert {name for name, row in found.items() if row.reason == BOX} == BOXES
     assert {name for name, row in found.items() if row.role == "quantized"} == {"a", "b", "roi_align_0"}
     assert similarity(model_of(lambda *args: _proposals(*args)[0]), X, maps) > 0.999
 
