@@ -24,7 +24,7 @@ from quantcfg.export.difference import (
 )
 from quantcfg.export.external import data_name_of
 from quantcfg.export.integers import Integers
-from quantcfg.export.program import OtherShapeError, Program
+from quantcfg.export.program import OtherShapeError, Program, StandIn
 from quantcfg.export.report import RUNTIME, Check, Subject
 from quantcfg.export.session import Feeds, FileModel, Runner, input_names, latencies_s, open_session, runner
 from quantcfg.preparation.state import plan_of, prepared
@@ -112,10 +112,9 @@ def check_program(subject: Subject, loaded: Callable[..., Any]) -> Check:
     return _check(subject, found, model)
 
 
-class _Callable(nn.Module):
+class _Callable(StandIn):
     def __init__(self, program: Program, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.program = program
+        super().__init__(program)
         self.function = (function,)  # no child: a loaded program has no train() and no eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

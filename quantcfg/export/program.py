@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,11 +35,12 @@ class OtherShapeError(RunError):
 class Program:
     """An exported program, the call it was made with, and its axes that vary.
 
-    ``results`` is what it returns, flat: a tensor as its ``TensorArgument``, a constant as itself;
-    ``structure`` makes of them what the model returns.
+    ``signature`` is that of the model's forward. ``results`` is what it returns, flat: a tensor as its
+    ``TensorArgument``, a constant as itself; ``structure`` makes of them what the model returns.
     """
 
     exported: ExportedProgram
+    signature: inspect.Signature
     call: Call
     axes: Axes
     results: list[Any]
@@ -76,6 +78,21 @@ class Program:
         return tensors
 
 
+class StandIn(nn.Module):
+    """What is called as the model that a program was made from.
+
+    Whoever looks which names the model takes, as a forward does that a dict with targets is handed to, finds
+    those of the model.
+    """
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.program = program
+        forward = partial(self.forward)
+        vars(forward)["__signature__"] = program.signature
+        vars(self)["forward"] = forward
+
+
 def export_program(model: nn.Module, call: Call, axes: Axes, progress: Progress) -> Program:
     """Export ``model``; where not all ``axes`` can vary, those that can, and that is said.
 
@@ -109,7 +126,8 @@ def _export_varying(model: nn.Module, call: Call, axes: Axes, progress: Progress
 def _export(model: nn.Module, call: Call, axes: Axes) -> Program:
     wide = widened(call, axes)
     shapes, kwarg_shapes = dynamic_shapes(wide, axes)
-    by_parameter = inspect.signature(model.forward).bind(*shapes, **kwarg_shapes).arguments
+    signature = inspect.signature(model.forward)
+    by_parameter = signature.bind(*shapes, **kwarg_shapes).arguments
     try:
         with quiet(), torch.no_grad():
             exported = torch.export.export(
@@ -117,7 +135,9 @@ def _export(model: nn.Module, call: Call, axes: Axes) -> Program:
             )
     except Exception as error:  # it runs the user's forward, and its own errors have no base in common
         raise _refusal(error, model) from error
-    return Program(exported, wide, _varying(exported, axes), _results(exported), exported.call_spec.out_spec)
+    return Program(
+        exported, signature, wide, _varying(exported, axes), _results(exported), exported.call_spec.out_spec
+    )
 
 
 def _results(exported: ExportedProgram) -> list[Any]:

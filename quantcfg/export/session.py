@@ -13,14 +13,14 @@ import numpy as np
 import onnx
 import onnxruntime  # type: ignore[import-untyped]  # it ships no types
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export.graph_signature import TensorArgument
 from torch.utils import _pytree as pytree
 
 from quantcfg.errors import RunError
 from quantcfg.export.calls import Call
 from quantcfg.export.deployed import wide
-from quantcfg.export.program import Program
+from quantcfg.export.program import Program, StandIn
 from quantcfg.stages.user_code import first_line
 
 Feeds = dict[str, np.ndarray]
@@ -30,7 +30,7 @@ _SHORTEST, _LONGEST = 10, 200  # repetitions of a timing
 _SECONDS = 1.0  # of a timing, for each of the models
 
 
-class FileModel(nn.Module):
+class FileModel(StandIn):
     """Takes what the exported model takes and returns what it returns, computed from the file.
 
     Args:
@@ -40,8 +40,7 @@ class FileModel(nn.Module):
     """
 
     def __init__(self, program: Program, input_names: Sequence[str], run: Runner) -> None:
-        super().__init__()
-        self.program = program
+        super().__init__(program)
         self.input_names = tuple(input_names)
         self.run = run
         self.eval()

@@ -1,5 +1,6 @@
 """The check's border to the user's code: their faults are theirs, ours are not."""
 
+from inspect import signature
 from types import SimpleNamespace
 
 import pytest
@@ -39,6 +40,7 @@ def test_a_fault_in_comparing_is_ours(monkeypatch):
 
 
 def test_a_fault_of_the_exported_program_is_not_the_models():
-    program = check._Callable(SimpleNamespace(tensors_of=lambda call: []), broken)
+    program = SimpleNamespace(tensors_of=lambda call: [], signature=signature(broken))
+    program = check._Callable(program, broken)
     with pytest.raises(RunError, match="the exported program failed: ZeroDivisionError: broken"):
         check._compare(subject(lambda model, batch: model(batch)), {"torch.export": program})

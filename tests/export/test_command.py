@@ -236,6 +236,43 @@ def test_a_forward_of_the_users_own_with_names_and_a_dict(project):
     assert [value.name for value in model.graph.output] == ["logits"]
 
 
+WITH_LABELS = """
+class Tagger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(9, 8), nn.Linear(8, 3)
+
+    def forward(self, tokens, labels=None):
+        logits = self.head(self.embedding(tokens).mean(1))
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return {"loss": loss, "logits": logits}
+
+
+def build_model():
+    torch.manual_seed(0)
+    return Tagger()
+
+
+def batches():
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(9, (4, length), generator=generator) for length in (5, 7, 5)]
+    return [{"tokens": tokens, "labels": tokens[:, 0] % 3} for tokens in rows]
+
+
+calib_data = eval_data = batches
+"""
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_a_model_that_takes_its_targets_by_name_is_compared_with_its_file(project, kind):
+    project.model(WITH_LABELS)
+    assert project.run("calib", "model.py", "config.yaml", "-o", "run", "-q").code == 0
+    done = project.run(*EXPORT, "--format", kind, "--json")
+    assert (done.code, done.err) == (0, "")
+    metrics = json.loads(done.out)["check"]["metrics"]
+    assert metrics["exported"] == metrics["fake-quant"]
+
+
 ONE_BY_ONE = """
 class OneByOne(nn.Module):
     def __init__(self):
