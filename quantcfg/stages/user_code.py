@@ -71,7 +71,7 @@ class in_batch(user_code):  # noqa: N801
 
 
 class Left(SystemExit):
-    """What `os._exit` of user code is turned into: by itself it ends a command without a word."""
+    """What ``os._exit(0)`` of user code is turned into: by itself it ends a command as if it had finished."""
 
 
 @contextmanager

@@ -73,3 +73,10 @@ def test_what_can_work_works_and_leaves_stdout_to_the_result(outcomes, kind):
 def test_there_are_more_than_thirty_kinds():
     assert len(ENDS) + len(WORKS) > 30
     assert ENDS.keys() | WORKS.keys() > SAMPLE
+
+
+def test_an_os_exit_that_says_it_failed_is_left_alone(project):
+    project.model("import os\nos._exit(9)\n")
+    command = [sys.executable, "-m", "quantcfg", "calib", "model.py", "config.yaml", "-q"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    assert subprocess.run(command, cwd=project.path, env=environment, check=False).returncode == 9

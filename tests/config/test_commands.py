@@ -135,7 +135,7 @@ def test_torch_is_not_imported(quantcfg, tmp_path):
     code = (
         "import sys\nfrom quantcfg.cli.main import main\n"
         "lines = ['validate', 'good.yaml'], ['schema'], ['presets'], ['observers', 'kl'], ['--help']\n"
-        "codes = [main(line) for line in lines]\n"
+        "codes = [int(main(line)) for line in lines]\n"
         "print(codes, 'torch' in sys.modules, 'numpy' in sys.modules, file=sys.stderr)"
     )
     done = subprocess.run(
