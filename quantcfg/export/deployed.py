@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from quantcfg.preparation.live import fold_live_batch_norms
+from quantcfg.preparation.live_batch_norm import fold_live_batch_norms
 
 
 def deployed(model: nn.Module, *, in_float32: bool) -> nn.Module:

@@ -9,7 +9,7 @@ from torch import nn
 from quantcfg.errors import PrepareError
 from quantcfg.integer.runner import IntegerRunner, Step, Table
 from quantcfg.preparation.intercept import interceptor_of
-from quantcfg.preparation.live import fold_live_batch_norms
+from quantcfg.preparation.live_batch_norm import fold_live_batch_norms
 from quantcfg.preparation.ops import OpKind
 from quantcfg.preparation.places import Places
 from quantcfg.preparation.record import Recording

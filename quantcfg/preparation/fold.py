@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quantcfg.preparation.frozen import is_frozen
+from quantcfg.preparation.frozen_batch_norm import is_frozen
 from quantcfg.preparation.intercept import ScopedForward, Substitute, uninstall
 from quantcfg.preparation.ops import OpKind
 

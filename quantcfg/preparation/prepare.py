@@ -18,12 +18,13 @@ from quantcfg.preparation.assign import Assignments
 from quantcfg.preparation.copying import copy_of
 from quantcfg.preparation.fold import fold_obstacles
 from quantcfg.preparation.freezing import freeze_batch_norm
-from quantcfg.preparation.frozen import call_batch_norm
+from quantcfg.preparation.frozen_batch_norm import call_batch_norm
 from quantcfg.preparation.hardware import Adjustment, Assigner, ExportTarget, target_of
 from quantcfg.preparation.intercept import Interceptor, install, interceptors_of, uninstall
-from quantcfg.preparation.late import held_by_optimizer, refuse_late_parameters
+from quantcfg.preparation.late_parameters import held_by_optimizer, refuse_late_parameters
+from quantcfg.preparation.leftovers import held_by, is_traceless
 from quantcfg.preparation.outcomes import check_outcomes
-from quantcfg.preparation.owned import parameters_of
+from quantcfg.preparation.owned_tensors import parameters_of
 from quantcfg.preparation.plan import make_plan
 from quantcfg.preparation.record import Recording
 from quantcfg.preparation.recorder import Recorder, run_recorder
@@ -37,7 +38,6 @@ from quantcfg.preparation.state import (
 )
 from quantcfg.preparation.targets import targets_of, with_attributes
 from quantcfg.preparation.templates import with_templates
-from quantcfg.preparation.traces import held_by, is_traceless
 
 Forward = Callable[[nn.Module], Any]
 STATES = {"calib": FakeQuantState.CALIBRATION, "qat": FakeQuantState.QAT}

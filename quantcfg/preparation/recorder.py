@@ -20,7 +20,7 @@ from quantcfg.preparation.fold import is_own_batch_norm, is_own_layer
 from quantcfg.preparation.intercept import Memo, Scope
 from quantcfg.preparation.names import name_sites, named_inputs
 from quantcfg.preparation.ops import OpKind, OpSpec
-from quantcfg.preparation.owned import owned_by
+from quantcfg.preparation.owned_tensors import owned_by
 from quantcfg.preparation.places import Places, called_from
 from quantcfg.preparation.record import Operand, Recording, Site, Slot, Value
 from quantcfg.preparation.seeing import (

@@ -15,7 +15,7 @@ from quantcfg.preparation.assign import Assignments
 from quantcfg.preparation.fold import is_folded
 from quantcfg.preparation.hosts import FakeQuants
 from quantcfg.preparation.intercept import interceptor_of
-from quantcfg.preparation.late import held_by_optimizer, refuse_late_parameters
+from quantcfg.preparation.late_parameters import held_by_optimizer, refuse_late_parameters
 from quantcfg.preparation.prepare import build, decide, request_for
 from quantcfg.preparation.state import (
     LoadReport,

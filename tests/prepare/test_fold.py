@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quantcfg.preparation.freezing import freeze_batch_norm
-from quantcfg.preparation.live import fold_live_batch_norms
+from quantcfg.preparation.live_batch_norm import fold_live_batch_norms
 from quantcfg.preparation.prepare import prepare
 from quantcfg.preparation.state import (
     FakeQuantState,
