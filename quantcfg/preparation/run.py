@@ -217,9 +217,9 @@ class Table:
         """Whether an op that did not run here should be said, now that it does.
 
         Where nothing is quantized, that is one of a module that took another's place: a layer, or whatever
-        runs where nothing but modules did.
+        runs where nothing but modules did. Compiled code says nothing, and has other names for some.
         """
-        if name in self.known:
+        if name in self.known or torch.compiler.is_compiling():
             return False
         return bool(self.actions) or not self.known or bool(spec_of(canonical(name)).weights)
 

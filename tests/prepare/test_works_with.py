@@ -166,6 +166,31 @@ def test_one_compiled_graph_serves_all_batch_sizes() -> None:
     assert counters["stats"]["unique_graphs"] == 2  # for the first size, and for all others
 
 
+class Patches(nn.Module):
+    """Asks for a shape where nothing is quantized: compiled, that op has another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projection = nn.Conv2d(3, 8, 2, stride=2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[1] != 3:
+            raise ValueError
+        return self.projection(images).flatten(2).transpose(1, 2)
+
+
+def test_a_module_that_asks_for_shapes_compiles_for_all_batch_sizes() -> None:
+    torch.manual_seed(0)
+    prepared = prepare(nn.Sequential(Patches(), nn.ReLU()), GLOBAL, example_inputs=(IMAGE,), stage="qat")
+    with calibrating(prepared):
+        prepared(IMAGE)
+    set_fake_quantize(prepared, FakeQuantState.VALIDATION)
+    call = torch.compile(prepared, fullgraph=True, backend="eager")
+
+    for size in (4, 3, 2):
+        torch.testing.assert_close(call(IMAGE[:size]), prepared(IMAGE[:size]), rtol=0, atol=0)
+
+
 def test_it_exports() -> None:
     prepared = calibrated_resnet()
     set_fake_quantize(prepared, FakeQuantState.VALIDATION)
