@@ -77,7 +77,7 @@ class Slow(torch.utils.data.Dataset):
     def __len__(self):
         return SIZE
     def __getitem__(self, index):
-        time.sleep(0.01)
+        time.sleep(0.05)
         x, y = dataset(2)[index]
         return x + torch.rand(6) / 9 * random.random(), y
 def train_data():
