@@ -113,9 +113,17 @@ def _obstacle(recording: Recording, modules: Mapping[str, nn.Module], gemm: Site
         return f"{gemm.path or 'the model'} is no layer of torch"
     if gemm.index not in recording.own_layers:
         return f"{gemm.name} adds another bias than its own"
+    if (axis := _channel_axis(recording, gemm)) != 1:
+        return f"the channels of {gemm.name} are on axis {axis} of its output, those of {norm.name} on axis 1"
     held = (recording.values[o.value] for o in (*gemm.weights, *gemm.others, *norm.others))
     used = ((value.name, len(value.consumers)) for value in held if value.fixed)
     return next((f"{name} is used {count} times" for name, count in used if count > 1), "")
+
+
+def _channel_axis(recording: Recording, gemm: Site) -> int:
+    """Where the output of a layer has its channels: before the axes that its kernel slides along."""
+    output, weight = (recording.values[index] for index in (gemm.outputs[0], gemm.weights[0].value))
+    return len(output.shape) - len(weight.shape) + 1
 
 
 class WithBias(Substitute):

@@ -64,6 +64,27 @@ def test_folding_changes_nothing_beyond_rounding(name: str) -> None:
     torch.testing.assert_close(prepared(x), model(x), rtol=1e-5, atol=1e-5)
 
 
+OTHER_AXES = {
+    "tokens": (nn.Linear(4, 4), nn.BatchNorm1d(4), (2, 4, 4), 2),
+    "more tokens than channels": (nn.Linear(4, 3), nn.BatchNorm1d(5), (2, 5, 4), 2),
+    "rows of an image": (nn.Linear(6, 6), nn.BatchNorm2d(3), (2, 3, 6, 6), 3),
+    "one image": (nn.Conv2d(4, 4, 1), nn.BatchNorm1d(5), (4, 5, 5), 0),
+}
+
+
+@pytest.mark.parametrize("bn", ["fold", "keep", "freeze"])
+@pytest.mark.parametrize("name", OTHER_AXES)
+def test_a_batch_norm_along_another_axis_than_the_channels_is_not_folded(name: str, bn: str) -> None:
+    layer, norm, shape, axis = OTHER_AXES[name]
+    model, x = nn.Sequential(layer, trained(norm), nn.ReLU()).eval(), torch.randn(shape)
+    prepared = prepare(model, GLOBAL, example_inputs=(x,), bn=bn).eval()
+    set_fake_quantize(prepared, FakeQuantState.FLOAT)
+
+    assert torch.equal(prepared(x), model(x))
+    reason = f"not folded into 0: the channels of 0 are on axis {axis} of its output, those of 1 on axis 1"
+    assert [pair.reason for pair in plan_of(prepared).unfused] == [reason]
+
+
 @pytest.mark.parametrize("bn", ["keep", "freeze"])
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_kept_batch_norm_quantizes_the_folded_weights(name: str, bn: str) -> None:
