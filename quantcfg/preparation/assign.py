@@ -2,7 +2,9 @@
 
 A pure function of the recording and the decisions of the rules. It walks the sites in the order they ran and
 keeps for every value the grid it is on, so that nothing is quantized twice and nothing arrives unquantized by
-accident.
+accident. What has to stay in float, whatever the rules say, is found before: what a value is made of
+(`Recording.made_of`) and what it is read for (`Recording.read_only_by`) tell it; see masks, positions, ratios
+and roots.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from quantcfg.preparation.masks import before_replacement
 from quantcfg.preparation.ops import OpKind
 from quantcfg.preparation.positions import positions_in
 from quantcfg.preparation.ratios import kept_for_ratios
-from quantcfg.preparation.record import Operand, Recording, Site, Slot
+from quantcfg.preparation.record import Operand, Recording, Site, Slot, Value
 from quantcfg.preparation.roots import kept_for_roots
 
 LEFT_BY_RULES = ("left in float by", "no rule covers it", "no activation fake quant")
@@ -108,8 +110,8 @@ class _Assigner:
         self.owner: dict[int, int] = {}
         self.transparent: set[int] = set()
         self.unrounded = kept_for_ratios(recording) | before_replacement(recording)
-        self.rooted = kept_for_roots(recording)
-        self.rewritten = {self._moved_from(site.data[0].value) for site in recording.sites if _writes(site)}
+        self.kept = kept_for_roots(recording) | self.unrounded
+        self.rewritten = {recording.unmoved(site.data[0].value) for site in recording.sites if _writes(site)}
         self._enter_stubs()
 
     def _enter_stubs(self) -> None:
@@ -135,17 +137,16 @@ class _Assigner:
 
     def _float_reason(self, row: Assignment) -> str:
         site = row.site
-        values = self.recording.values
-        live = [o for o in site.data if values[o.value].live]
+        live = self.recording.live(site)
         outside = self._region(site, live)
         if outside:
             return outside
-        if site.kind is OpKind.CREATE or not any(values[index].live for index in site.outputs):
+        made = [self.recording.values[index] for index in site.outputs]
+        if site.kind is OpKind.CREATE or not any(value.live for value in made):
             row.constant = True
-            return self._constant_reason(site)
-        for kept in (self.unrounded, self.rooted):
-            if site.index in kept:
-                return kept[site.index]
+            return self._constant_reason(site, made)
+        if site.index in self.kept:
+            return self.kept[site.index]
         if self._is_statistic(site, live):
             self.statistic.update(site.outputs)
             return "statistic of a norm: squares and roots need more than the grid's range"
@@ -153,38 +154,37 @@ class _Assigner:
             return self._mask_reason(site)
         if site.kind is OpKind.FLOAT:
             return site.spec.reason or f"'{site.op}' has no quantized form"
-        if all(not self.recording.values[index].shape for index in site.outputs):
+        if not any(value.shape for value in made):
             return "one number: a loss or an energy, and no tensor that a chip computes with"
         if self.positions.keys() >= set(site.outputs):
             return self.positions[site.outputs[0]]
         return self._mask_reason(site) or self._divisor_reason(site) or self._rule_reason(row.decision)
 
-    def _constant_reason(self, site: Site) -> str:
-        made = [self.recording.values[index] for index in site.outputs]
+    def _constant_reason(self, site: Site, made: Sequence[Value]) -> str:
         if site.kind is not OpKind.CREATE and all(0 in value.shape for value in made):
             return "empty in the example: nothing was there to be observed"
         if all(value.fixed for value in made):
             return "computed from parameters only"
         return "made from integers, booleans or constants"
 
-    def _region(self, site: Site, live: Sequence[Operand]) -> str:
+    def _region(self, site: Site, live: set[int]) -> str:
         """Outside the stubs' region everything stays in float."""
         if site.op == "quant_stub":
             return ""
         if site.op == "dequant_stub":
             self.outside.update(site.outputs)
             return "end of the quantized region"
-        if live and all(operand.value in self.outside for operand in live):
+        if live and live <= self.outside:
             self.outside.update(site.outputs)
             return "outside the region between QuantStub and DeQuantStub"
         return ""
 
-    def _is_statistic(self, site: Site, live: Sequence[Operand]) -> bool:
+    def _is_statistic(self, site: Site, live: set[int]) -> bool:
         if site.kind is OpKind.STATISTIC:
             return True
-        if site.kind in (OpKind.GEMM, OpKind.FLOAT) or not live:
+        if site.kind in (OpKind.GEMM, OpKind.FLOAT):
             return False
-        return all(operand.value in self.statistic for operand in live)
+        return bool(live) and live <= self.statistic
 
     def _mask_reason(self, site: Site) -> str:
         if any(self.recording.values[i].mask and i not in self.positions for i in site.outputs):
@@ -196,8 +196,7 @@ class _Assigner:
         if site.kind is not OpKind.COMPUTE:
             return ""
         made = set(site.outputs)
-        consumers = (index for value in made for index in self.recording.values[value].consumers)
-        readers = [self.recording.sites[index] for index in consumers]
+        readers = self.recording.readers(site)
         divides = all(
             operand.value not in made or _is_divisor(reader, operand)
             for reader in readers
@@ -311,7 +310,7 @@ class _Assigner:
                 break  # after a ReLU the range is half as wide: quantize there
             if producer.spelling == "__get__" and not self._grid(value):
                 break  # a property such as x.T is not called by a name of its own
-            if self._moved_from(value) in self.rewritten and not self._grid(value):
+            if self.recording.unmoved(value) in self.rewritten and not self._grid(value):
                 break  # what is written into a part of the quantized copy would be lost
             consumer, slot, value = producer, producer.data[0].slot, producer.data[0].value
         if value in self.on_grid:
@@ -321,10 +320,6 @@ class _Assigner:
         edge = Edge(slot, value)
         if edge not in self.rows[consumer.index].edges:
             self.rows[consumer.index].edges.append(edge)
-
-    def _moved_from(self, value: int) -> int:
-        """The value that one is a view of, or may be."""
-        return self.recording.followed(value, lambda site: site.kind is OpKind.MOVE)
 
     def _root(self, value: int) -> int:
         return self.recording.followed(value, lambda site: site.index in self.transparent)

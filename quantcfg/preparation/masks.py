@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from quantcfg.preparation.ops import OpKind
-
-if TYPE_CHECKING:
-    from quantcfg.preparation.record import Recording, Site, Value
+from quantcfg.preparation.record import Recording, Site, Value
 
 CARRIERS = frozenset({
     "add", "sub", "rsub", "mul", "div", "neg", "masked_fill", "where", "cat", "stack", "maximum", "minimum",
@@ -115,10 +113,10 @@ def _back_to_input(recording: Recording, value: int) -> list[int]:
     """
     path = [value]
     while (site := recording.producer(path[-1])) is not None:
-        live = [operand.value for operand in site.data if recording.values[operand.value].live]
+        live = recording.live(site)
         if len(live) != 1 or not _keeps_mask(site):
             return []
-        path.append(live[0])
+        path.extend(live)
     source = recording.values[path[-1]]
     readers = (recording.sites[index] for index in source.consumers)
     return path if source.kind == "input" and all(map(_keeps_mask, readers)) else []

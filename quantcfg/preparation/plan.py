@@ -247,7 +247,7 @@ def _quantized_weights(recording: Recording, assignments: Assignments) -> Iterat
         if row.weight is None:
             continue
         for operand in row.site.weights:
-            whole = recording.followed(operand.value, lambda site: site.kind is OpKind.MOVE)
+            whole = recording.unmoved(operand.value)
             parts.setdefault(whole, {})[operand.value] = prod(recording.values[operand.value].shape)
             bits.setdefault(whole, as_dtype(row.weight.dtype).num_bits)
     for whole, sizes in parts.items():

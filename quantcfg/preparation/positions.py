@@ -7,12 +7,8 @@ beside it, where features are pooled, becomes that of another one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from quantcfg.preparation.ops import OpKind
-
-if TYPE_CHECKING:
-    from quantcfg.preparation.record import Recording, Site, Value
+from quantcfg.preparation.record import Recording, Site, Value
 
 REASON = "a position or a time: a grid is too coarse for the angle, index or mask that is made of it"
 BOX = "a box in pixels: on a grid it would move, and with it what is pooled from it or suppressed by it"
@@ -37,13 +33,10 @@ def _boxes_in(recording: Recording) -> set[int]:
     """Boxes that are pooled from or suppressed, back to the layers that make them, and what comes of them."""
     boxes = {value.index for value in recording.values if "nms" in value.asked and value.shape[1:] == (4,)}
     boxes.update(o.value for site in recording.sites if site.op in _POOLED for o in site.others)
-    found = {value for value in boxes if _is_made_by_boxes(recording, value)}
-    for site in reversed(recording.sites):
-        if _keeps_boxes(site) and found.intersection(site.outputs):
-            found.update(o.value for o in site.data if _is_made_by_boxes(recording, o.value))
+    found = recording.made_of(boxes, through=lambda site, _: _keeps_boxes(site))
     for site in recording.sites:
-        live = {o.value for o in site.data if recording.values[o.value].live}
-        if live and live <= found and _keeps_boxes(site):
+        live = recording.live(site)
+        if live and found.issuperset(live) and _keeps_boxes(site):
             found.update(site.outputs)
     return found
 
@@ -52,26 +45,11 @@ def _keeps_boxes(site: Site) -> bool:
     return site.op in _SHIFTS or site.kind in _KEEPING_BOXES
 
 
-def _is_made_by_boxes(recording: Recording, value: int) -> bool:
-    """Whether no layer and no activation made a value: what those make is on their own grid."""
-    producer = recording.producer(value)
-    return producer is None or _keeps_boxes(producer)
-
-
 def _unlearned_positions_in(recording: Recording) -> set[int]:
     """The values without a part of any parameter that are read for an angle, an index or a mask alone."""
-    found: set[int] = set()
-    for value in reversed(recording.values):  # what is made of a value comes after it
-        readers = [recording.sites[index] for index in value.consumers]
-        if _is_unlearned(recording, value) and all(_ends(reader, found) for reader in readers):
-            found.add(value.index)
-    return found
 
+    def may_be_one(value: Value) -> bool:
+        read = bool(value.consumers or value.asked) and value.index not in recording.returned
+        return read and not value.learned and _ENDS.issuperset(value.asked)
 
-def _is_unlearned(recording: Recording, value: Value) -> bool:
-    read = bool(value.consumers or value.asked) and value.index not in recording.returned
-    return read and not value.learned and _ENDS.issuperset(value.asked)
-
-
-def _ends(reader: Site, found: set[int]) -> bool:
-    return reader.op in _ANGLES or found.issuperset(reader.outputs)
+    return recording.read_only_by(_ANGLES, among=may_be_one)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from heapq import heappop, heappush
 
 from quantcfg.preparation.ops import OpKind
-from quantcfg.preparation.record import Recording, Site
+from quantcfg.preparation.record import Recording, Site, Value
 
 _REASON = "only its ratios count, for it is divided by its sum: rounded before, what is small would be lost"
 
@@ -45,53 +45,60 @@ def kept_for_ratios(recording: Recording) -> dict[int, str]:
 
 def _before_logarithm(recording: Recording) -> set[int]:
     """The sites, from a probability or a quotient on, of which nothing but the logarithm is read."""
-    logged: set[int] = set()
-    for site in reversed(recording.sites):
-        readers = _readers(recording, site)
-        ends = all(index in logged or recording.sites[index].op in _LOGARITHMS for index in readers)
-        if readers and ends and _scales(recording, site) and recording.returned.isdisjoint(site.outputs):
-            logged.add(site.index)
-    behind: set[int] = set()
-    for index in sorted(logged):
-        site = recording.sites[index]
-        producers = (recording.producer(operand.value) for operand in site.data)
-        if site.op in _QUOTIENTS or any(p is not None and p.index in behind for p in producers):
-            behind.add(index)
+
+    def may_be_logged(value: Value) -> bool:
+        maker = recording.producer(value.index)
+        read = bool(value.consumers) and value.index not in recording.returned
+        return read and maker is not None and _scales(recording, maker)
+
+    logged = recording.read_only_by(_LOGARITHMS, among=may_be_logged)
+    behind = set[int]()
+    for site in recording.sites:
+        makers = {recording.values[operand.value].producer for operand in site.data}
+        if logged.issuperset(site.outputs) and (site.op in _QUOTIENTS or behind.intersection(makers)):
+            behind.add(site.index)
     return behind
 
 
 def _scales(recording: Recording, site: Site) -> bool:
     """Whether a site only changes the sizes of what it reads, which is one activation, or divides two."""
     if site.op in _SHIFTS:
-        return sum(recording.values[operand.value].live for operand in site.data) == 1
+        return len(recording.live(site)) == 1
     return site.kind in (OpKind.MOVE, OpKind.CLIP) or site.op in _QUOTIENTS or site.op == "sum"
 
 
 def _before_division(recording: Recording, source: Site) -> list[int]:
     """``source`` and the sites between it and the divisions that are its only use; none if it has others."""
-    within, inverses, passed, ended = set(source.outputs), set[int](), [source.index], False
-    waiting = _readers(recording, source)
+    within, passed, is_divided = set(source.outputs), [source.index], False
+    waiting = [reader.index for reader in recording.readers(source)]
     while waiting:
         reader = recording.sites[heappop(waiting)]
-        read = {operand.value for operand in reader.data if recording.values[operand.value].live}
         if reader.index in passed:
             continue
-        if read <= within and _is_end(reader, read, inverses):
-            ended = True
+        own = within.issuperset(recording.live(reader))
+        if own and _divides(recording, reader):
+            is_divided = True
             continue
-        carries = reader.kind is OpKind.MOVE or reader.op in _CARRIERS
-        multiplied = reader.kind is OpKind.GEMM and _is_unbounded(recording, source)
-        if not (multiplied or (carries and read <= within)) or recording.returned.intersection(
-            reader.outputs
-        ):
+        multiplies = reader.kind is OpKind.GEMM and _is_unbounded(recording, source)
+        if not (multiplies or (own and _carries(reader))) or recording.returned.intersection(reader.outputs):
             return []
         passed.append(reader.index)
         within.update(reader.outputs)
-        if reader.op in _INVERSES:
-            inverses.update(reader.outputs)
-        for index in _readers(recording, reader):
-            heappush(waiting, index)
-    return passed if ended and not _adds_whole_rows(recording, source, passed[1:]) else []
+        for follower in recording.readers(reader):
+            heappush(waiting, follower.index)
+    return passed if is_divided and not _adds_whole_rows(recording, source, passed[1:]) else []
+
+
+def _carries(site: Site) -> bool:
+    return site.kind is OpKind.MOVE or site.op in _CARRIERS
+
+
+def _divides(recording: Recording, site: Site) -> bool:
+    """Whether a site divides one activation by another, or takes the logarithm."""
+    read = recording.live(site)
+    inverses = [value for value in read if (maker := recording.producer(value)) and maker.op in _INVERSES]
+    by_inverse = site.op == "mul" and len(inverses) == 1
+    return site.op in _ENDS or (len(read) == 2 and (site.op == "div" or by_inverse))
 
 
 def _adds_whole_rows(recording: Recording, source: Site, passed: list[int]) -> bool:
@@ -113,26 +120,12 @@ def _is_scaled_by_parameters(recording: Recording, site: Site) -> bool:
     return len(values) == 2 and all(value.live or (value.fixed and value.learned) for value in values)
 
 
-def _readers(recording: Recording, site: Site) -> list[int]:
-    return sorted({index for value in site.outputs for index in recording.values[value].consumers})
-
-
-def _is_end(reader: Site, read: set[int], inverses: set[int]) -> bool:
-    quotient = reader.op == "div" and len(read) == 2
-    product = reader.op == "mul" and len(read & inverses) == 1 and len(read) == 2
-    return quotient or product or reader.op in _ENDS
-
-
 def _is_unbounded(recording: Recording, source: Site) -> bool:
     """Whether the rows of an exponential differ in size: from none was its greatest value subtracted."""
     if source.op not in _EXPONENTIALS:
         return False
-    exponent = recording.producer(_unmoved(recording, source.data[0].value))
+    exponent = recording.producer(recording.unmoved(source.data[0].value))
     if exponent is None or exponent.op != "sub" or len(exponent.data) != 2:
         return True
-    greatest = recording.producer(_unmoved(recording, exponent.data[1].value))
+    greatest = recording.producer(recording.unmoved(exponent.data[1].value))
     return greatest is None or greatest.op not in _GREATEST
-
-
-def _unmoved(recording: Recording, value: int) -> int:
-    return recording.followed(value, lambda site: site.kind is OpKind.MOVE)

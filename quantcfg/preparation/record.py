@@ -6,7 +6,7 @@ what ran is what is listed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from quantcfg.preparation.ops import OpKind, OpSpec
@@ -116,6 +116,15 @@ class Recording:
         index = self.values[value].producer
         return None if index is None else self.sites[index]
 
+    def readers(self, site: Site) -> list[Site]:
+        """The sites that read what a site makes, in the order they ran."""
+        found = {index for value in site.outputs for index in self.values[value].consumers}
+        return [self.sites[index] for index in sorted(found)]
+
+    def live(self, site: Site) -> set[int]:
+        """The activations among the data of a site."""
+        return {operand.value for operand in site.data if self.values[operand.value].live}
+
     def followed(self, value: int, through: Callable[[Site], bool]) -> int:
         """The value that ``value`` goes back to, by the first operand of the sites it comes ``through``."""
         producer = self.producer(value)
@@ -123,3 +132,32 @@ class Recording:
             value = producer.data[0].value
             producer = self.producer(value)
         return value
+
+    def unmoved(self, value: int) -> int:
+        """The value that one is a view of, or may be."""
+        return self.followed(value, lambda site: site.kind is OpKind.MOVE)
+
+    def made_of(self, values: Iterable[int], through: Callable[[Site, Site | None], bool]) -> set[int]:
+        """``values`` and what they are made of, as far back as the sites go ``through`` which that leads.
+
+        ``through`` is asked about a site and the one that reads it; about the first ones, with None.
+        """
+        found = set[int]()
+        waiting: list[tuple[int, Site | None]] = [(value, None) for value in values]
+        while waiting:
+            value, reader = waiting.pop()
+            maker = self.producer(value)
+            if value in found or not (maker is None or through(maker, reader)):
+                continue
+            found.add(value)
+            waiting += [(operand.value, maker) for operand in (maker.data if maker else ())]
+        return found
+
+    def read_only_by(self, ops: Collection[str], among: Callable[[Value], bool]) -> set[int]:
+        """The values that lead to nothing but such ``ops``, by way of none that are not ``among`` some."""
+        found = set[int]()
+        for value in reversed(self.values):  # what is made of a value comes after it
+            readers = (self.sites[index] for index in value.consumers)
+            if among(value) and all(r.op in ops or found.issuperset(r.outputs) for r in readers):
+                found.add(value.index)
+        return found

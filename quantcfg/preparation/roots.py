@@ -7,7 +7,7 @@ singular: rounded, it is none that can be decomposed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 
 from quantcfg.preparation.ops import OpKind
 from quantcfg.preparation.record import Recording, Site, Value
@@ -33,44 +33,36 @@ def kept_for_roots(recording: Recording) -> dict[int, str]:
     differences, matrices = set[int](), set[int]()
     for site in recording.sites:
         if site.op.removeprefix("linalg_").removesuffix("_ex") in _DECOMPOSED and site.data:
-            _add_maker(recording, site.data[0].value, matrices, _makes_matrix)
-        elif site.op == "sub" and _live(recording, site) > 1 and (kept := _kept(recording, site)):
+            matrices |= recording.made_of([site.data[0].value], through=_makes_matrix)
+        elif site.op == "sub" and len(recording.live(site)) > 1 and (kept := _kept(recording, site)):
+            differences |= recording.made_of((operand.value for operand in site.data), through=_makes_mean)
             differences.update(kept)
-            for operand in site.data:
-                _add_maker(recording, operand.value, differences, _makes_mean)
-    return dict.fromkeys(sorted(matrices), _MATRIX) | dict.fromkeys(sorted(differences), _DIFFERENCE)
+    return _makers(recording, matrices, _MATRIX) | _makers(recording, differences, _DIFFERENCE)
+
+
+def _makers(recording: Recording, values: Iterable[int], reason: str) -> dict[int, str]:
+    makers = (recording.values[value].producer for value in values)
+    return {maker: reason for maker in makers if maker is not None}
 
 
 def _kept(recording: Recording, site: Site) -> list[int]:
     """A difference and what follows up to a root; none where it is used for anything else."""
     if _is_for_the_least(recording.values[site.outputs[0]]):
-        return [site.index]
-    return _up_to_root(recording, site) if _subtracts_a_square(recording, site) else []
-
-
-def _subtracts_a_square(recording: Recording, site: Site) -> bool:
-    value = recording.followed(site.data[1].value, lambda maker: maker.kind is OpKind.MOVE)
-    maker = recording.producer(value)
-    return maker is not None and maker.op in _SQUARES
-
-
-def _live(recording: Recording, site: Site) -> int:
-    return len({o.value for o in site.data if recording.values[o.value].live})
+        return [site.outputs[0]]
+    square = recording.producer(recording.unmoved(site.data[1].value))
+    return _up_to_root(recording, site) if square is not None and square.op in _SQUARES else []
 
 
 def _up_to_root(recording: Recording, site: Site) -> list[int]:
-    """``site`` and what constants do to it before the root; none where others read it."""
-    passed: list[int] = []
-    while _live(recording, site) == 1 or not passed:
-        passed.append(site.index)
-        reader = recording.sole_consumer(site.outputs[0])
-        if reader is None:
-            return []
-        if reader.op in _ROOTS or _divides(reader, site):
+    """A difference and what constants make of it before the root; none where others read it."""
+    passed = [site.outputs[0]]
+    while (reader := recording.sole_consumer(passed[-1])) is not None:
+        if reader.op in _ROOTS or _divides(reader, passed[-1]):
             return passed
-        if reader.op not in _SHIFTS and reader.kind not in (OpKind.MOVE, OpKind.CLIP):
+        shifts = reader.op in _SHIFTS or reader.kind in (OpKind.MOVE, OpKind.CLIP)
+        if not shifts or len(recording.live(reader)) != 1:
             return []
-        site = reader
+        passed.append(reader.outputs[0])
     return []
 
 
@@ -79,36 +71,23 @@ def _is_for_the_least(value: Value) -> bool:
     return bool(value.asked) and set(value.asked) <= {"argmin"} and not value.consumers
 
 
-def _divides(reader: Site, site: Site) -> bool:
-    return reader.op == "div" and len(reader.data) == 2 and reader.data[1].value == site.outputs[0]
-
-
-def _add_maker(
-    recording: Recording, value: int, found: set[int], makes: Callable[[Site, Site | None], bool]
-) -> None:
-    """Add what makes a value, and what makes that, as long as it ``makes`` such for the one added before."""
-    waiting: list[tuple[int, Site | None]] = [(value, None)]
-    while waiting:
-        value, reader = waiting.pop()
-        maker = recording.producer(value)
-        if maker is None or maker.index in found or not makes(maker, reader):
-            continue
-        found.add(maker.index)
-        if maker.op not in _WEIGHTS:
-            waiting.extend((operand.value, maker) for operand in maker.data)
+def _divides(reader: Site, value: int) -> bool:
+    return reader.op == "div" and len(reader.data) == 2 and reader.data[1].value == value
 
 
 def _makes_mean(maker: Site, reader: Site | None) -> bool:
     """What is squared is an activation, or a mean: what makes an activation is no part of this."""
+    if reader is not None and reader.op in _WEIGHTS:
+        return False
     if maker.kind is OpKind.MOVE or maker.op in (*_MEANS, "softmax"):
         return True
-    squared = reader is not None and len({operand.value for operand in reader.data}) == 1
-    return maker.op in _SQUARES and not (squared and reader is not None and reader.op in _SQUARES)
+    squared = reader is not None and reader.op in _SQUARES and len({o.value for o in reader.data}) == 1
+    return maker.op in _SQUARES and not squared
 
 
 def _makes_matrix(maker: Site, reader: Site | None) -> bool:
     """Up to the product of the activations that it is made of, or the exponential of their distances."""
-    if reader is not None and reader.kind is OpKind.GEMM:
+    if reader is not None and (reader.kind is OpKind.GEMM or reader.op in _WEIGHTS):
         return False
     computes = maker.op in (*_SHIFTS, *_MEANS, "sub", "neg", "exp")
     return computes or maker.kind is OpKind.MOVE or (maker.kind is OpKind.GEMM and not maker.weights)
