@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
@@ -69,12 +70,9 @@ class FakeQuantize(FakeQuantizeBase):
         if not observer.symmetric:
             set_values(self.zero_point, zero_point)
         scale = values(stored)
-        low, high = batch[0] / scale + zero_point, batch[1] / scale + zero_point
         # Short of the half step that rounds onto the grid: these are float64, and the tensor is not.
-        least, most = quant_min - 0.49, quant_max + 0.49
-        if isinstance(low, float):  # for which numpy takes ten times as long
-            return bool(low > least and high < most)
-        return bool(np.all((low > least) & (high < most)))
+        least, most = quant_min - 0.49 - zero_point, quant_max + 0.49 - zero_point
+        return _all(batch[1] / scale < most) and _all(batch[0] / scale > least)
 
     def _qparams(self) -> QParams:
         return QParams(self.scale, self._integer_zero_point())
@@ -83,6 +81,10 @@ class FakeQuantize(FakeQuantizeBase):
         self.scale.copy_(qparams.scale)
         if not self.observer.symmetric:
             self.zero_point.copy_(qparams.zero_point)
+
+
+def _all(found: bool | NDArray[np.bool_]) -> bool:
+    return found if isinstance(found, bool) else bool(found.all())
 
 
 __all__ = ["FAKE_QUANTIZES", "FakeQuantize", "FakeQuantizeBase"]

@@ -57,6 +57,6 @@ def set_values(x: Tensor, found: Values) -> None:
 def is_finite(found: ValueRange) -> bool:
     """Whether no end of the range is NaN or inf."""
     low, high = found
-    if isinstance(low, float):
+    if isinstance(low, float) or isinstance(high, float):
         return math.isfinite(low) and math.isfinite(high)
-    return bool(np.isfinite(low).all() and np.isfinite(high).all())
+    return math.isfinite(low.min()) and math.isfinite(high.max())

@@ -28,8 +28,10 @@ class MinMaxObserver(Observer):
         is_plain = x.dtype in NATIVE and x.layout is torch.strided and x.numel() > 0
         if not (is_plain and is_on_host(x, min_val)):
             return None
-        batch, state = self._values(x), range_of(min_val, max_val)
-        if not (is_finite(batch) and is_finite(state)):
+        batch = self._values(x)
+        # The range before is not asked for where it does not matter.
+        state = batch if self.averaging_constant == 1 else range_of(min_val, max_val)
+        if not (is_finite(batch) and (state is batch or is_finite(state))):
             return None
         num_batches = self.num_batches
         if not self.fold_batches and (records := self.records) is not None:
@@ -51,6 +53,6 @@ def fold_values(state: ValueRange, batch: ValueRange, averaging_constant: float 
     if averaging_constant is None:
         return np.minimum(min_val, low), np.maximum(max_val, high)
     if averaging_constant == 1:
-        return low, high
+        return batch
     moved = (low - min_val) * averaging_constant + min_val
     return moved, (high - max_val) * averaging_constant + max_val
