@@ -98,14 +98,33 @@ def _is_within(site: Site, path: str) -> bool:
 
 
 def _obstacle(recording: Recording, modules: Mapping[str, nn.Module], gemm: Site, norm: Site) -> str:
-    """Only this pair may use the weight, which is the layer's own parameter."""
+    """What is in the way in any call: the weight that is folded into is the same in all of them."""
+    pairs = _pairs(recording, gemm, norm)
+    called = (site.path for site in (gemm, norm) if not pairs and recording.calls[site.path] > 1)
+    for path in called:
+        return f"{path} is called {recording.calls[path]} times"
+    calls = max(1, len(pairs))
+    found = (_obstacle_in_call(recording, modules, *pair, calls) for pair in pairs or [(gemm, norm)])
+    return next(filter(None, found), "")
+
+
+def _pairs(recording: Recording, gemm: Site, norm: Site) -> list[tuple[Site, Site]]:
+    """The calls of a layer with those of the batch norm behind it; none where one runs without the other."""
+    held = (recording.values[operand.value] for operand in (*gemm.weights[:1], *norm.others[:1]))
+    gemms, norms = ([recording.sites[index] for index in value.consumers] for value in held)
+    behind = [recording.sole_consumer(call.outputs[0]) for call in gemms]
+    together = sorted(site.index for site in behind if site is not None) == [site.index for site in norms]
+    return [(first, second) for first, second in zip(gemms, behind, strict=True) if second and together]
+
+
+def _obstacle_in_call(
+    recording: Recording, modules: Mapping[str, nn.Module], gemm: Site, norm: Site, calls: int
+) -> str:
+    """Only this pair may use the weight, which is the layer's own parameter, once in each of ``calls``."""
     if norm.index not in recording.own_batch_norms:
         return f"{norm.name} normalizes with more than the statistics and the affine of its module"
     if recording.counts[norm.path, norm.call][norm.counted] > 1:
         return f"{norm.path} calls batch_norm more than once"
-    for site in (gemm, norm):
-        if recording.calls[site.path] > 1:
-            return f"{site.path} is called {recording.calls[site.path]} times"
     weight = recording.values[gemm.weights[0].value]
     if weight.kind != "parameter" or weight.name != f"{gemm.path}.weight":
         return f"the weight of {gemm.name} is not a parameter of its own"
@@ -117,7 +136,7 @@ def _obstacle(recording: Recording, modules: Mapping[str, nn.Module], gemm: Site
         return f"the channels of {gemm.name} are on axis {axis} of its output, those of {norm.name} on axis 1"
     held = (recording.values[o.value] for o in (*gemm.weights, *gemm.others, *norm.others))
     used = ((value.name, len(value.consumers)) for value in held if value.fixed)
-    return next((f"{name} is used {count} times" for name, count in used if count > 1), "")
+    return next((f"{name} is used {count} times" for name, count in used if count > calls), "")
 
 
 def _channel_axis(recording: Recording, gemm: Site) -> int:

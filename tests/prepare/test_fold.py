@@ -172,6 +172,47 @@ def test_a_weight_that_is_not_folded_into_is_quantized_as_it_is(bn: str) -> None
     assert (rows["conv:1"].role, rows["norm"].role) == ("quantized", "quantized")
 
 
+class Siamese(nn.Module):
+    """One convolution and its batch norm for two images."""
+
+    def __init__(self, joined: bool = True) -> None:
+        super().__init__()
+        self.conv, self.norm, self.joined = nn.Conv2d(3, 4, 3), trained(nn.BatchNorm2d(4)), joined
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        left, right = self.norm(self.conv(x)), self.conv(y)
+        return left.relu() - (self.norm(right) if self.joined else self.norm(right + 1))
+
+
+@pytest.mark.parametrize("bn", ["fold", "keep", "freeze"])
+def test_a_batch_norm_behind_every_call_of_a_layer_is_folded_once(bn: str) -> None:
+    torch.manual_seed(0)
+    model, images = Siamese().eval(), (torch.randn(2, 3, 6, 6), torch.randn(2, 3, 6, 6))
+    prepared = prepare(model, GLOBAL, example_inputs=images, stage="qat", bn=bn)
+    prepared.train()(*images)
+    set_fake_quantize(prepared.eval(), FakeQuantState.VALIDATION)
+    quantized = prepared(*images)
+    assert fold_live_batch_norms(prepared) == ([] if bn == "fold" else ["conv", "conv:1"])
+
+    torch.testing.assert_close(prepared(*images), quantized)
+    assert isinstance(prepared.norm, nn.Identity)
+    assert set(fake_quants(prepared)) == {
+        "input.x", "input.y", "conv.weight", "relu_0.output", "conv:1.output", "sub_0.output",
+    }  # fmt: skip
+    if bn != "keep":  # whose statistics have moved
+        set_fake_quantize(prepared, FakeQuantState.FLOAT)
+        torch.testing.assert_close(prepared(*images), model(*images))
+
+
+def test_a_batch_norm_that_one_call_of_a_layer_goes_without_stays() -> None:
+    images = (torch.randn(2, 3, 6, 6), torch.randn(2, 3, 6, 6))
+    prepared = prepare(Siamese(joined=False).eval(), GLOBAL, example_inputs=images)
+
+    assert [pair.reason for pair in plan_of(prepared).unfused if pair.second == "norm"] == [
+        "not folded into conv: conv is called 2 times"
+    ]
+
+
 class NormAct(nn.BatchNorm2d):
     """Batch norm and activation in one module, as model zoos have them."""
 
