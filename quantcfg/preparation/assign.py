@@ -9,7 +9,7 @@ and roots.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -123,16 +123,18 @@ class _Assigner:
         eligible = [
             not reason and self._fusable(row) for row, reason in zip(self.rows, blockers, strict=True)
         ]
-        chains = find_chains(self.recording, eligible, with_add=self.with_add)
+        found = find_chains(self.recording, eligible, with_add=self.with_add)
+        decisions = {index: self._decision(chain) for chain in found for index in chain.sites}
+        chains = [chain for chain in found if self._has_grid(chain.sites, decisions[chain.end])]
         inside = {index: chain for chain in chains for index in chain.sites}
         for row, reason in zip(self.rows, blockers, strict=True):
-            chain = inside.get(row.site.index)
+            decision = decisions.get(row.site.index, row.decision)
             if reason:
                 row.reason = reason
-            elif chain is not None:
-                self._in_chain(row, chain)
+            elif row.site.index in inside:
+                self._in_chain(row, inside[row.site.index], decision)
             else:
-                self._alone(row)
+                self._alone(row, decision)
         return Assignments(self.rows, self.edges, self.owner, chains)
 
     def _float_reason(self, row: Assignment) -> str:
@@ -218,7 +220,16 @@ class _Assigner:
         """CLIP ops need no rule of their own, but a rule that leaves one in float keeps it out of a chain."""
         return row.site.kind not in (OpKind.MOVE, OpKind.JOIN) and not self._rule_reason(row.decision)
 
-    def _in_chain(self, row: Assignment, chain: Chain) -> None:
+    def _has_grid(self, sites: Iterable[int], decision: Decision) -> bool:
+        """Whether ops with one output have anything to quantize: that, or the operands of a product."""
+        spec = decision.spec
+        assert spec is not None
+        return bool(spec.activation or spec.input) or any(
+            row.site.kind is OpKind.GEMM or self._weight(row) is not None
+            for row in (self.rows[index] for index in sites)
+        )
+
+    def _in_chain(self, row: Assignment, chain: Chain, decision: Decision) -> None:
         site = row.site
         row.chain_end = chain.carrier
         row.weight = self._weight(row)
@@ -228,7 +239,7 @@ class _Assigner:
             row.role = Role.FUSED
             row.reason = f"fused into {self.recording.sites[chain.carrier].name}"
             return
-        self._quantize_output(row, self._decision(chain))
+        self._quantize_output(row, decision)
         self.on_grid.update(self.recording.sites[chain.end].outputs if row.output is not None else ())
 
     def _from_chain(self, operand: Operand, chain: Chain) -> bool:
@@ -240,17 +251,21 @@ class _Assigner:
         rows = [self.rows[index] for index in (chain.carrier, *reversed(chain.sites))]
         return strongest([row.decision for row in rows if not vanishes(row.site)])
 
-    def _alone(self, row: Assignment) -> None:
-        site = row.site
+    def _alone(self, row: Assignment, decision: Decision) -> None:
+        site, row.decision = row.site, decision
         if site.kind in (OpKind.MOVE, OpKind.CLIP) or self._joins_one_grid(site):
             row.role = Role.PASSED
             self.transparent.add(site.index)
             grid = bool(site.data) and self._grid(site.data[0].value)
             row.reason = "keeps the grid of its input" if grid else "its input is in float"
             return
+        if not self._has_grid([site.index], decision):
+            assert decision.spec is not None
+            row.reason = f"no activation fake quant in {decision.spec.name}"
+            return
         row.weight = self._weight(row)
         self._inputs(row, site.data)
-        self._quantize_output(row, row.decision)
+        self._quantize_output(row, decision)
         row.reason = row.reason or site.spec.reason
 
     def _joins_one_grid(self, site: Site) -> bool:
@@ -263,17 +278,12 @@ class _Assigner:
         spec = decision.spec
         assert spec is not None
         row.decision = decision
-        row.output = spec.activation
+        row.output, row.role = spec.activation, Role.QUANTIZED
         if spec.activation is not None:
-            row.role = Role.QUANTIZED
             kept = row.site.outputs[: row.site.spec.outputs or None]
             self.on_grid.update(kept)
-        elif row.weight is not None or row.site.kind is OpKind.GEMM or row.chain_end is not None:
-            row.role = Role.QUANTIZED
-            row.reason = "32-bit output: no activation fake quant"
         else:
-            row.role = Role.FLOAT
-            row.reason = f"no activation fake quant in {spec.name}"
+            row.reason = "32-bit output: no activation fake quant"
 
     def _weight(self, row: Assignment) -> FakeQuantSpec | None:
         spec = row.decision.spec

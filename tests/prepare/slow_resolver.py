@@ -323,6 +323,7 @@ class Chain:
     """Ops that are fused, in order, and the one whose name the quantizer has."""
 
     ops: list[Op]
+    outcome: Outcome = None
 
     @property
     def carrier(self) -> Op:
@@ -350,8 +351,9 @@ def _grown(found: Walk, start: Op, steps: Sequence[str], free: set[str]) -> list
         if len(readers) != 1 or chain[-1].makes == found.result:
             break
         follower = found.ops[readers[0]]
-        twice = step == "batch_norm" and max(found.calls[op.path] for op in (start, follower)) > 1
-        if follower.kind == step and follower.name in free and not twice:
+        twice = max(found.calls[op.path] for op in (start, follower)) > 1
+        foldable = start.kind == "conv2d" and not twice  # a linear layer has its channels on another axis
+        if follower.kind == step and follower.name in free and (foldable or step != "batch_norm"):
             chain.append(follower)
     return chain
 
@@ -372,9 +374,21 @@ class Resolved:
         self._given: set[int] = set()  # values with a quantizer where they are read
         self._on_grid: set[int] = set()
         self._passing: set[int] = set()
-        chain_of = {op.name: chain for chain in chains(found, outcomes) for op in chain.ops}
+        chain_of = {op.name: chain for chain in self._with_grid(outcomes) for op in chain.ops}
         for index, op in enumerate(found.ops):
             self._visit(index, op, chain_of.get(op.name))
+
+    def _with_grid(self, outcomes: list[Outcome]) -> Iterator[Chain]:
+        """The chains in which something is quantized: an add in 32 bits with its ReLU has nothing."""
+        for chain in chains(self.found, outcomes):
+            ranked, chain.outcome = self._decided(chain)
+            has_grid = chain.ops[0].kind in LAYERS or slot_of(chain.outcome, "activation") is not None
+            for op in [chain.carrier] if has_grid else chain.ops:
+                self.named[op.name] = ranked
+                if not has_grid:
+                    self.outcomes[self.found.ops.index(op)] = chain.outcome
+            if has_grid:
+                yield chain
 
     def _visit(self, index: int, op: Op, chain: Chain | None) -> None:
         if chain is None and op.kind in (*MOVES, "relu"):
@@ -382,6 +396,8 @@ class Resolved:
             return
         outcome = self.outcomes[index]
         if outcome is None:
+            return
+        if chain is None and op.kind not in LAYERS and slot_of(outcome, "activation") is None:
             return
         weight = slot_of(outcome, "weight")
         if op.kind in LAYERS and weight is not None:
@@ -394,9 +410,9 @@ class Resolved:
         if chain is None:
             self._quantize(op, outcome, op.makes)
         elif op is chain.carrier:
-            self._quantize(op, self._decided(chain), chain.ops[-1].makes)
+            self._quantize(op, chain.outcome, chain.ops[-1].makes)
 
-    def _decided(self, chain: Chain) -> Outcome:
+    def _decided(self, chain: Chain) -> tuple[Ranked, Outcome]:
         """By the strongest kind, then the nearest rule, then the last op, the carrier very last."""
         entries = []
         for op in (chain.carrier, *reversed(chain.ops)):
@@ -405,8 +421,8 @@ class Resolved:
         first: dict[Rule, tuple[int, int]] = {}
         for key, rule, _ in entries:
             first.setdefault(rule, key)
-        self.named[chain.carrier.name] = [(key, rule) for rule, key in first.items()]
-        return self.outcomes[self.found.ops.index(entries[0][2])]
+        outcome = self.outcomes[self.found.ops.index(entries[0][2])]
+        return [(key, rule) for rule, key in first.items()], outcome
 
     def _quantize(self, op: Op, outcome: Outcome, value: int) -> None:
         spec = slot_of(outcome, "activation")

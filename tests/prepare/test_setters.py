@@ -113,6 +113,26 @@ def test_what_a_layer_with_32_bits_out_reads_is_quantized_without_a_global_rule(
     assert list(qc.fake_quants(prepared)) == ["input.input", "0.weight"]
 
 
+class Sum(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + x.sigmoid())
+
+
+@pytest.mark.parametrize("behind", [nn.Softmax(-1), nn.GELU(), nn.BatchNorm1d(4), Sum()])
+def test_what_reads_32_bits_and_makes_32_bits_computes_in_float(behind: nn.Module) -> None:
+    head = nn.Sequential(nn.Linear(8, 4), behind)
+    rules = {"": INT8, "module_name": {"1": qc.preset_qconfig("w8a32")}}
+    prepared = qc.prepare(
+        nn.Sequential(nn.Linear(4, 8), head, nn.Linear(4, 2)), rules, example_inputs=torch.ones(2, 4)
+    )
+    names = ["input.input", "0.weight", "0.output", "1.0.weight", "2.weight", "2.output"]
+    assert [name for name in qc.fake_quants(prepared) if ".input_" not in name] == names
+    assert [name for name in qc.fake_quants(prepared) if ".input_" in name] == ["2.input_0"]
+    floats = [row for row in qc.plan_of(prepared).rows if row.role == "float"]
+    assert {row.reason for row in floats} <= {"no activation fake quant in custom"}
+    assert {dtype for row in floats for dtype in (*row.dtypes_in, row.dtype_out)} <= {"float"}
+
+
 def test_softmax_and_layer_norm_templates_widen_the_way_back_to_the_matrix_product() -> None:
     setter = qc.TemplateQconfigSetter(INT8, ("softmax_int16", "layer_norm_int16"))
     found = rows(Encoder("masked_fill"), {}, encoder_inputs(), qconfig_setter=setter)
