@@ -28,7 +28,7 @@ from torch import nn
 
 import quantcfg as qc
 from quantcfg.numeric.qparams import EPS
-from quantcfg.preparation.seeing import tensors_in
+from quantcfg.preparation.tensors import tensors_in
 from tests.models.operators import declare_operators
 
 Maker = Callable[[], tuple[nn.Module, dict[str, Any]]]

@@ -18,7 +18,7 @@ from quantcfg.integer.kernels import GEMMS, KERNELS, TABLES
 from quantcfg.integer.runner import IntegerRunner, Made, is_wide
 from quantcfg.integer.values import Sum, integers_of, mark, quantize
 from quantcfg.preparation.intercept import interceptor_of
-from quantcfg.preparation.seeing import tensors_in
+from quantcfg.preparation.tensors import tensors_in
 
 Forward = Callable[[nn.Module], Any]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from quantcfg.errors import PrepareError
-from quantcfg.preparation.seeing import OF_EVERY_MODULE, reachable
+from quantcfg.preparation.tensors import OF_EVERY_MODULE, reachable
 
 Memo = dict[int, Any]
 """What `copy.deepcopy` takes: the copy of each object that has one, by the ``id`` of the object."""

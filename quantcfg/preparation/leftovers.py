@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from quantcfg.preparation.seeing import OF_EVERY_MODULE, PLAIN
+from quantcfg.preparation.tensors import OF_EVERY_MODULE, PLAIN
 
 _REGISTERED = ("_parameters", "_buffers", "_modules")
 _PLAIN = (*PLAIN, torch.dtype, torch.device)

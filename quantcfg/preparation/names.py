@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from quantcfg.preparation.ops import OpKind
-from quantcfg.preparation.seeing import reachable
+from quantcfg.preparation.tensors import reachable
 
 if TYPE_CHECKING:
     from quantcfg.preparation.record import Site

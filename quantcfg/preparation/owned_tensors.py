@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from quantcfg.preparation.seeing import memory_of
+from quantcfg.preparation.tensors import memory_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,21 +21,11 @@ from quantcfg.preparation.fold import is_own_batch_norm, is_own_layer
 from quantcfg.preparation.intercept import Memo, Scope
 from quantcfg.preparation.names import name_sites, named_inputs
 from quantcfg.preparation.ops import OpKind, OpSpec
-from quantcfg.preparation.owned_tensors import owned_by
 from quantcfg.preparation.places import Places, called_from
-from quantcfg.preparation.record import Operand, Recording, Site, Slot, Value
-from quantcfg.preparation.seeing import (
-    hides_floats,
-    is_float,
-    is_outside_data,
-    memory_of,
-    tensors_in,
-    twins_of,
-    uncompiled,
-)
+from quantcfg.preparation.record import Operand, Recording, Site, Slot
 from quantcfg.preparation.stubs import DeQuantStub, QuantStub
-
-_TAG = "_quantcfg_value"
+from quantcfg.preparation.tags import Tags
+from quantcfg.preparation.tensors import hides_floats, is_float, is_outside_data, tensors_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +55,7 @@ class Recorder:
     def __init__(self, model: nn.Module) -> None:
         self._modules = dict(model.named_modules())
         self.recording = Recording(types={path: type(m).__name__ for path, m in self._modules.items()})
-        self._owned = owned_by(model)
+        self._tags = Tags(model, self.recording)
         self._scripts = {
             module: path
             for path, module in model.named_modules()
@@ -75,8 +66,6 @@ class Recorder:
             for path, module in model.named_modules()
             if isinstance(module, QuantStub | DeQuantStub)
         }
-        self._owned_values: dict[int, int] = {}
-        self._tagged: list[weakref.ref[Tensor]] = []
         # Of what is empty in the example only this is looked at: all of an example without samples, and what
         # layers make, as experts of whom none was asked. Of the objects that a detector did not find there
         # may be none in any batch.
@@ -89,7 +78,6 @@ class Recorder:
         self._thread: int | None = None  # where the first forward started
         self._threads = False  # it runs modules in others
         self._one_at_a_time = threading.Lock()
-        self._written: dict[int, list[int]] = {}  # memory -> the values written into it, in order
 
     def enter(self, path: str, call: int) -> None:
         """Count the call of a module."""
@@ -107,8 +95,8 @@ class Recorder:
         self._is_empty = bool(sizes) and not any(sizes)
         for name, leaf in inputs:
             self._arrays = self._arrays or is_outside_data(name, leaf)
-            if is_float(leaf) and not hasattr(leaf, _TAG):
-                value = self._new_value(leaf, "input", f"{path}.{name}".lstrip("."))
+            if is_float(leaf) and self._tags.index_of(leaf) is None:
+                value = self._tags.new(leaf, "input", f"{path}.{name}".lstrip("."))
                 value.live = True
                 value.mask = masks.has_sentinel(leaf) or masks.is_nothing_but_mask(leaf)
                 self.recording.inputs.append(value.index)
@@ -131,41 +119,40 @@ class Recorder:
         if self._here.repeated:
             return func(*args, **kwargs)
         op = ops.op_name(func)
-        if op in ops.DIFFERENTIATING:
-            self.recording.differentiates = True
+        self.recording.differentiates |= op in ops.DIFFERENTIATING
         if op in ops.METADATA:
-            self._arrays = self._arrays or (op in ops.TO_ARRAYS and is_float(args[0]))
-            if op in ops.READING:
-                self._note_readings(op, self._operands(args, kwargs, is_layer=False))
+            self._note_question(op, args, kwargs)
             return func(*args, **kwargs)
         call = self._count(scope, op, getattr(func, "__name__", op), args, kwargs)
         self._hidden = self._hidden or call.transformed
         operands = list(self._operands(args, kwargs, is_layer=bool(ops.spec_of(op).weights)))
         result = func(*args, **kwargs)
         made = args[0] if call.spelling == "__setitem__" else result
-        outputs = [leaf for leaf in pytree.tree_leaves(made) if is_float(leaf)]
+        outputs = _floats_in(made)
         if not outputs:
             self._note_readings(op, operands)
             return result
         inplace = ops.is_inplace(call.spelling) and any(made is arg for arg in args[:1])
-        site = self._site(call, operands, inplace=inplace)
-        site.outputs = tuple(self._output(site, tensor, position) for position, tensor in enumerate(outputs))
-        if is_own_batch_norm(self._modules[scope.path], func, args, kwargs):
+        site = self._made(call, operands, outputs, inplace=inplace)
+        self._note_module(site, func, call)
+        if not (inplace or kwargs.get("out") is made):
+            return result
+        self._tags.write(outputs[0], site.outputs[0])
+        return self._tags.alias(result, site.outputs[0]) if made is result else result
+
+    def _note_question(self, op: str, args: Any, kwargs: Any) -> None:
+        """Note what is asked about the elements of tensors, and what may be computed from the answer."""
+        self._arrays = self._arrays or (op in ops.TO_ARRAYS and is_float(args[0]))
+        if op in ops.READING:
+            self._note_readings(op, self._operands(args, kwargs, is_layer=False))
+
+    def _note_module(self, site: Site, func: Callable[..., Any], call: _Call) -> None:
+        """Note whether a module computes with what it holds, and with nothing else."""
+        module = self._modules[site.path]
+        if is_own_batch_norm(module, func, call.args, call.kwargs):
             self.recording.own_batch_norms.add(site.index)
-        if site.kind is OpKind.GEMM and is_own_layer(self._modules[scope.path], args, kwargs):
+        if site.kind is OpKind.GEMM and is_own_layer(module, call.args, call.kwargs):
             self.recording.own_layers.add(site.index)
-        writes = inplace or kwargs.get("out") is made
-        if writes:
-            self._written.setdefault(memory_of(outputs[0]), []).append(site.outputs[0])
-        if not operands and any(map(hides_floats, pytree.tree_leaves(args))):
-            for index in site.outputs:
-                value = self.recording.values[index]
-                value.live = value.learned = True
-        self._mark_masks(site, operands, outputs, call)
-        if site.kind is OpKind.GEMM or site.op in (*RECURRENT, *CELLS):
-            read, weights = ([self._shape(operand) for operand in part] for part in (operands, site.weights))
-            site.macs = macs(site.op, read, weights, outputs[0].numel())
-        return self._alias(site, result) if made is result and writes else result
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Note the call of a TorchScript module, whose ops nobody sees, as one op."""
@@ -176,9 +163,7 @@ class Recorder:
         for inner, _ in module.named_modules(prefix=path):
             self.enter(inner, call)
         noted = self._count(Scope(path, call, None), "script", "script", args, {})
-        site = self._site(noted, list(self._operands(args, {}, is_layer=True)), inplace=False)
-        outputs = [leaf for leaf in pytree.tree_leaves(output) if is_float(leaf)]
-        site.outputs = tuple(self._output(site, tensor, position) for position, tensor in enumerate(outputs))
+        self._made(noted, list(self._operands(args, {}, is_layer=True)), _floats_in(output), inplace=False)
 
     def _count(self, scope: Scope, op: str, spelling: str, args: Any, kwargs: Any) -> _Call:
         ordinal = scope.next_ordinal(op)
@@ -193,8 +178,21 @@ class Recorder:
         for operand in operands:
             self.recording.values[operand.value].asked.append(op)
 
-    def _shape(self, operand: Operand) -> tuple[int, ...]:
-        return self.recording.values[operand.value].shape
+    def _made(self, call: _Call, operands: list[Operand], outputs: list[Tensor], *, inplace: bool) -> Site:
+        """Write down what ran: a site, and a value for each of its outputs."""
+        site = self._site(call, operands, inplace=inplace)
+        site.outputs = tuple(self._output(site, tensor, position) for position, tensor in enumerate(outputs))
+        if not operands and any(map(hides_floats, pytree.tree_leaves(call.args))):
+            for index in site.outputs:
+                value = self.recording.values[index]
+                value.live = value.learned = True
+        self._mark_masks(site, operands, outputs, call)
+        if site.kind is OpKind.GEMM or site.op in (*RECURRENT, *CELLS):
+            site.macs = macs(site.op, self._shapes(operands), self._shapes(site.weights), outputs[0].numel())
+        return site
+
+    def _shapes(self, operands: Iterable[Operand]) -> list[tuple[int, ...]]:
+        return [self.recording.values[operand.value].shape for operand in operands]
 
     def _site(self, call: _Call, operands: list[Operand], *, inplace: bool) -> Site:
         spec = ops.spec_of(call.op)
@@ -232,7 +230,7 @@ class Recorder:
     def _output(self, site: Site, tensor: Tensor, position: int) -> int:
         values = self.recording.values
         sources = [values[o.value] for o in (*site.data, *site.weights)]
-        value = self._new_value(tensor, "site", "")
+        value = self._tags.new(tensor, "site")
         value.producer, value.output = site.index, position
         if tensor.numel() == 0 and (site.weights or any(s.index in self._awaited for s in sources)):
             self._awaited.add(value.index)
@@ -273,14 +271,6 @@ class Recorder:
             unseen = ordinary or value.unwritten
             value.mask = (given and masks.carries(site)) or written or (not unseen and looks(tensor))
 
-    def _alias(self, site: Site, result: Tensor) -> Tensor:
-        """Return the written tensor as a new object, so that later use of the old one shows."""
-        alias = result.view_as(result)
-        setattr(alias, _TAG, site.outputs[0])
-        setattr(result, _TAG, -1 - site.outputs[0])
-        self._tagged.append(weakref.ref(result))
-        return alias
-
     def _operands(self, args: Any, kwargs: Any, *, is_layer: bool) -> Iterator[Operand]:
         for key, argument in (*enumerate(args), *kwargs.items()):
             if key == "out":
@@ -295,104 +285,58 @@ class Recorder:
     def _operand(self, slot: Slot, tensor: Tensor, *, is_layer: bool) -> Iterator[Operand]:
         if not is_float(tensor):
             return
-        tag = getattr(tensor, _TAG, None)
-        if tensor.numel() == 0 and not (is_layer or self._is_empty or tag in self._awaited):
+        is_awaited = is_layer or self._is_empty or self._tags.index_of(tensor) in self._awaited
+        if tensor.numel() == 0 and not is_awaited:
             return
         if tensor.numel() == 0 and isinstance(tensor, nn.Parameter):
             return  # a layer with no features, which there are none of in any batch
-        if tag is not None and tag < 0:
-            index = self._rewritten(tensor, -1 - tag)
-        else:
-            index = self._owned_or_constant(tensor) if tag is None else tag
-        yield Operand(slot, self._current(tensor, index) if self._written else index)
+        index = self._tags.known(tensor)
+        yield Operand(slot, self._constant(tensor) if index is None else index)
 
-    def _rewritten(self, tensor: Tensor, index: int) -> int:
-        """What in-place ops leave that are called one on the result of the other: ``y.mul_(2).add_(1)``."""
-        for written in (index, *self._written.get(memory_of(tensor), ())):
-            site = self.recording.producer(written)
-            if site is not None and (written == index or index in [o.value for o in site.data[:1]]):
-                site.written_back = True
-                index = written
-        return index
-
-    def _current(self, tensor: Tensor, index: int) -> int:
-        """The value of a tensor now: another one, if something was written where it lies in between."""
-        later = [written for written in self._written.get(memory_of(tensor), ()) if written > index]
-        if not later:
-            return index
-        values = self.recording.values
-        value = self._new_value(tensor, "written", values[index].name)
-        value.unwritten = values[index].unwritten
-        for source in (values[index], *(values[written] for written in later)):
-            value.live, value.mask = value.live or source.live, value.mask or source.mask
-            value.learned = value.learned or source.learned
-        for written in later:
-            producer = self.recording.producer(written)
-            if producer is not None:
-                producer.written_back = True
+    def _constant(self, tensor: Tensor) -> int:
+        """The value of a tensor that came from nowhere: nobody saw how it was made."""
+        value = self._tags.new(tensor, "constant")
+        value.live = self._hidden or (self._arrays and not isinstance(tensor, nn.Parameter))
+        value.fixed = not value.live
+        value.learned = value.live or isinstance(tensor, nn.Parameter)
+        value.mask = masks.looks_like_mask(tensor)
         return value.index
 
-    def _owned_or_constant(self, tensor: Tensor) -> int:
-        owned = self._owned.get(id(tensor))
-        if owned is None:
-            tags: list[int] = [
-                getattr(twin, _TAG) for twin in twins_of(tensor, (ref() for ref in self._tagged))
-            ]
-            if tags:
-                return max(tag if tag >= 0 else -1 - tag for tag in tags)
-            value = self._new_value(tensor, "constant", "")
-            value.live = self._hidden or (self._arrays and not isinstance(tensor, nn.Parameter))
-            value.fixed = not value.live
-            value.learned = value.live or isinstance(tensor, nn.Parameter)
-            value.mask = masks.looks_like_mask(tensor)
-            return value.index
-        if id(tensor) not in self._owned_values:
-            value = self._new_value(tensor, owned.kind, owned.name, tag=False)
-            value.fixed = True
-            value.learned = owned.kind == "parameter"
-            value.mask = owned.kind == "buffer" and masks.looks_like_mask(tensor)
-            self._owned_values[id(tensor)] = value.index
-        return self._owned_values[id(tensor)]
-
-    def _new_value(self, tensor: Tensor, kind: str, name: str, *, tag: bool = True) -> Value:
-        with self._one_at_a_time:
-            value = Value(len(self.recording.values), kind, name, tuple(tensor.shape))
-            self.recording.values.append(value)
-        if tag:
-            setattr(tensor, _TAG, value.index)
-            self._tagged.append(weakref.ref(tensor))
-        return value
-
-    def finish(self) -> Recording:
-        """Name the sites, and the parameters that are not what they were."""
+    def finish(self, result: Any) -> Recording:
+        """Name the sites, and say what was returned and which parameters are not what they were."""
+        indices = map(self._tags.index_of, tensors_in(result))
+        self.recording.returned.update(index for index in indices if index is not None)
         name_sites(self.recording.sites, self.recording.calls)
         masks.mark_handed_in(self.recording)
-        self.recording.overwritten = {
-            owned.name for owned in self._owned.values() if owned.is_overwritten(self._written)
-        }
+        self.recording.overwritten = self._tags.overwritten()
         return self.recording
 
-    def untag(self) -> None:
-        """Take the tags off: some of the tensors are the caller's."""
-        for tensor in (tagged() for tagged in self._tagged):
-            if tensor is not None and hasattr(tensor, _TAG):
-                delattr(tensor, _TAG)
-        self._tagged.clear()
+    def clear(self) -> None:
+        """Leave nothing behind on the tensors that ran through."""
+        self._tags.clear()
 
 
 def run_recorder(recorder: Recorder, forward: Callable[[], Any]) -> Recording:
     """Run ``forward`` under a recorder that its modules already hand their ops to."""
     hook = register_module_forward_hook(recorder.after)
     try:
-        with uncompiled():
+        with _uncompiled():
             result = forward()
             if isinstance(result, Iterator):  # a generator: its modules run, one by one, while it is read
                 result = list(result)
-        for tensor in tensors_in(result):
-            tag = getattr(tensor, _TAG, None)
-            if tag is not None:
-                recorder.recording.returned.add(tag if tag >= 0 else -1 - tag)
-        return recorder.finish()
+        return recorder.finish(result)
     finally:
         hook.remove()
-        recorder.untag()
+        recorder.clear()
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Runs what the model has compiled as it was written, so that its ops are seen."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes a second
+        return nullcontext()
+    eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return eager
+
+
+def _floats_in(made: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(made) if is_float(leaf)]

@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode
 from quantcfg.preparation import run
 from quantcfg.preparation.intercept import interceptor_of
 from quantcfg.preparation.prepare import prepare
-from quantcfg.preparation.seeing import tensors_in
 from quantcfg.preparation.state import FakeQuantState, calibrating, fake_quants, set_fake_quantize
+from quantcfg.preparation.tensors import tensors_in
 from quantcfg.qconfig import get_default_qconfig
 from tests.prepare.models import CASES
 

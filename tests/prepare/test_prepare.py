@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from quantcfg.errors import NumericError, PrepareError, QuantcfgWarning
 from quantcfg.preparation.prepare import prepare, prepare_qat_fx
-from quantcfg.preparation.seeing import tensors_in
 from quantcfg.preparation.state import (
     FakeQuantState,
     calibrating,
@@ -24,6 +23,7 @@ from quantcfg.preparation.state import (
     set_fake_quantize,
     state_of,
 )
+from quantcfg.preparation.tensors import tensors_in
 from quantcfg.qconfig import get_default_qconfig
 from tests.prepare.models import CASES
 

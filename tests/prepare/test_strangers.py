@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from quantcfg.preparation.prepare import prepare
-from quantcfg.preparation.seeing import tensors_in
 from quantcfg.preparation.state import (
     FakeQuantState,
     calibrating,
@@ -26,6 +25,7 @@ from quantcfg.preparation.state import (
     set_fake_quantize,
     state_of,
 )
+from quantcfg.preparation.tensors import tensors_in
 from quantcfg.qconfig import get_default_qconfig
 
 INT16 = get_default_qconfig(activation_qkwargs={"dtype": "qint16"}, weight_qkwargs={"dtype": "qint16"})

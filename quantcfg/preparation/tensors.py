@@ -1,12 +1,10 @@
-"""What it takes to see all that happens to a model's tensors while it is recorded."""
+"""Tensors: of which kind they are, where they lie, and which of them something holds."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -61,14 +59,6 @@ def twins_of(tensor: Tensor, others: Iterable[Tensor | None]) -> Iterator[Tensor
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:
     return memory_of(tensor), tensor.shape, tensor.stride(), tensor.storage_offset()
-
-
-def uncompiled() -> AbstractContextManager[Any]:
-    """Runs what the model has compiled as it was written, so that its ops are seen."""
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes a second
-        return nullcontext()
-    eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return eager
 
 
 def tensors_in(result: Any) -> Iterator[Tensor]:
