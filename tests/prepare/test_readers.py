@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from quantcfg.preparation.plan import OpRow
-from quantcfg.preparation.positions import BOX, REASON as POSITION
+from quantcfg.preparation.positions import BOX, DECODED, REASON as POSITION
 from quantcfg.preparation.prepare import prepare
 from quantcfg.preparation.state import FakeQuantState, calibrating, fake_quants, plan_of, set_fake_quantize
 from quantcfg.qconfig import get_default_qconfig
@@ -178,6 +178,34 @@ def test_boxes_and_the_numbers_of_their_images_stay_float() -> None:
     assert {name for name, row in found.items() if row.reason == BOX} == BOXES
     assert {name for name, row in found.items() if row.role == "quantized"} == {"a", "b", "roi_align_0"}
     assert similarity(model_of(lambda *args: _proposals(*args)[0]), X, maps) > 0.999
+
+
+def _cells(m: Written, x: Tensor) -> Tensor:
+    """A detector that hands out places in pixels and scores in one tensor."""
+    places = torch.arange(4).float()[:, None] * 2
+    shifts, scores = m.a(x).sigmoid().split(4, 1)
+    return torch.cat([(shifts * 2 + places) * 80, scores], 1)
+
+
+def test_what_is_decoded_for_the_caller_stays_float() -> None:
+    found = rows_of(_cells, X)
+    assert {name for name, row in found.items() if row.reason == DECODED} == {
+        "mul_1", "add_0", "mul_2", "cat_0",
+    }  # fmt: skip
+    assert found["sigmoid_0"].role == "quantized"
+    assert similarity(model_of(lambda m, x: _cells(m, x)[:, 4:]), X) > 0.99
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda m, x: m.b(m.a(x) + torch.arange(8).float()),  # an embedding of positions
+        lambda m, x: (m.a(x) + torch.arange(8).float()).softmax(1),  # a bias of attention
+        lambda m, x: m.a(x) + torch.full((8,), 3.0),  # a mean that is added again
+    ],
+)
+def test_a_sum_with_places_that_the_model_goes_on_with_is_an_activation(run: Callable[..., Any]) -> None:
+    assert rows_of(run, X)["add_0"].role == "quantized"
 
 
 def test_nothing_is_said_to_be_observed_of_what_is_empty_in_the_example() -> None:
