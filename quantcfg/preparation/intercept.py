@@ -13,11 +13,15 @@ import inspect
 import threading
 from collections.abc import Callable, Hashable, Iterable
 from types import MethodType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+if TYPE_CHECKING:
+    from quantcfg.preparation.prepare import Pending
+    from quantcfg.preparation.state import FakeQuantState, Prepared
 
 
 class Scope:
@@ -107,9 +111,9 @@ class Interceptor:
         self.active = False
         self._of_thread = _ThreadPosition()
         self._of_compiler = Position()  # which cannot look into a thread's own
-        self.prepared: Any = None  # what `prepare` left; see preparation/state.py
-        self.pending: Any = None  # a preparation that waits for the first forward
-        self.deferred_state: Any = None  # the state to set after it
+        self.prepared: Prepared | None = None
+        self.pending: Pending | None = None  # a preparation that waits for the first forward
+        self.deferred_state: FakeQuantState | None = None  # the state to set after it
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Interceptor:
         """Another for a copy; the same one in a forward: what that copies of itself is a part of it."""

@@ -81,8 +81,7 @@ def prepared(model: nn.Module) -> Prepared:
         )
     if found.prepared is None:
         raise _not_yet(model)
-    result: Prepared = found.prepared
-    return result
+    return found.prepared
 
 
 def _not_yet(model: nn.Module) -> PrepareError:
