@@ -316,6 +316,8 @@ class _Assigner:
             producer = self.recording.producer(value)
             if producer is None or producer.index not in self.transparent or not producer.data:
                 break
+            if value in self.edges:
+                break  # its other readers have it from a quantizer already
             if producer.kind is OpKind.CLIP and not self._grid(producer.data[0].value):
                 break  # after a ReLU the range is half as wide: quantize there
             if producer.spelling == "__get__" and not self._grid(value):

@@ -149,6 +149,26 @@ def test_every_plan_is_plain_data(name: str) -> None:
     assert all(row.dtype_out == row.activation.dtype for row in plan.rows if row.activation)
 
 
+class RectifiedInput(nn.Module):
+    """A float input and what a ReLU leaves of it, each read twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = torch.relu(x)
+        return half * (x + self.fc(half))
+
+
+def test_a_value_with_a_quantizer_of_its_own_is_not_made_from_quantized_ones() -> None:
+    rows = {row.name: row for row in plan_for(RectifiedInput(), torch.randn(2, 4)).rows}
+
+    assert rows["relu_0"].dtypes_in == ("float",)
+    assert rows["fc"].inputs == rows["mul_0"].inputs == ("relu_0: qint8",)
+    assert rows["add_0"].inputs == ("x: qint8",)
+
+
 def _case(name: str) -> tuple[Any, ...]:
     torch.manual_seed(0)
     make, inputs = CASES[name]
