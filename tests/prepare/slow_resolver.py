@@ -351,11 +351,18 @@ def _grown(found: Walk, start: Op, steps: Sequence[str], free: set[str]) -> list
         if len(readers) != 1 or chain[-1].makes == found.result:
             break
         follower = found.ops[readers[0]]
-        twice = max(found.calls[op.path] for op in (start, follower)) > 1
-        foldable = start.kind == "conv2d" and not twice  # a linear layer has its channels on another axis
+        # A linear layer has its channels on another axis than those that a batch norm normalizes.
+        foldable = start.kind == "conv2d" and _together(found, start, follower)
         if follower.kind == step and follower.name in free and (foldable or step != "batch_norm"):
             chain.append(follower)
     return chain
+
+
+def _together(found: Walk, layer: Op, norm: Op) -> bool:
+    """Whether each call of a layer is read by one of a batch norm alone, and each of that reads one of it."""
+    layers, norms = ([op for op in found.ops if op.path == one.path] for one in (layer, norm))
+    behind = [found.readers[op.makes] for op in layers if op.makes != found.result]
+    return [[found.ops.index(op)] for op in norms] == behind
 
 
 class Resolved:
