@@ -33,7 +33,7 @@ _QUANTIZER_OPTIONS = ("quantizer_lr", "quantizer_weight_decay")
 
 
 @dataclass(slots=True)
-class Schedule:
+class LearningRate:
     """A scheduler and how often it steps. Without one the learning rate stays."""
 
     scheduler: LRScheduler | None = None
@@ -117,19 +117,21 @@ PER_STEP: dict[str, Callable[[Optimizer, Any, int], LRScheduler]] = {
 PER_EPOCH: dict[str, Callable[[Optimizer, Any], LRScheduler]] = {"step": _step, "multistep": _multi_step}
 
 
-def build_schedule(section: Scheduler | None, optimizer: Optimizer, num_steps: int | None) -> Schedule:
+def build_learning_rate(
+    section: Scheduler | None, optimizer: Optimizer, num_steps: int | None
+) -> LearningRate:
     """The scheduler of the config over ``num_steps`` steps.
 
     Raises:
         UserCodeError: it needs to know how long training is, and the data has no length.
     """
     if section is None:
-        return Schedule()
+        return LearningRate()
     if section.name in PER_EPOCH:
-        return Schedule(PER_EPOCH[section.name](optimizer, section), is_per_epoch=True)
+        return LearningRate(PER_EPOCH[section.name](optimizer, section), is_per_epoch=True)
     if num_steps is None:
         raise UserCodeError(
             f"train_data() has no length, which the scheduler '{section.name}' needs",
             hint="set qat.steps in the config instead of qat.epochs",
         )
-    return Schedule(PER_STEP[section.name](optimizer, section, num_steps))
+    return LearningRate(PER_STEP[section.name](optimizer, section, num_steps))

@@ -29,7 +29,7 @@ from quantcfg.stages.guards import check_metrics, check_plan, guard_results
 from quantcfg.stages.identity import Identity, identity_of, range_differences, refuse
 from quantcfg.stages.integers import integer_metrics
 from quantcfg.stages.job import Job
-from quantcfg.stages.optimizers import Schedule, build_optimizer, build_schedule
+from quantcfg.stages.optimizers import LearningRate, build_learning_rate, build_optimizer
 from quantcfg.stages.parallel import make_worker, shard
 from quantcfg.stages.pauses import Pauses
 from quantcfg.stages.scaling import LossScaler
@@ -205,26 +205,26 @@ def _restore(stage: _Stage, trainer: Trainer, checkpoint: Checkpoint | None) -> 
 
 def _trainer(stage: _Stage, data: DataSource, pauses: Pauses, teacher: Teacher | None) -> Trainer:
     shard(stage.job, stage.model)
-    optimizer, schedule = _optimizer(stage, data)
+    optimizer, learning_rate = _optimizer(stage, data)
     section = stage.job.config.qat
     length = Length(None, section.steps) if section.steps else Length(section.epochs, None)
     log = stage.run.metrics
     scaler = LossScaler.of(stage.job.device, section.autocast, stage.model)
     worker = make_worker(stage.job, stage.model, teacher)
-    parts = (stage.model, worker, optimizer, schedule, scaler, data, length, log)
+    parts = (stage.model, worker, optimizer, learning_rate, scaler, data, length, log)
     trainer = Trainer(stage.job, *parts, pauses)
     if section.ema is not None:
         trainer.average = WeightAverage(stage.model, section.ema)
     return trainer
 
 
-def _optimizer(stage: _Stage, data: DataSource) -> tuple[Any, Schedule]:
+def _optimizer(stage: _Stage, data: DataSource) -> tuple[Any, LearningRate]:
     section = stage.job.config.qat
     if stage.job.model_file.has("optimizer"):
         optimizer = stage.job.model_file.optimizer(stage.model)
     else:
         optimizer = build_optimizer(section.optimizer, stage.model)
-    return optimizer, build_schedule(section.scheduler, optimizer, _num_steps(stage.job, data))
+    return optimizer, build_learning_rate(section.scheduler, optimizer, _num_steps(stage.job, data))
 
 
 def _num_steps(job: Job, data: DataSource) -> int | None:

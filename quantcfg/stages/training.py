@@ -25,7 +25,7 @@ from quantcfg.stages.averaging import WeightAverage
 from quantcfg.stages.data import DataSource
 from quantcfg.stages.gradients import Gradients
 from quantcfg.stages.job import Job
-from quantcfg.stages.optimizers import Schedule
+from quantcfg.stages.optimizers import LearningRate
 from quantcfg.stages.parallel import Worker
 from quantcfg.stages.progress import Task
 from quantcfg.stages.scaling import MOST_IN_A_ROW, LossScaler
@@ -90,7 +90,7 @@ class Trainer:
     model: nn.Module
     worker: Worker
     optimizer: Optimizer
-    schedule: Schedule
+    learning_rate: LearningRate
     scaler: LossScaler
     source: DataSource
     length: Length
@@ -126,7 +126,7 @@ class Trainer:
         return {
             "position": asdict(self.position),
             "optimizer": whole_state(self.optimizer.state_dict()),
-            "schedule": self.schedule.state_dict(),
+            "schedule": self.learning_rate.state_dict(),
             "scaler": self.scaler.state(),
             "random": random_state(),
             "weights": whole_state(self.average.weights()) if self.average is not None else None,
@@ -136,7 +136,7 @@ class Trainer:
         """Go on where `state` was taken."""
         self.position = TrainPosition(**state["position"])
         load_optimizer(self.optimizer, state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        self.learning_rate.load_state_dict(state["schedule"])
         self.scaler.load(state["scaler"])
         self.random = state["random"]
         if self.average is not None:
@@ -169,7 +169,7 @@ class Trainer:
     def end_epoch(self) -> None:
         """Move on to the next epoch, whatever is left of this one."""
         self.position = TrainPosition(self.position.epoch + 1, 0, self.position.step)
-        self.schedule.after_epoch()
+        self.learning_rate.after_epoch()
         self.pauses.after_epoch(self)
 
     def _step(self, task: Task, turns: Iterable[Turn], statistics: OneBatch | StepStatistics) -> int:
@@ -230,7 +230,7 @@ class Trainer:
             is_ready = self._check_and_clip(end - 1, len(losses) / self.worker.share)
         if is_ready:
             self.scaler.step(self.optimizer)
-            self.schedule.after_step()
+            self.learning_rate.after_step()
             if self.average is not None:
                 self.average.update()
         else:

@@ -12,7 +12,7 @@ from quantcfg.preparation.prepare import prepare
 from quantcfg.preparation.state import fake_quants
 from quantcfg.stages.averaging import WeightAverage
 from quantcfg.stages.distillation import Teacher
-from quantcfg.stages.optimizers import build_optimizer, build_schedule
+from quantcfg.stages.optimizers import build_learning_rate, build_optimizer
 from quantcfg.stages.selection import Selection
 from quantcfg.stages.training import enter_phase
 
@@ -122,11 +122,11 @@ def test_parameters_of_quantizers_have_rate_and_decay_of_their_own(tmp_path, sec
 def test_onecycle_keeps_the_proportion_of_the_rates(tmp_path):
     _, model = make_prepared(tmp_path, "qconfig: {global: w8a8_lsq}")
     optimizer = build_optimizer(SGD(name="SGD", lr=0.1, quantizer_lr=0.01), model)
-    schedule = build_schedule(OneCycle(name="onecycle", max_lr=2.0), optimizer, 10)
+    rate = build_learning_rate(OneCycle(name="onecycle", max_lr=2.0), optimizer, 10)
     highest = [0.0, 0.0]
     for _ in range(9):
         optimizer.step()
-        schedule.after_step()
+        rate.after_step()
         highest = [max(h, g["lr"]) for h, g in zip(highest, optimizer.param_groups, strict=True)]
     assert highest == pytest.approx([2.0, 0.2], rel=0.05)
 
