@@ -22,6 +22,7 @@ from quantcfg.preparation.positions import positions_in
 from quantcfg.preparation.ratios import kept_for_ratios
 from quantcfg.preparation.record import Operand, Recording, Site, Slot, Value
 from quantcfg.preparation.roots import kept_for_roots
+from quantcfg.preparation.steep import kept_for_steepness, steepness
 
 LEFT_BY_RULES = ("left in float by", "no rule covers it", "no activation fake quant")
 """How the reason of an op begins that is in float because of the rules, not because of what it is."""
@@ -111,6 +112,7 @@ class _Assigner:
         self.transparent: set[int] = set()
         self.unrounded = kept_for_ratios(recording) | before_replacement(recording)
         self.kept = kept_for_roots(recording) | self.unrounded
+        self.steep = kept_for_steepness(recording)
         self.rewritten = {recording.unmoved(site.data[0].value) for site in recording.sites if _writes(site)}
         self._enter_stubs()
 
@@ -160,7 +162,7 @@ class _Assigner:
             return "one number: a loss or an energy, and no tensor that a chip computes with"
         if self.positions.keys() >= set(site.outputs):
             return self.positions[site.outputs[0]]
-        return self._mask_reason(site) or self._divisor_reason(site) or self._rule_reason(row.decision)
+        return self._mask_reason(site) or self._steep_reason(site) or self._rule_reason(row.decision)
 
     def _constant_reason(self, site: Site, made: Sequence[Value]) -> str:
         if site.kind is not OpKind.CREATE and all(0 in value.shape for value in made):
@@ -193,21 +195,9 @@ class _Assigner:
             return "carries an attention mask: on a grid, -inf would become an ordinary number"
         return ""
 
-    def _divisor_reason(self, site: Site) -> str:
-        """A value that is only divided by: rounded to 0, it would make everything infinite."""
-        if site.kind is not OpKind.COMPUTE:
-            return ""
-        made = set(site.outputs)
-        readers = self.recording.readers(site)
-        divides = all(
-            operand.value not in made or _is_divisor(reader, operand)
-            for reader in readers
-            for operand in reader.data
-        )
-        if not readers or not divides:
-            return ""
-        self.statistic.update(site.outputs)
-        return "is divided by: rounded to 0 it would make the quotient infinite"
+    def _steep_reason(self, site: Site) -> str:
+        """A layer before what is steep is on grids, and gives 32 bits; all else there is in float."""
+        return "" if _is_layer(site) else self.steep.get(site.index, "")
 
     def _rule_reason(self, decision: Decision) -> str:
         if decision.spec is not None:
@@ -239,7 +229,7 @@ class _Assigner:
             row.role = Role.FUSED
             row.reason = f"fused into {self.recording.sites[chain.carrier].name}"
             return
-        self._quantize_output(row, decision)
+        self._quantize_output(row, decision, chain.end)
         self.on_grid.update(self.recording.sites[chain.end].outputs if row.output is not None else ())
 
     def _from_chain(self, operand: Operand, chain: Chain) -> bool:
@@ -265,7 +255,7 @@ class _Assigner:
             return
         row.weight = self._weight(row)
         self._inputs(row, site.data)
-        self._quantize_output(row, decision)
+        self._quantize_output(row, decision, site.index)
         row.reason = row.reason or site.spec.reason
 
     def _joins_one_grid(self, site: Site) -> bool:
@@ -274,16 +264,17 @@ class _Assigner:
         roots = {self._root(operand.value) for operand in site.data}
         return len(roots) == 1 and roots <= self.on_grid
 
-    def _quantize_output(self, row: Assignment, decision: Decision) -> None:
+    def _quantize_output(self, row: Assignment, decision: Decision, end: int) -> None:
         spec = decision.spec
         assert spec is not None
         row.decision = decision
-        row.output, row.role = spec.activation, Role.QUANTIZED
-        if spec.activation is not None:
+        steep = self.steep.get(end)
+        row.output, row.role = None if steep else spec.activation, Role.QUANTIZED
+        if row.output is not None:
             kept = row.site.outputs[: row.site.spec.outputs or None]
             self.on_grid.update(kept)
         else:
-            row.reason = "32-bit output: no activation fake quant"
+            row.reason = f"32-bit output: {steep or 'no activation fake quant'}"
 
     def _weight(self, row: Assignment) -> FakeQuantSpec | None:
         spec = row.decision.spec
@@ -306,7 +297,7 @@ class _Assigner:
             size *= length
         wide = operand.value in self.statistic or operand.value in self.positions
         rough = (wide and row.site.kind is not OpKind.GEMM) or value.producer in self.unrounded
-        exempt = value.mask or rough or _is_divisor(row.site, operand)
+        exempt = value.mask or rough or bool(steepness(row.site, operand))
         nothing = size == 0 and not value.live  # a cache that is filled later, and not from here
         return exempt or nothing or size == 1 or row.decision.spec is None
 
@@ -346,11 +337,8 @@ def _writes(site: Site) -> bool:
     return bool(site.data) and (site.inplace or site.op == "setitem")
 
 
-def _is_divisor(site: Site, operand: Operand) -> bool:
-    return site.op in _INVERSES or (site.op == "div" and operand.slot[0] in (1, "other"))
-
-
-_INVERSES = ("rdiv", "reciprocal", "rsqrt")
+def _is_layer(site: Site) -> bool:
+    return site.kind is OpKind.GEMM or site.op == "batch_norm"
 
 
 def rule_text(rule: Rule | None) -> str:

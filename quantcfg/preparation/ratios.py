@@ -1,8 +1,5 @@
 """Values of which only the ratios matter: exponentials, and probabilities, that are divided by their sum.
 
-So do those of which only the logarithm is taken: those of a probability near 1, and of what is left of it to
-1, say, whose quotient goes from nothing to thousands.
-
 A softmax that is written out takes the exponentials of all rows, which lie orders of magnitude apart, and
 probabilities of which most are masked afterwards may all be small: on one grid such a row is 0, and 0 / 0.
 A softmax of which whole rows are added up is no such: its sums are about 1, and to divide by them mends what
@@ -14,11 +11,9 @@ from __future__ import annotations
 from heapq import heappop, heappush
 
 from quantcfg.preparation.ops import OpKind
-from quantcfg.preparation.record import Recording, Site, Value
+from quantcfg.preparation.record import Recording, Site
 
 _REASON = "only its ratios count, for it is divided by its sum: rounded before, what is small would be lost"
-
-_OF_LOGARITHM = "only its logarithm counts: rounded before, what is small would be lost"
 
 _EXPONENTIALS = ("exp", "exp2")
 _SOURCES = (*_EXPONENTIALS, "softmax", "softmin", "sigmoid")
@@ -29,42 +24,14 @@ _CARRIERS = frozenset({
 })  # fmt: skip
 _SOFTMAXES = ("softmax", "softmin")
 _WHOLE = ("add", "unsqueeze", "to", "float", "detach", *_INVERSES)  # nothing of a row is lost, or counts less
-_LOGARITHMS = ("log", "log2", "log10", "logit")
-_ENDS = (*_LOGARITHMS, "normalize")
-_QUOTIENTS = (*_SOURCES, *_INVERSES, "div", "rsub")
-_SHIFTS = ("add", "sub", "mul")
+_ENDS = ("log", "log2", "log10", "logit", "normalize")
 _GREATEST = ("max", "amax", "maximum", "logsumexp")
 
 
 def kept_for_ratios(recording: Recording) -> dict[int, str]:
     """The sites, from an exponential or a probability on, before its division by its own sum: why float."""
     sources = (site for site in recording.sites if site.op in _SOURCES and site.data)
-    divided = {index: _REASON for source in sources for index in _before_division(recording, source)}
-    return dict.fromkeys(_before_logarithm(recording), _OF_LOGARITHM) | divided
-
-
-def _before_logarithm(recording: Recording) -> set[int]:
-    """The sites, from a probability or a quotient on, of which nothing but the logarithm is read."""
-
-    def may_be_logged(value: Value) -> bool:
-        maker = recording.producer(value.index)
-        read = bool(value.consumers) and value.index not in recording.returned
-        return read and maker is not None and _scales(recording, maker)
-
-    logged = recording.read_only_by(_LOGARITHMS, among=may_be_logged)
-    behind = set[int]()
-    for site in recording.sites:
-        makers = {recording.values[operand.value].producer for operand in site.data}
-        if logged.issuperset(site.outputs) and (site.op in _QUOTIENTS or behind.intersection(makers)):
-            behind.add(site.index)
-    return behind
-
-
-def _scales(recording: Recording, site: Site) -> bool:
-    """Whether a site only changes the sizes of what it reads, which is one activation, or divides two."""
-    if site.op in _SHIFTS:
-        return len(recording.live(site)) == 1
-    return site.kind in (OpKind.MOVE, OpKind.CLIP) or site.op in _QUOTIENTS or site.op == "sum"
+    return {index: _REASON for source in sources for index in _before_division(recording, source)}
 
 
 def _before_division(recording: Recording, source: Site) -> list[int]:

@@ -168,7 +168,7 @@ def _proposals(m: Written, x: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
     ]
 
 
-BOXES = {"exp_0", "add_0", "mul_1", "log2_0", "add_1", "cat_0", "div_1", "add_2"}
+BOXES = {"exp_0", "add_0", "mul_1", "cat_0", "div_1", "add_2"}
 
 
 def test_boxes_and_the_numbers_of_their_images_stay_float() -> None:

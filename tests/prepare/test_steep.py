@@ -1,0 +1,132 @@
+"""What is steep at 0: inverses, roots and logarithms of what is rounded to 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quantcfg.preparation.prepare import prepare
+from quantcfg.preparation.state import (
+    FakeQuantState,
+    calibrating,
+    fake_quants,
+    plan_of,
+    set_fake_quantize,
+)
+from quantcfg.qconfig import get_default_qconfig
+
+GLOBAL = {"": get_default_qconfig()}
+LEARNED = {"": get_default_qconfig("lsq", "lsq")}
+DIVISOR = "is divided by: rounded to 0 it would make the quotient infinite"
+ROOT = "only its root counts: rounded before, what is small would be lost"
+LOGARITHM = "only its logarithm counts: rounded before, what is small would be lost"
+
+Way = Callable[["Layers", Tensor], Tensor]
+
+
+class Layers(nn.Module):
+    """Something that is made of two layers, before a third one."""
+
+    def __init__(self, way: Way) -> None:
+        super().__init__()
+        self.way = way
+        self.a, self.b, self.last = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.way(self, x))
+
+
+def _linear_attention(m: Layers, x: Tensor) -> Tensor:
+    queries, keys = m.a(x).exp(), m.b(x).exp()
+    scale = 1.0 / torch.einsum("nd,d->n", queries, keys.sum(0))
+    return torch.einsum("nd,de,n->ne", queries, keys.T @ x, scale)
+
+
+def _normalization(m: Layers, x: Tensor) -> Tensor:
+    return x * torch.rsqrt(F.linear(x**2, m.a.weight.abs()) + 1e-6)
+
+
+def _deviation(m: Layers, x: Tensor) -> Tensor:
+    weights = m.a(x).softmax(0)
+    variance = (weights * (x - (weights * x).sum(0)) ** 2).sum(0, keepdim=True)
+    return torch.sqrt(variance.clamp(min=1e-9))
+
+
+WAYS: dict[str, tuple[Way, dict[str, str]]] = {
+    "logarithm": (lambda m, x: torch.log(F.relu(m.a(x)) + 1e-6), {"add_0": LOGARITHM}),
+    "logarithm of an input": (lambda m, x: torch.log(x.abs() + 1e-6), {"abs_0": LOGARITHM}),
+    "logarithm of parts": (
+        lambda m, x: torch.log(torch.where(x > 0, m.a(x).exp(), m.b(x).exp())),
+        {"exp_0": LOGARITHM, "exp_1": LOGARITHM},
+    ),
+    "root": (lambda m, x: torch.sqrt(F.relu(m.a(x))), {}),
+    "length": (
+        lambda m, x: torch.sqrt((y := m.a(x)) * y + (z := m.b(x)) * z),
+        {"mul_0": ROOT, "mul_1": ROOT},
+    ),
+    "deviation": (_deviation, {"mul_1": ROOT, "sum_1": ROOT}),
+    "sum": (
+        lambda m, x: x / (m.a(x).exp() * m.b(x).exp()).sum(-1)[:, None],
+        {"mul_0": DIVISOR, "sum_0": DIVISOR},
+    ),
+    "small number": (lambda m, x: x / (F.softplus(m.a(x)) + 1e-3), {"softplus_0": DIVISOR, "add_0": DIVISOR}),
+    "normalization": (_normalization, {"add_0": DIVISOR}),
+    "linear attention": (_linear_attention, {}),
+}  # fmt: skip
+LAYERS = {
+    "logarithm": {"a": "fused into relu_0", "relu_0": f"32-bit output: {LOGARITHM}"},
+    "root": {"relu_0": f"32-bit output: {ROOT}"},
+    "normalization": {"linear_0": f"32-bit output: {DIVISOR}"},
+    "linear attention": {"einsum_0": f"32-bit output: {DIVISOR}"},
+}
+
+
+def rows_of(way: str) -> dict[str, tuple[str, str]]:
+    torch.manual_seed(0)
+    prepared = prepare(Layers(WAYS[way][0]), GLOBAL, example_inputs=torch.randn(4, 8))
+    return {row.name: (row.role, row.reason) for row in plan_of(prepared).rows}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_before_it_nothing_is_rounded(way: str) -> None:
+    rows = rows_of(way)
+    for name, reason in WAYS[way][1].items():
+        assert rows[name] == ("float", reason)
+
+
+@pytest.mark.parametrize("way", LAYERS)
+def test_a_layer_before_it_is_quantized_and_gives_32_bits(way: str) -> None:
+    rows = rows_of(way)
+    for name, reason in LAYERS[way].items():
+        assert rows[name] == ("fused" if reason.startswith("fused") else "quantized", reason)
+
+
+def test_what_others_read_too_is_on_a_grid() -> None:
+    torch.manual_seed(0)
+    model = Layers(lambda m, x: torch.sqrt((y := m.a(x).exp()) + 1e-6) + y)
+    rows = {
+        row.name: row.role for row in plan_of(prepare(model, GLOBAL, example_inputs=torch.randn(4, 8))).rows
+    }
+    assert (rows["exp_0"], rows["add_0"], rows["add_1"]) == ("quantized", "float", "quantized")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_gradients_of_learned_scales_are_finite(way: str) -> None:
+    """Of values that lie many orders of magnitude apart, most of which a grid would round to 0."""
+    torch.manual_seed(0)
+    model, x = Layers(WAYS[way][0]).eval(), torch.randn(64, 8)
+    model.a.weight.data *= 4
+    expected = model(x)
+    prepared = prepare(model, LEARNED, example_inputs=x, stage="qat")
+    with calibrating(prepared):
+        prepared(x)
+
+    set_fake_quantize(prepared, FakeQuantState.QAT)
+    prepared.train()(x).square().mean().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in prepared.parameters())
+    assert torch.cosine_similarity(prepared(x).flatten(), expected.flatten(), dim=0) > 0.95
+    assert "last.weight" in fake_quants(prepared)
