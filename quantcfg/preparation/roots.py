@@ -20,7 +20,10 @@ _MATRIX = "part of a matrix that is decomposed or inverted: on a grid it may be 
 _ROOTS = ("sqrt", "rsqrt", "pow", "reciprocal", "rdiv")
 _SQUARES = ("pow", "square", "mul")
 _SHIFTS = ("add", "mul", "div")
-_MEANS = ("mean", "sum", "div", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool2d")
+_MEANS = (
+    "mean", "sum", "div", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool2d",
+    "scatter_reduce", "scatter_add", "index_add",
+)  # fmt: skip
 _WEIGHTS = ("softmax", "exp")
 _DECOMPOSED = frozenset({
     "cholesky", "inv", "inverse", "pinv", "pinverse", "solve", "lstsq", "eig", "eigh", "eigvalsh", "svd",

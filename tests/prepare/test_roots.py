@@ -34,8 +34,18 @@ def _guided(y: Tensor, weights: Tensor) -> Tensor:
     return (y * weights).sum(1) / ((y * y).mean(1) - mean * mean + 1e-3)
 
 
+def _neighbours(y: Tensor, weights: Tensor) -> Tensor:
+    """One of the ways in which nodes of a graph may be pooled."""
+    batch, nodes, width = y.shape
+    groups = torch.arange(nodes).remainder(2)[None, :, None].expand_as(y)
+    mean = y.new_zeros(batch, 2, width).scatter_reduce(1, groups, y, "mean", include_self=False)
+    squares = y.new_zeros(batch, 2, width).scatter_reduce(1, groups, y * y, "mean", include_self=False)
+    return torch.sqrt(torch.relu(squares - mean * mean) + 1e-5).flatten(1)
+
+
 WAYS: dict[str, Way] = {
     "weighted": _weighted,
+    "neighbours": _neighbours,
     "deviation": lambda y, weights: (y.pow(2).mean(1) - y.mean(1).pow(2) + 1e-5) ** 0.5,
     "layer norm": _normalized,
     "guided filter": _guided,
