@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from math import isqrt, prod
+from typing import Any
 
 Shape = tuple[int, ...]
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 CELLS = ("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
 
 
-def macs(op: str, operands: Sequence[Shape], weights: Sequence[Shape], output_size: int) -> int:
+def macs(
+    op: str, operands: Sequence[Shape], weights: Sequence[Shape], output_size: int, told: Any = None
+) -> int:
     """Multiply-accumulates of one GEMM or recurrent layer, biases aside; 0 for a look-up.
 
     Args:
@@ -18,6 +21,7 @@ def macs(op: str, operands: Sequence[Shape], weights: Sequence[Shape], output_si
         operands: shapes of its tensor arguments in order: input first, then weight.
         weights: shapes of those that are weights.
         output_size: elements of the first output.
+        told: its first argument, which of an einsum is the equation.
     """
     first, second = (*operands, (), ())[:2]
     if op in RECURRENT or op in CELLS:
@@ -27,13 +31,42 @@ def macs(op: str, operands: Sequence[Shape], weights: Sequence[Shape], output_si
         return 0
     if op.startswith("conv_transpose"):
         return prod(first) * prod(second[1:])
-    if op.startswith("conv") or op in ("linear", "deform_conv2d"):
+    if op.startswith("conv") or op == "linear":
         return output_size * prod(second[1:])
+    if op in ("bilinear", "deform_conv2d"):
+        return output_size * prod(operands[2][1:])
     if op == "multi_head_attention_forward":
-        projections = sum(prod(shape) for shape in weights) * prod(first[:-1])
-        return projections + 2 * prod(first) * second[0]
+        return _projections(first, second, weights) + 2 * prod(first) * second[0]
     if op == "scaled_dot_product_attention":
-        return 2 * prod(first) * second[-2]
+        return (prod(first) + output_size) * second[-2]
     if op in ("outer", "addr"):
         return output_size
-    return output_size * (second if op in ("addmm", "addmv", "addbmm", "baddbmm") else first)[-1]
+    if op == "einsum" and isinstance(told, str):
+        return _einsum(told, operands)
+    if op == "tensordot":
+        return isqrt(prod(first) * prod(second) * output_size)  # each axis is in two of the three
+    if op == "addbmm":
+        return prod(second) * operands[2][-1]
+    return output_size * (second if op in ("addmm", "addmv", "baddbmm") else first)[-1]
+
+
+def _projections(query: Shape, key: Shape, weights: Sequence[Shape]) -> int:
+    """Those of queries, keys and values, whose weights are three or packed into one, and of the output."""
+    queries, keys, sizes = prod(query[:-1]), prod(key[:-1]), [prod(shape) for shape in weights]
+    if len(sizes) == 2:
+        packed, out = sizes
+        sizes = [out, *[packed // 3] * 3]
+    return sum(sizes[:2]) * queries + sum(sizes[2:]) * keys
+
+
+def _einsum(equation: str, operands: Sequence[Shape]) -> int:
+    """The product of all its axes, those that stand for dots among them, which count from the right."""
+    lengths: dict[str, int] = {}
+    for term, shape in zip(equation.replace(" ", "").partition("->")[0].split(","), operands, strict=False):
+        before, dots, after = term.partition("...")
+        left_over = len(shape) - len(before) - len(after) if dots else 0
+        axes = [*before, *(str(number) for number in range(left_over, 0, -1)), *after]
+        lengths |= {
+            axis: max(length, lengths.get(axis, 1)) for axis, length in zip(axes, shape, strict=False)
+        }
+    return prod(lengths.values())

@@ -188,7 +188,8 @@ class Recorder:
                 value.live = value.learned = True
         self._mark_masks(site, operands, outputs, call)
         if site.kind is OpKind.GEMM or site.op in (*RECURRENT, *CELLS):
-            site.macs = macs(site.op, self._shapes(operands), self._shapes(site.weights), outputs[0].numel())
+            shapes, told = self._shapes(operands), next(iter(call.args), None)
+            site.macs = macs(site.op, shapes, self._shapes(site.weights), outputs[0].numel(), told)
         return site
 
     def _shapes(self, operands: Iterable[Operand]) -> list[tuple[int, ...]]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from quantcfg.preparation.flow import Unfused
 from quantcfg.preparation.plan import Plan
@@ -187,6 +190,46 @@ class ByHand(nn.Module):
         y = F.linear(self.words(ids), self.first.weight, self.first.bias)
         query, key = (F.linear(y, part) for part in self.both.chunk(2))
         return (query * key) @ self.words.weight.t()
+
+
+PRODUCTS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
+    "einsum over a middle axis": (lambda x, w: torch.einsum("bchw, c -> bhw", x, w), [(2, 3, 4, 5), (3,)]),
+    "einsum with dots": (lambda x, w: torch.einsum("...i,oi->...o", x, w), [(2, 3, 4), (5, 4)]),
+    "einsum over two axes": (lambda x, w: torch.einsum("bij,ijo->bo", x, w), [(2, 3, 4), (3, 4, 5)]),
+    "tensordot": (lambda x, w: torch.tensordot(x, w, 2), [(2, 3, 4), (3, 4, 5)]),
+    "baddbmm": (torch.baddbmm, [(2, 3, 5), (2, 3, 4), (2, 4, 5)]),
+    "matmul of a stack": (torch.matmul, [(2, 3, 4), (4, 5)]),
+    "transposed convolution": (F.conv_transpose2d, [(2, 4, 5, 5), (4, 6, 3, 3)]),
+    "other values than keys": (F.scaled_dot_product_attention, [(1, 2, 3, 4), (1, 2, 5, 4), (1, 2, 5, 6)]),
+    "cross attention": (nn.MultiheadAttention(8, 2), [(3, 2, 8), (5, 2, 8), (5, 2, 8)]),
+    "three weights": (nn.MultiheadAttention(8, 2, kdim=6, vdim=4), [(3, 2, 8), (5, 2, 6), (5, 2, 4)]),
+}
+
+
+class Product(nn.Module):
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Tensor) -> Tensor:
+        return self.function(*args)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_multiply_accumulates_are_those_that_torch_counts(name: str) -> None:
+    function, shapes = PRODUCTS[name]
+    model, args = Product(function), [torch.randn(shape) for shape in shapes]
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(*args)
+
+    assert 2 * plan_for(model, *args).coverage.macs == counter.get_total_flops()
+
+
+def test_multiply_accumulates_of_what_torch_does_not_count() -> None:
+    pairs = plan_for(nn.Bilinear(3, 4, 5), torch.randn(2, 3), torch.randn(2, 4))
+    sums = plan_for(Product(torch.addbmm), torch.randn(3, 5), torch.randn(2, 3, 4), torch.randn(2, 4, 5))
+
+    assert pairs.coverage.macs == sums.coverage.macs == 2 * 3 * 4 * 5
 
 
 def test_each_weight_is_counted_once_whoever_reads_it_and_in_how_many_parts() -> None:
