@@ -15,6 +15,8 @@ from enum import Enum
 
 from quantcfg.config.rules import Decision, Rule, strongest
 from quantcfg.config.spec import FakeQuantSpec
+from quantcfg.numeric.dtypes import as_dtype
+from quantcfg.preparation.cells import FINE_BITS, REASON as POINT
 from quantcfg.preparation.fuse import Chain, find_chains, vanishes
 from quantcfg.preparation.masks import before_replacement
 from quantcfg.preparation.ops import OpKind
@@ -104,7 +106,11 @@ class _Assigner:
             Assignment(site, decision) for site, decision in zip(recording.sites, decisions, strict=True)
         ]
         self.statistic: set[int] = set()
-        self.positions = positions_in(recording)
+        self.positions = {
+            value: reason
+            for value, reason in positions_in(recording).items()
+            if reason != POINT or not self._has_fine_grid(value)
+        }
         self.outside: set[int] = set()  # values outside the stubs' region
         self.on_grid: set[int] = set()  # values that a quantizer made
         self.edges: dict[int, FakeQuantSpec] = {}
@@ -115,6 +121,13 @@ class _Assigner:
         self.steep = kept_for_steepness(recording)
         self.rewritten = {recording.unmoved(site.data[0].value) for site in recording.sites if _writes(site)}
         self._enter_stubs()
+
+    def _has_fine_grid(self, value: int) -> bool:
+        """Whether what makes a value has 16 bits, on which a point of an image stays where it is."""
+        site = self.recording.producer(value)
+        spec = None if site is None else self.rows[site.index].decision.spec
+        grid = None if spec is None else spec.activation
+        return grid is not None and as_dtype(grid.dtype).num_bits >= FINE_BITS
 
     def _enter_stubs(self) -> None:
         if any(site.op == "quant_stub" for site in self.recording.sites):

@@ -2,18 +2,17 @@
 
 A grid of 256 steps turns the angles of a time in thousands, or of a point at high frequencies, into noise,
 and points at the next pixel. A box of a large image moves by several; and the number of the image that stands
-beside it, where features are pooled, becomes that of another one. Scores that a detector hands out in one
-tensor with its boxes are all 0 on a grid that reaches to the edge of the image.
+beside it, where features are pooled, becomes that of another one.
 """
 
 from __future__ import annotations
 
+from quantcfg.preparation import cells
 from quantcfg.preparation.ops import OpKind
 from quantcfg.preparation.record import Recording, Site, Value
 
 REASON = "a position or a time: a grid is too coarse for the angle, index or mask that is made of it"
 BOX = "a box in pixels: on a grid it would move, and with it what is pooled from it or suppressed by it"
-DECODED = "made of the places of cells, for the caller alone: on a grid it would move by pixels"
 
 _ANGLES = ("sin", "cos")
 _CASTS = frozenset({"long", "int", "short", "byte", "char", "bool", "to", "type"})
@@ -21,17 +20,15 @@ _COMPARISONS = frozenset({"gt", "lt", "ge", "le", "eq", "ne"})
 _CHOICES = frozenset({"argmax", "argmin", "argsort", "bucketize", "searchsorted"})
 _ENDS = _CASTS | _COMPARISONS | _CHOICES
 _POOLED = ("roi_align", "roi_pool")
-_RANGES = ("arange", "linspace")
 _SHIFTS = frozenset({"add", "sub", "rsub", "mul", "div", "exp", "log2", "maximum", "minimum"})
-_SUMS = ("add", "sub", "rsub")
 _KEEPING_BOXES = (OpKind.MOVE, OpKind.CLIP, OpKind.JOIN, OpKind.STATISTIC)
 
 
 def positions_in(recording: Recording) -> dict[int, str]:
     """The values that are positions, times or boxes, and why they are on no grid."""
     boxes, positions = _boxes_in(recording), _unlearned_positions_in(recording)
-    decoded = dict.fromkeys(_decoded_in(recording), DECODED)
-    return decoded | dict.fromkeys(boxes, BOX) | dict.fromkeys(positions, REASON)
+    points = dict.fromkeys(cells.points_in(recording), cells.REASON)
+    return points | dict.fromkeys(boxes, BOX) | dict.fromkeys(positions, REASON)
 
 
 def _boxes_in(recording: Recording) -> set[int]:
@@ -44,35 +41,6 @@ def _boxes_in(recording: Recording) -> set[int]:
         if live and found.issuperset(live) and _keeps_boxes(site):
             found.update(site.outputs)
     return found
-
-
-def _decoded_in(recording: Recording) -> set[int]:
-    """What is made of activations and the places of cells and only handed out; what is only read for that."""
-
-    def may_be_one(value: Value) -> bool:
-        maker = recording.producer(value.index)
-        return value.live and maker is not None and _keeps_boxes(maker)
-
-    handed_out = recording.read_only_by((), among=may_be_one)
-    found = set[int]()
-    for site in recording.sites:
-        decodes = site.op in _SUMS and any(_is_place(recording, o.value) for o in site.data)
-        if handed_out.issuperset(site.outputs) and (decodes or found & recording.live(site)):
-            found.update(site.outputs)
-    return recording.made_of(found, through=lambda site, _: handed_out.issuperset(site.outputs)) & handed_out
-
-
-def _is_place(recording: Recording, value: int) -> bool:
-    """Whether a value is made of numbers that the forward counted: the places of cells in a map."""
-    if recording.values[value].live or recording.values[value].mask:
-        return False
-    made = recording.made_of([value], through=lambda *_: True)
-    makers = (recording.producer(source) for source in made)
-    return any(maker is not None and _counts(maker) for maker in makers)
-
-
-def _counts(maker: Site) -> bool:
-    return not maker.data and (maker.kind is not OpKind.CREATE or maker.op in _RANGES)
 
 
 def _keeps_boxes(site: Site) -> bool:

@@ -112,7 +112,8 @@ class Tags:
         values = self.recording.values
         value = self.new(tensor, "written", values[index].name)
         value.unwritten = values[index].unwritten
-        for source in (values[index], *(values[written] for written in later)):
+        value.parts = (index, *later)
+        for source in (values[part] for part in value.parts):
             value.live, value.mask = value.live or source.live, value.mask or source.mask
             value.learned = value.learned or source.learned
         for written in later:

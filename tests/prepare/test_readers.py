@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from quantcfg.preparation.cells import REASON as POINT
 from quantcfg.preparation.plan import OpRow
-from quantcfg.preparation.positions import BOX, DECODED, REASON as POSITION
+from quantcfg.preparation.positions import BOX, REASON as POSITION
 from quantcfg.preparation.prepare import prepare
 from quantcfg.preparation.state import FakeQuantState, calibrating, fake_quants, plan_of, set_fake_quantize
 from quantcfg.qconfig import get_default_qconfig
@@ -189,11 +190,29 @@ def _cells(m: Written, x: Tensor) -> Tensor:
 
 def test_what_is_decoded_for_the_caller_stays_float() -> None:
     found = rows_of(_cells, X)
-    assert {name for name, row in found.items() if row.reason == DECODED} == {
+    assert {name for name, row in found.items() if row.reason == POINT} == {
         "mul_1", "add_0", "mul_2", "cat_0",
     }  # fmt: skip
     assert found["sigmoid_0"].role == "quantized"
     assert similarity(model_of(lambda m, x: _cells(m, x)[:, 4:]), X) > 0.99
+
+
+def _flow(m: Written, x: Tensor) -> Tensor:
+    """An image that is warped by what a layer says, and how far that is."""
+    places = torch.stack(torch.meshgrid(torch.arange(4), torch.arange(4), indexing="xy"), -1).float()
+    points = places + m.b(m.a(x)).view(1, 4, 4, 2)
+    flow = points - places
+    grid = points / 1.5
+    grid[..., 0] = grid[..., 0] - 1
+    return F.grid_sample(flow.permute(0, 3, 1, 2).relu(), grid, align_corners=True)
+
+
+def test_the_points_that_an_image_is_sampled_at_stay_float() -> None:
+    found = rows_of(_flow, X)
+    assert {name for name, row in found.items() if row.reason == POINT} == {"add_0", "div_0", "sub_1"}
+    assert found["sub_0"].role == "quantized"
+    assert found["sub_0"].inputs == ()
+    assert found["grid_sample_0"].dtypes_in == ("qint8", "float")
 
 
 @pytest.mark.parametrize(

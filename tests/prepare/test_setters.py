@@ -159,6 +159,17 @@ def test_the_grid_of_a_grid_sample_is_widened_and_not_the_image() -> None:
     assert (dtype(found["offsets"]), dtype(found["image"])) == ("qint16", "qint8")
 
 
+def test_a_grid_of_places_that_is_widened_is_not_left_in_float() -> None:
+    class Shift(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            columns = torch.arange(x.shape[-1]).float()
+            return F.grid_sample(x, x[:, :2].permute(0, 2, 3, 1) + columns[:, None] / 32, align_corners=False)
+
+    setter = qc.TemplateQconfigSetter(INT8, ("grid_sample_int16",))
+    assert rows(Shift(), {}, (IMAGE,))["add_0"].role == "float"
+    assert dtype(rows(Shift(), {}, (IMAGE,), qconfig_setter=setter)["add_0"]) == "qint16"
+
+
 def test_a_template_never_changes_what_the_user_named() -> None:
     named = {"": INT8, "module_name": {"classifier": INT16}}
     prepared = qc.prepare(

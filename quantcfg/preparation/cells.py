@@ -1,0 +1,95 @@
+"""Points in an image that are made of the places of its cells: boxes that are decoded, points to sample at.
+
+On a grid of 256 steps across an image they move by pixels, and scores that a detector hands out in one tensor
+with its boxes are all 0. A flow is the small difference of two such points.
+"""
+
+from __future__ import annotations
+
+from quantcfg.preparation.ops import OpKind
+from quantcfg.preparation.record import Recording, Site, Value
+
+REASON = "made of the places of cells in an image: on a grid it would move by pixels"
+FINE_BITS = 16
+"""With as many bits a grid is fine enough for such points."""
+
+_RANGES = ("arange", "linspace")
+_SUMS = ("add", "sub", "rsub")
+_SHIFTS = frozenset({*_SUMS, "mul", "div", "exp", "log2", "maximum", "minimum", "setitem", "affine_grid"})
+_KEEPING = (OpKind.MOVE, OpKind.CLIP, OpKind.JOIN, OpKind.STATISTIC)
+
+
+def points_in(recording: Recording) -> set[int]:
+    """The values that hold such points, where they are only handed out or sampled at in the end."""
+    places = _places_in(recording)
+    possible = _leading_out(recording, places)
+    found = set[int]()
+    for value in recording.values:
+        starts = _is_point(recording.producer(value.index), places)
+        if value.index in possible and (starts or not found.isdisjoint(_sources(recording, value))):
+            found.add(value.index)
+    for value in reversed(recording.values):
+        if value.index in found:
+            found.update(possible.intersection(_sources(recording, value)))
+    return found | {place for site in recording.sites for place in _places_beside(site, places, found)}
+
+
+def _places_in(recording: Recording) -> set[int]:
+    """The values that are made of numbers which the forward counted, and of no activation."""
+    found = set[int]()
+    for value in recording.values:
+        site = recording.producer(value.index)
+        made = not found.isdisjoint(_sources(recording, value))
+        if not (value.live or value.mask) and (made or (site is not None and _counts(site))):
+            found.add(value.index)
+    return found
+
+
+def _counts(site: Site) -> bool:
+    return not site.data and (site.kind is not OpKind.CREATE or site.op in _RANGES)
+
+
+def _sources(recording: Recording, value: Value) -> tuple[int, ...]:
+    site = recording.producer(value.index)
+    return value.parts if site is None else tuple(operand.value for operand in site.data)
+
+
+def _is_point(site: Site | None, places: set[int]) -> bool:
+    if site is None:
+        return False
+    shifted = site.op in _SUMS and any(operand.value in places for operand in site.data)
+    return shifted or site.op == "affine_grid"
+
+
+def _leading_out(recording: Recording, places: set[int]) -> set[int]:
+    """The activations that are only shifted and moved before they are handed out or sampled at."""
+    found, hidden = set[int](), set[int]()  # hidden: part of what is read for something else
+    for value in reversed(recording.values):
+        site = recording.producer(value.index)
+        keeps = bool(value.parts) if site is None else site.op in _SHIFTS or site.kind in _KEEPING
+        readers = [recording.sites[index] for index in value.consumers]
+        ends = all(_ends(reader, value, places) or found.issuperset(reader.outputs) for reader in readers)
+        if value.live and keeps and ends and value.index not in hidden:
+            found.add(value.index)
+        else:
+            hidden.update(value.parts)
+    return found
+
+
+def _ends(reader: Site, value: Value, places: set[int]) -> bool:
+    """Whether points end at ``reader``: what it makes of them is an image, or how far they have moved."""
+    if reader.op == "grid_sample":
+        return value.index in _sampled_at(reader)
+    return reader.op == "sub" and [o.value in places for o in reader.data] == [False, True]
+
+
+def _sampled_at(site: Site) -> set[int]:
+    return {operand.value for operand in site.data if operand.slot[0] in (1, "grid")}
+
+
+def _places_beside(site: Site, places: set[int], points: set[int]) -> set[int]:
+    """The places that ``site`` reads together with points, or samples at."""
+    if site.op == "grid_sample":
+        return places & _sampled_at(site)
+    read = {operand.value for operand in site.data}
+    return set() if read.isdisjoint(points) else places & read
