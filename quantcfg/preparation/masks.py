@@ -34,7 +34,7 @@ _SURELY_MASK = -9999.0
 _NO_UNIT = 1e6  # what an input is multiplied by to have it in other units is less
 _MAYBE_MASK = -20.0
 _NO_ACTIVATION = 1e30
-_SUMS = ("add", "sub")
+SUMS = ("add", "sub")
 _SOFTMAXES = ("softmax", "log_softmax")
 _GREATEST = ("max", "amax", "min", "amin", "topk", "sort", "logsumexp")
 _REPLACING = ("nan_to_num", "masked_fill", "where")
@@ -64,11 +64,22 @@ def is_nothing_but_mask(tensor: Tensor) -> bool:
     return bool(((tensor == 0) | (tensor == (lowest or highest))).all())
 
 
-def mark_handed_in(recording: Recording) -> None:
+def is_choice(tensor: Tensor) -> bool:
+    """Whether a tensor holds 0 and at most one other number, of the size that masks have."""
+    if not _can_be_read(tensor):
+        return False
+    lowest, highest = _range(tensor)
+    if lowest < 0 < highest or 0 < max(-lowest, highest) < -_MAYBE_MASK:
+        return False
+    return bool(((tensor == 0) | (tensor == (lowest or highest))).all())
+
+
+def mark_added(recording: Recording) -> None:
     """Take for a mask what is added to the scores of a softmax and made of an input of the model alone.
 
     What it holds says nothing: without padding, the mask of an example is all 0. Before a maximum that is one
-    which all channels share: what has a number for each may be data.
+    which all channels share: what has a number for each may be data. What is made of integers and booleans is
+    one where it is a choice of two numbers.
     """
     for site in recording.sites:
         if site.op in _SOFTMAXES and site.data:
@@ -89,13 +100,14 @@ def carries(site: Site) -> bool:
 def _mark_before(recording: Recording, value: int, *, shared: bool) -> None:
     """Go back from a softmax over sums and moves; mark what lies between it and what is handed in."""
     passed: list[int] = []
-    while (site := recording.producer(value)) is not None and (site.op in _SUMS or site.kind is OpKind.MOVE):
+    while (site := recording.producer(value)) is not None and (site.op in SUMS or site.kind is OpKind.MOVE):
         passed.append(value)
         handed = [_handed_in(recording, operand.value, site, shared=shared) for operand in site.data]
         scores = [o.value for o, path in zip(site.data, handed, strict=True) if not path]
-        if not scores or not recording.values[scores[0]].live:
+        scores = [score for score in scores if recording.values[score].live]
+        if not scores:
             return
-        for index in (*chain(*handed), *passed) if any(handed) else ():
+        for index in (*chain(*handed), *passed) if any(handed) or site.adds_choice else ():
             recording.values[index].mask = True
         value = scores[0]
 
@@ -182,8 +194,13 @@ def is_transformed(args: Any, kwargs: Any) -> bool:
     )
 
 
+def _can_be_read(tensor: Tensor) -> bool:
+    dense = tensor.layout is torch.strided and not tensor.is_complex()
+    return dense and tensor.numel() > 0 and not tensor.is_meta and not is_wrapped(tensor)
+
+
 def _range(tensor: Tensor) -> tuple[float, float]:
-    if tensor.numel() == 0 or tensor.is_meta or tensor.layout is not torch.strided or is_wrapped(tensor):
+    if not _can_be_read(tensor):
         return 0.0, 0.0
     lowest, highest = torch.aminmax(tensor.detach())
     return float(lowest), float(highest)

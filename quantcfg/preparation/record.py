@@ -73,6 +73,7 @@ class Site:
     dim: int | None = None  # the one that it was told, counted from the last one: -1, -2, ...
     macs: int = 0
     written_back: bool = False
+    adds_choice: bool = False  # of two numbers, made of integers and booleans
     name: str = ""
     note: str = ""
 

@@ -187,10 +187,21 @@ class Recorder:
                 value = self.recording.values[index]
                 value.live = value.learned = True
         self._mark_masks(site, operands, outputs, call)
+        site.adds_choice = site.op in masks.SUMS and any(map(masks.is_choice, self._chosen(site, call)))
         if site.kind is OpKind.GEMM or site.op in (*RECURRENT, *CELLS):
             shapes, told = self._shapes(operands), next(iter(call.args), None)
             site.macs = macs(site.op, shapes, self._shapes(site.weights), outputs[0].numel(), told)
         return site
+
+    def _chosen(self, site: Site, call: _Call) -> Iterator[Tensor]:
+        """The arguments that are made of integers and booleans, and not of an activation or a parameter."""
+        other = {operand.slot[0] for operand in site.data if not self._is_chosen(operand.value)}
+        given = ((key, arg) for key, arg in (*enumerate(call.args), *call.kwargs.items()) if key != "out")
+        return (arg for key, arg in given if isinstance(arg, Tensor) and key not in other)
+
+    def _is_chosen(self, index: int) -> bool:
+        value, maker = self.recording.values[index], self.recording.producer(index)
+        return not (value.live or value.fixed or maker is None or maker.kind is OpKind.CREATE)
 
     def _shapes(self, operands: Iterable[Operand]) -> list[tuple[int, ...]]:
         return [self.recording.values[operand.value].shape for operand in operands]
@@ -308,7 +319,7 @@ class Recorder:
         indices = map(self._tags.index_of, tensors_in(result))
         self.recording.returned.update(index for index in indices if index is not None)
         name_sites(self.recording.sites, self.recording.calls)
-        masks.mark_handed_in(self.recording)
+        masks.mark_added(self.recording)
         self.recording.overwritten = self._tags.overwritten()
         return self.recording
 

@@ -104,6 +104,11 @@ MORE_WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "linear biases": lambda scores, keep: _with_linear_bias(scores).masked_fill(~keep, -torch.inf),
     "blocks": lambda scores, keep: scores.masked_fill(~(keep & _in_block(scores)), LOWEST / 2),
     "made from lengths": lambda scores, keep: scores.masked_fill(_behind(keep), -65504.0),
+    "whole numbers": lambda scores, keep: scores + (1 - keep.long()) * -10000,
+    "whole numbers subtracted": lambda scores, keep: (~keep) * 100 * -1 + scores,
+    "a small number subtracted": lambda scores, keep: scores - (~keep) * 100.0,
+    "a small number chosen": lambda scores, keep: scores + torch.where(keep, 0.0, -100.0),
+    "a bonus": lambda scores, keep: scores + 100 * keep,
     "in another dtype": lambda scores, keep: (scores.double() + torch.where(keep, 0.0, LOWEST)).float(),
 }
 
@@ -139,6 +144,21 @@ class Attention(nn.Module):
         scores = self.query(x) @ self.key(x).transpose(-1, -2)
         self.weights = self.mask(scores, keep[:, None, :]).softmax(-1)
         return self.weights @ self.value(x)
+
+
+def _distances() -> Tensor:
+    return (torch.arange(6)[:, None] - torch.arange(6)).abs()
+
+
+@pytest.mark.parametrize("bias", [_distances, lambda: 0.25 * _distances(), lambda: torch.zeros(6)])
+def test_what_is_added_to_scores_and_is_no_choice_is_no_mask(bias: Callable[[], Tensor]) -> None:
+    model, x = Called(lambda scores: (scores + bias()).softmax(-1)), torch.randn(2, 6, 6)
+    roles = {
+        row.op: row.role
+        for row in plan_of(prepare(model, {"": get_default_qconfig()}, example_inputs=x)).rows
+    }
+
+    assert (roles["add"], roles["softmax"]) == ("quantized", "quantized")
 
 
 @pytest.mark.parametrize("example_padded", [True, False])
