@@ -18,6 +18,7 @@ from quantcfg.config.spec import FakeQuantSpec
 from quantcfg.numeric.dtypes import as_dtype
 from quantcfg.preparation.cells import FINE_BITS, REASON as POINT
 from quantcfg.preparation.fuse import Chain, find_chains, vanishes
+from quantcfg.preparation.losses import FOR_NUMBER, NUMBER, read_for_numbers
 from quantcfg.preparation.masks import before_replacement
 from quantcfg.preparation.ops import OpKind
 from quantcfg.preparation.positions import positions_in
@@ -111,6 +112,7 @@ class _Assigner:
             for value, reason in positions_in(recording).items()
             if reason != POINT or not self._has_fine_grid(value)
         }
+        self.for_numbers = read_for_numbers(recording)
         self.outside: set[int] = set()  # values outside the stubs' region
         self.on_grid: set[int] = set()  # values that a quantizer made
         self.edges: dict[int, FakeQuantSpec] = {}
@@ -172,7 +174,9 @@ class _Assigner:
         if site.kind is OpKind.FLOAT:
             return site.spec.reason or f"'{site.op}' has no quantized form"
         if not any(value.shape for value in made):
-            return "one number: a loss or an energy, and no tensor that a chip computes with"
+            return NUMBER
+        if self.for_numbers.issuperset(site.outputs):
+            return FOR_NUMBER
         if self.positions.keys() >= set(site.outputs):
             return self.positions[site.outputs[0]]
         return self._mask_reason(site) or self._steep_reason(site) or self._rule_reason(row.decision)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from quantcfg.preparation.cells import REASON as POINT
+from quantcfg.preparation.losses import FOR_NUMBER, NUMBER
 from quantcfg.preparation.plan import OpRow
 from quantcfg.preparation.positions import BOX, REASON as POSITION
 from quantcfg.preparation.prepare import prepare
@@ -225,6 +226,33 @@ def test_the_points_that_an_image_is_sampled_at_stay_float() -> None:
 )
 def test_a_sum_with_places_that_the_model_goes_on_with_is_an_activation(run: Callable[..., Any]) -> None:
     assert rows_of(run, X)["add_0"].role == "quantized"
+
+
+def _with_loss(m: Written, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    logits = m.b(m.a(x).sigmoid())
+    misses = (F.normalize(logits, dim=1) - target).abs() * m.vector
+    return logits, misses.sum(1).mean() * 0.5
+
+
+def test_what_only_a_loss_is_made_of_stays_float() -> None:
+    found = rows_of(_with_loss, X, X.sign())
+    assert {name: row.reason for name, row in found.items() if row.role == "float"} == {
+        **dict.fromkeys(("normalize_0", "sub_0", "abs_0", "mul_0", "sum_0"), FOR_NUMBER),
+        **dict.fromkeys(("mean_0", "mul_1"), NUMBER),
+    }
+    assert {name for name, row in found.items() if row.role == "quantized"} == {"a", "sigmoid_0", "b"}
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda m, x: m.b(m.a(x) / 2).sigmoid()[:1, :1].squeeze(),  # the result for one sample
+        lambda m, x: m.a(x) * (m.a(x) / 2).sigmoid().mean(),  # a scale
+        lambda m, x: ((y := m.a(x).sigmoid()), y.mean()),  # a result, and a number beside it
+    ],
+)
+def test_what_more_than_a_loss_is_made_of_is_an_activation(run: Callable[..., Any]) -> None:
+    assert rows_of(run, X)["sigmoid_0"].role == "quantized"
 
 
 def test_nothing_is_said_to_be_observed_of_what_is_empty_in_the_example() -> None:
