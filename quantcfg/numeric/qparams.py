@@ -137,18 +137,23 @@ def symmetric_range(scale: Tensor, *, quant_min: int, quant_max: int) -> tuple[T
     return -bound, bound
 
 
+def _least() -> float:
+    """`EPS`; with ``dynamic=True`` a compiler takes a number of a module for one that may change."""
+    return torch.finfo(torch.float32).eps
+
+
 def effective_scale(scale: Tensor) -> Tensor:
     """The scale that a learned parameter stands for: its magnitude, at least `EPS`.
 
     Positive whatever an optimizer does to the parameter, whose gradient follows the sign; below `EPS` it
     passes straight through, or a scale that fell there could never grow again.
     """
-    return scale.abs().clamp(min=EPS)
+    return scale.abs().clamp(min=_least())
 
 
 def effective_alpha(alpha: Tensor, *, quant_min: int, quant_max: int) -> Tensor:
     """The clipping point that a learned parameter stands for: its magnitude, at least that of `EPS`."""
-    return alpha.abs().clamp(min=EPS * (quant_max - quant_min) / 2)
+    return alpha.abs().clamp(min=_least() * (quant_max - quant_min) / 2)
 
 
 def along(qparam: Tensor, x: Tensor, ch_axis: int) -> Tensor:
@@ -158,15 +163,16 @@ def along(qparam: Tensor, x: Tensor, ch_axis: int) -> Tensor:
     return qparam.reshape(-1, *[1] * (x.dim() - ch_axis - 1))
 
 
-def in_memory(qparam: Tensor) -> Tensor:
-    """``qparam``, which a compiler is made to compute once and write down, by asking for its stride.
+def in_memory(x: Tensor) -> Tensor:
+    """``x``, which a compiler is made to compute once and write down, by asking for its stride.
 
-    It would repeat all of the arithmetic that leads there, an observer's with divisions in float64, for every
-    vector of the tensor to be quantized: 5.4 copies of it for forward and backward, this 3.4.
+    It would repeat all of the arithmetic that leads there wherever the value is read: that of a scale, an
+    observer's with divisions in float64, for every vector of the tensor to be quantized (5.4 copies of it for
+    forward and backward, this 3.4).
     """
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-        return qparam.as_strided(qparam.shape, qparam.stride())
-    return qparam
+        return x.as_strided(x.shape, x.stride())
+    return x
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

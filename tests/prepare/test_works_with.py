@@ -191,6 +191,22 @@ def test_a_module_that_asks_for_shapes_compiles_for_all_batch_sizes() -> None:
         torch.testing.assert_close(call(IMAGE[:size]), prepared(IMAGE[:size]), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("kind", ["fake_quant", "lsq", "pact"])
+def test_it_trains_compiled_for_any_shape_from_the_first_on(kind: str) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.randn(3, 4)
+    prepared = prepare(model, {"": get_default_qconfig(kind, kind)}, example_inputs=(x,), stage="qat")
+    with calibrating(prepared):
+        prepared(x)
+    set_fake_quantize(prepared, FakeQuantState.QAT)
+    other = copy.deepcopy(prepared)
+
+    torch.compile(prepared, fullgraph=True, backend="eager", dynamic=True)(x).sum().backward()
+    other(x).sum().backward()
+    for parameter, wanted in zip(prepared.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, wanted.grad, rtol=0, atol=0)
+
+
 def test_it_exports() -> None:
     prepared = calibrated_resnet()
     set_fake_quantize(prepared, FakeQuantState.VALIDATION)
