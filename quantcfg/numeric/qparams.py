@@ -163,16 +163,16 @@ def along(qparam: Tensor, x: Tensor, ch_axis: int) -> Tensor:
     return qparam.reshape(-1, *[1] * (x.dim() - ch_axis - 1))
 
 
-def in_memory(x: Tensor) -> Tensor:
-    """``x``, which a compiler is made to compute once and write down, by asking for its stride.
+def in_memory(qparam: Tensor) -> Tensor:
+    """``qparam``, which a compiler is made to compute once and write down, by asking for its stride.
 
-    It would repeat all of the arithmetic that leads there wherever the value is read: that of a scale, an
-    observer's with divisions in float64, for every vector of the tensor to be quantized (5.4 copies of it for
-    forward and backward, this 3.4).
+    It would repeat all of the arithmetic that leads there, an observer's with divisions in float64, for every
+    vector of the tensor to be quantized: 5.4 copies of it for forward and backward, this 3.4. For qparams
+    alone: of a slice of what it has not written down, torch 2.13's compiler then reads other memory.
     """
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-        return x.as_strided(x.shape, x.stride())
-    return x
+        return qparam.as_strided(qparam.shape, qparam.stride())
+    return qparam
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
