@@ -17,7 +17,7 @@ CARRIERS = frozenset({
     "add", "sub", "rsub", "mul", "div", "neg", "masked_fill", "where", "cat", "stack", "maximum", "minimum",
     "pad", "setitem", "max", "min", "amax", "amin", "topk", "sort", "clamp", "index_fill", "index_copy",
     "index_put", "index_add", "scatter", "scatter_add", "masked_scatter", "addcmul", "lerp", "nan_to_num",
-    "log_softmax", "threshold", "addmm", "addbmm", "baddbmm",
+    "log_softmax", "threshold", "addmm", "addbmm", "baddbmm", "cumsum",
 })  # fmt: skip
 """Ops whose result still holds the mask of an operand; a softmax, for one, does not."""
 

@@ -342,6 +342,28 @@ class Called(nn.Module):
         return self.function(*args)
 
 
+def _sparsemax(scores: Tensor, keep: Tensor) -> Tensor:
+    """Martins & Astudillo 2016: the sums of the greatest say how many of them are not 0."""
+    scores = scores.masked_fill(~keep.bool(), -1e4)
+    ordered = scores.sort(-1, descending=True).values
+    excess = ordered.cumsum(-1) - 1
+    count = (torch.arange(1.0, 7.0) * ordered > excess).sum(-1, keepdim=True)
+    return (scores - excess.gather(-1, count - 1) / count).clamp(min=0)
+
+
+def test_sums_of_what_is_masked_are_masked() -> None:
+    model, scores = Called(_sparsemax), torch.randn(3, 6, 6, generator=torch.Generator().manual_seed(0))
+    keep = (torch.arange(6) < torch.tensor([6, 4, 2])[:, None])[:, None].float()
+    prepared = prepare(model, {"": get_default_qconfig()}, example_inputs=(scores, torch.ones_like(keep)))
+    with calibrating(prepared):
+        prepared(scores, keep)
+    set_fake_quantize(prepared, FakeQuantState.VALIDATION)
+
+    weights = prepared(scores, keep)
+    torch.testing.assert_close(weights, model(scores, keep), rtol=0, atol=0.1)
+    assert not (weights * (1 - keep)).any()
+
+
 INPUTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # `keep` is the numbers 0 and 1
     "infinity": lambda scores, keep: scores + keep.log(),
     "a product": lambda scores, keep: scores + (1.0 - keep) * -10000.0,
