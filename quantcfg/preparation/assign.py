@@ -25,7 +25,7 @@ from quantcfg.preparation.positions import positions_in
 from quantcfg.preparation.ratios import kept_for_ratios
 from quantcfg.preparation.record import Operand, Recording, Site, Slot, Value
 from quantcfg.preparation.roots import kept_for_roots
-from quantcfg.preparation.steep import kept_for_steepness, steepness
+from quantcfg.preparation.steep import INVERSES, kept_for_steepness, steepness
 
 LEFT_BY_RULES = ("left in float by", "no rule covers it", "no activation fake quant")
 """How the reason of an op begins that is in float because of the rules, not because of what it is."""
@@ -313,10 +313,16 @@ class _Assigner:
         for length in value.shape:
             size *= length
         wide = operand.value in self.statistic or operand.value in self.positions
-        rough = (wide and row.site.kind is not OpKind.GEMM) or value.producer in self.unrounded
+        narrowed = row.site.kind is OpKind.GEMM and not self._scales(row.site, operand)
+        rough = (wide and not narrowed) or value.producer in self.unrounded
         exempt = value.mask or rough or bool(steepness(row.site, operand))
         nothing = size == 0 and not value.live  # a cache that is filled later, and not from here
         return exempt or nothing or size == 1 or row.decision.spec is None
+
+    def _scales(self, site: Site, operand: Operand) -> bool:
+        """Whether a product of activations takes an inverse to divide by: it spans orders of magnitude."""
+        maker = self.recording.producer(self.recording.unmoved(operand.value))
+        return not site.weights and maker is not None and maker.op in INVERSES
 
     def _ensure_on_grid(self, site: Site, operand: Operand, wanted: FakeQuantSpec) -> None:
         consumer, slot, value = site, operand.slot, operand.value

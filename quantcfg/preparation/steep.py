@@ -10,9 +10,10 @@ from __future__ import annotations
 from quantcfg.preparation.ops import OpKind
 from quantcfg.preparation.record import Operand, Recording, Site
 
+INVERSES = ("rdiv", "reciprocal", "rsqrt")
 _DIVISOR = "is divided by: rounded to 0 it would make the quotient infinite"
 _REASONS = {
-    **dict.fromkeys(("rdiv", "reciprocal", "rsqrt"), _DIVISOR),
+    **dict.fromkeys(INVERSES, _DIVISOR),
     "sqrt": "only its root counts: rounded before, what is small would be lost",
     **dict.fromkeys(
         ("log", "log2", "log10", "logit"),

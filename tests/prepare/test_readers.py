@@ -282,6 +282,15 @@ def test_what_is_divided_by_stays_float_however_it_is_written(invert: Callable[[
     assert found["add_0"].reason == "is divided by: rounded to 0 it would make the quotient infinite"
 
 
+def test_an_inverse_that_a_product_is_scaled_by_stays_float() -> None:
+    def run(m: Written, x: Tensor) -> Tensor:
+        y = m.a(x).exp()
+        return m.b(torch.einsum("nc,n->nc", y, 1 / y.sum(1)))
+
+    rows = torch.logspace(-2, 0, 4)[:, None] * X
+    assert rows_of(run, rows)["einsum_0"].dtypes_in == ("qint8", "float")
+
+
 def test_patches_that_overlap_are_added_up() -> None:
     image = torch.randn(1, 2, 6, 6)
     for stride, role in ((1, "quantized"), (2, "passed through")):
