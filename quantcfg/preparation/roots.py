@@ -2,12 +2,12 @@
 
 A variance may be written out as the mean of the squares less the square of the mean: rounded before they are
 subtracted, what is left is noise, and its root not a number where it falls below 0. A matrix may be nearly
-singular: rounded, it is none that can be decomposed.
+singular: rounded, it is none that can be decomposed. A distance may be written out as squares less a product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from quantcfg.preparation.ops import OpKind
 from quantcfg.preparation.record import Recording, Site, Value
@@ -15,11 +15,13 @@ from quantcfg.preparation.record import Recording, Site, Value
 _DIFFERENCE = (
     "part of a small difference of large numbers, of which the root, the inverse or the least is taken"
 )
+_DISTANCE = "part of a distance written out as squares less a product: a small difference of large numbers"
 _MATRIX = "part of a matrix that is decomposed or inverted: on a grid it may be singular"
 
 _ROOTS = ("sqrt", "rsqrt", "pow", "reciprocal", "rdiv")
 _SQUARES = ("pow", "square", "mul")
-_SHIFTS = ("add", "mul", "div")
+_SHIFTS = ("add", "mul", "div", "neg")
+_SUMS = ("add", "sub")
 _MEANS = (
     "mean", "sum", "div", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool2d",
     "scatter_reduce", "scatter_add", "index_add",
@@ -32,35 +34,77 @@ _DECOMPOSED = frozenset({
 
 
 def kept_for_roots(recording: Recording) -> dict[int, str]:
-    """The sites that make such a variance or matrix, from what it is made of on: why float."""
-    differences, matrices = set[int](), set[int]()
+    """The sites that make such a variance, distance or matrix, from what it is made of on: why float."""
+    kept: dict[int, str] = {}
     for site in recording.sites:
-        if site.op.removeprefix("linalg_").removesuffix("_ex") in _DECOMPOSED and site.data:
-            matrices |= recording.made_of([site.data[0].value], through=_makes_matrix)
-        elif site.op == "sub" and len(recording.live(site)) > 1 and (kept := _kept(recording, site)):
-            differences |= recording.made_of((operand.value for operand in site.data), through=_makes_mean)
-            differences.update(kept)
-    return _makers(recording, matrices, _MATRIX) | _makers(recording, differences, _DIFFERENCE)
+        for found, reason in (
+            (_matrix(recording, site), _MATRIX),
+            (_difference(recording, site), _DIFFERENCE),
+            (_distance(recording, site), _DISTANCE),
+        ):
+            kept |= dict.fromkeys(_makers(recording, found), reason)
+    return kept
 
 
-def _makers(recording: Recording, values: Iterable[int], reason: str) -> dict[int, str]:
+def _makers(recording: Recording, values: Iterable[int]) -> list[int]:
     makers = (recording.values[value].producer for value in values)
-    return {maker: reason for maker in makers if maker is not None}
+    return [maker for maker in makers if maker is not None]
 
 
-def _kept(recording: Recording, site: Site) -> list[int]:
-    """A difference and what follows up to a root; none where it is used for anything else."""
-    if _is_for_the_least(recording.values[site.outputs[0]]):
-        return [site.outputs[0]]
+def _matrix(recording: Recording, site: Site) -> set[int]:
+    """The values that the matrix which ``site`` decomposes is made of."""
+    if site.op.removeprefix("linalg_").removesuffix("_ex") not in _DECOMPOSED or not site.data:
+        return set()
+    return recording.made_of([site.data[0].value], through=_makes_matrix)
+
+
+def _difference(recording: Recording, site: Site) -> set[int]:
+    """The values from the means of the variance that ``site`` makes up to its root; or none."""
+    if site.op != "sub" or len(recording.live(site)) < 2:
+        return set()
     square = recording.producer(recording.unmoved(site.data[1].value))
-    return _up_to_root(recording, site) if square is not None and square.op in _SQUARES else []
+    kept: list[int] = []
+    if _is_for_the_least(recording.values[site.outputs[0]]):
+        kept = [site.outputs[0]]
+    elif square is not None and square.op in _SQUARES:
+        kept = _up_to_root(recording, site, _ROOTS)
+    means = recording.made_of(_read(site), through=_makes_mean) if kept else set[int]()
+    return means.union(kept)
 
 
-def _up_to_root(recording: Recording, site: Site) -> list[int]:
+def _distance(recording: Recording, site: Site) -> set[int]:
+    """The values from squares, and a product of what is squared, up to the root of their sum; or none."""
+    if site.op not in _SUMS or len(recording.live(site)) < 2:
+        return set()
+    path = _up_to_root(recording, site, (*_ROOTS, "exp"))
+    parts = recording.made_of(path[:1], through=_makes_distance)
+    makers = [recording.sites[maker] for maker in _makers(recording, parts)]
+    squared = {recording.unmoved(maker.data[0].value) for maker in makers if _is_square(maker)}
+    multiplied = {o.value for m in makers if m.kind is OpKind.GEMM for o in (*m.data, *m.weights)}
+    return parts.union(path) if squared.intersection(map(recording.unmoved, multiplied)) else set()
+
+
+def _is_square(site: Site) -> bool:
+    return site.op in ("pow", "square") or (site.op == "mul" and len(site.data) == 2 > len(_read(site)))
+
+
+def _read(site: Site) -> set[int]:
+    return {operand.value for operand in site.data}
+
+
+def _makes_distance(maker: Site, reader: Site | None) -> bool:
+    """What is multiplied may be moved and doubled before; what makes that, or is squared, is no part."""
+    scales = maker.kind is OpKind.MOVE or (maker.op in _SHIFTS and len(maker.data) == 1)
+    if reader is not None and (reader.kind is OpKind.GEMM or _is_square(reader)):
+        return scales and reader.kind is OpKind.GEMM
+    return scales or maker.kind is OpKind.GEMM or maker.op in (*_SUMS, "sum") or _is_square(maker)
+
+
+def _up_to_root(recording: Recording, site: Site, roots: Collection[str]) -> list[int]:
     """A difference and what constants make of it before the root; none where others read it."""
     passed = [site.outputs[0]]
     while (reader := recording.sole_consumer(passed[-1])) is not None:
-        if reader.op in _ROOTS or _divides(reader, passed[-1]):
+        if reader.op in roots or _divides(reader, passed[-1]):
             return passed
         shifts = reader.op in _SHIFTS or reader.kind in (OpKind.MOVE, OpKind.CLIP)
         if not shifts or len(recording.live(reader)) != 1:
@@ -84,7 +128,7 @@ def _makes_mean(maker: Site, reader: Site | None) -> bool:
         return False
     if maker.kind is OpKind.MOVE or maker.op in (*_MEANS, "softmax"):
         return True
-    squared = reader is not None and reader.op in _SQUARES and len({o.value for o in reader.data}) == 1
+    squared = reader is not None and reader.op in _SQUARES and len(_read(reader)) == 1
     return maker.op in _SQUARES and not squared
 
 

@@ -145,6 +145,57 @@ def test_distances_of_which_the_least_is_looked_for_stay_float() -> None:
     assert rows["matmul_0"][0] == "quantized"
 
 
+Pairs = Callable[[Tensor, Tensor], Tensor]
+
+
+def _squares(y: Tensor) -> Tensor:
+    return y.pow(2).sum(-1)
+
+
+PAIRS: dict[str, Pairs] = {
+    "less the double": lambda y, z: _squares(y)[:, None] + _squares(z) - 2 * y @ z.T,
+    "the double in between": lambda y, z: (y * y).sum(1, keepdim=True) - 2 * (y @ z.T) + (z * z).sum(1),
+    "the double first": lambda y, z: torch.matmul(y, z.T) * -2 + _squares(z) + _squares(y)[:, None],
+}
+ENDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "root": lambda squares: (squares.clamp(min=0) + 1e-6).sqrt(),
+    "exponential": lambda squares: (-squares / 8).exp(),
+    "inverse": lambda squares: 1 / (1 + squares),
+}
+
+
+class Distances(nn.Module):
+    """How far numbers far from 0 are from each other, or from centers, between two layers."""
+
+    def __init__(self, pairs: Pairs, end: Callable[[Tensor], Tensor], *, has_centers: bool) -> None:
+        super().__init__()
+        self.pairs, self.end = pairs, end
+        self.first, self.last = nn.Linear(16, 8), nn.Linear(32, 8)
+        self.centers = nn.Parameter(3 + torch.randn(32, 8)) if has_centers else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first(x) + 3)
+        return self.last(self.end(self.pairs(y, y if self.centers is None else self.centers)))
+
+
+@pytest.mark.parametrize("has_centers", [True, False])
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("pairs", PAIRS)
+def test_a_distance_that_is_written_out_stays_float(pairs: str, end: str, has_centers: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Distances(PAIRS[pairs], ENDS[end], has_centers=has_centers).eval(), torch.randn(32, 16)
+    expected = model(x)
+    prepared = prepare(model, GLOBAL, example_inputs=x)
+    with calibrating(prepared):
+        prepared(x)
+    set_fake_quantize(prepared, FakeQuantState.VALIDATION)
+
+    off, wanted = prepared(x) - expected.mean(0), expected - expected.mean(0)
+    assert torch.cosine_similarity(off.flatten(), wanted.flatten(), dim=0) > 0.995
+    assert {"first.weight", "last.weight"} <= set(fake_quants(prepared))
+    assert not any(name.startswith(("matmul", "mul", "pow", "sub", "sum")) for name in fake_quants(prepared))
+
+
 def test_a_squared_difference_is_quantized() -> None:
     model, x = Pooled(lambda y, weights: ((y - weights) ** 2).mean(1)), torch.randn(4, 5, 16)
     model(x)
