@@ -291,6 +291,12 @@ def dim_of(args: Any, kwargs: Any) -> int | None:
     return dim if dim < 0 else dim - given.dim()
 
 
+def exponent_of(op: str, args: Any, kwargs: Any) -> float | None:
+    """The number that a power is taken to; None where there is none, or it is a tensor."""
+    exponent = kwargs.get("exponent", args[1] if len(args) > 1 else None)
+    return float(exponent) if op == "pow" and isinstance(exponent, int | float) else None
+
+
 def _adds_zero(args: Any) -> bool:
     """Whether a sum is with the whole number 0, which Python's ``sum`` begins with."""
     return len(args) == 2 and any(type(arg) is int and arg == 0 for arg in args)

@@ -71,6 +71,7 @@ class Site:
     outputs: tuple[int, ...]
     inplace: bool
     dim: int | None = None  # the one that it was told, counted from the last one: -1, -2, ...
+    exponent: float | None = None  # of a power, where it is a number
     macs: int = 0
     written_back: bool = False
     adds_choice: bool = False  # of two numbers, made of integers and booleans

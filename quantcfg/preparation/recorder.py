@@ -219,6 +219,7 @@ class Recorder:
                 spelling=call.spelling, counted=call.counted, ordinal=call.ordinal, spec=spec, kind=kind,
                 data=tuple(data), weights=tuple(weights), others=others, outputs=(), inplace=inplace,
                 dim=ops.dim_of(call.args, call.kwargs),
+                exponent=ops.exponent_of(call.op, call.args, call.kwargs),
             )  # fmt: skip
             self.recording.sites.append(site)
         for operand in operands:

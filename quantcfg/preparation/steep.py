@@ -12,9 +12,10 @@ from quantcfg.preparation.record import Operand, Recording, Site
 
 INVERSES = ("rdiv", "reciprocal", "rsqrt")
 _DIVISOR = "is divided by: rounded to 0 it would make the quotient infinite"
+_ROOT = "only its root counts: rounded before, what is small would be lost"
 _REASONS = {
     **dict.fromkeys(INVERSES, _DIVISOR),
-    "sqrt": "only its root counts: rounded before, what is small would be lost",
+    "sqrt": _ROOT,
     **dict.fromkeys(
         ("log", "log2", "log10", "logit"),
         "only its logarithm counts: rounded before, what is small would be lost",
@@ -31,6 +32,8 @@ def steepness(reader: Site, operand: Operand) -> str:
     """Why an operand should not be rounded before ``reader``, if it takes the inverse, root or logarithm."""
     if reader.op == "div" and operand.slot[0] in (1, "other"):
         return _DIVISOR
+    if reader.exponent is not None and reader.exponent < 1:
+        return _ROOT if reader.exponent > 0 else _DIVISOR
     return _REASONS.get(reader.op, "")
 
 

@@ -68,6 +68,8 @@ WAYS: dict[str, tuple[Way, dict[str, str]]] = {
         lambda m, x: torch.sqrt((y := m.a(x)) * y + (z := m.b(x)) * z),
         {"mul_0": ROOT, "mul_1": ROOT},
     ),
+    "power": (lambda m, x: (F.softplus(m.a(x)) + 1e-6) ** 0.5, {"softplus_0": ROOT, "add_0": ROOT}),
+    "inverse power": (lambda m, x: x * m.a(x).exp().sum(-1, True).pow(-1), {"exp_0": DIVISOR}),
     "deviation": (_deviation, {"mul_1": ROOT, "sum_1": ROOT}),
     "sum": (
         lambda m, x: x / (m.a(x).exp() * m.b(x).exp()).sum(-1)[:, None],
@@ -103,6 +105,15 @@ def test_a_layer_before_it_is_quantized_and_gives_32_bits(way: str) -> None:
     rows = rows_of(way)
     for name, reason in LAYERS[way].items():
         assert rows[name] == ("fused" if reason.startswith("fused") else "quantized", reason)
+
+
+def test_a_square_is_not_steep() -> None:
+    torch.manual_seed(0)
+    model = Layers(lambda m, x: m.a(x).exp() ** 2)
+    rows = {
+        row.name: row.role for row in plan_of(prepare(model, GLOBAL, example_inputs=torch.randn(4, 8))).rows
+    }
+    assert rows["exp_0"] == "quantized"
 
 
 def test_what_others_read_too_is_on_a_grid() -> None:
