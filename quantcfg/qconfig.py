@@ -149,28 +149,47 @@ def get_default_qconfig(  # noqa: PLR0917  the reference's signature
         weight_qkwargs: the same for weights.
 
     Raises:
-        ValueError: an unknown fake quant, observer or parameter; the message lists what there is.
+        ValueError: an unknown fake quant, observer or parameter, and the message lists what there is; or a
+            value that one of them does not take.
 
     Example:
         >>> qconfig = get_default_qconfig(activation_observer="mse", activation_qkwargs={"dtype": "qint16"})
         >>> qconfig.activation.dtype, dict(qconfig.weight.kwargs)["qscheme"]
         (qint16, 'per_channel_symmetric')
     """
-    weight_kwargs = dict(weight_qkwargs or {})
+    activation_kwargs = _as_dict("activation_qkwargs", activation_qkwargs)
+    weight_kwargs = _as_dict("weight_qkwargs", weight_qkwargs)
     weight_kwargs.setdefault("qscheme", "per_channel_symmetric")
     if _plain(weight_kwargs["qscheme"]) == "per_channel_symmetric":
         weight_kwargs.setdefault("ch_axis", 0)
     return QConfig(
-        activation=_slot(activation_fake_quant, activation_observer, dict(activation_qkwargs or {})),
-        weight=_slot(weight_fake_quant, weight_observer, weight_kwargs),
+        activation=_slot("activation", activation_fake_quant, activation_observer, activation_kwargs),
+        weight=_slot("weight", weight_fake_quant, weight_observer, weight_kwargs),
     )
 
 
-def _slot(fake_quant: str | None, observer: str | None, kwargs: dict[str, Any]) -> FakeQuantFactory | None:
-    return None if fake_quant is None else _factory(fake_quant, observer or "", kwargs)
+def _as_dict(name: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    if given is not None and not isinstance(given, Mapping):
+        raise ValueError(f"'{name}' must be a dict of parameters by name (got {given!r})")
+    return dict(given or {})
 
 
-def _factory(fake_quant: str, observer: str, kwargs: Mapping[str, Any]) -> FakeQuantFactory:
+def _slot(
+    slot: str, fake_quant: str | None, observer: str | None, kwargs: dict[str, Any]
+) -> FakeQuantFactory | None:
+    if fake_quant is None:
+        return None
+    factory = _factory(fake_quant, observer, kwargs)
+    try:
+        factory()  # here a wrong value can still be told from a wrong model
+    except ValueError as error:
+        raise ValueError(f"{slot}_qkwargs: {error}") from None
+    except TypeError as error:
+        raise ValueError(f"{slot}_qkwargs: a value in {kwargs} has another type ({error})") from None
+    return factory
+
+
+def _factory(fake_quant: str, observer: str | None, kwargs: Mapping[str, Any]) -> FakeQuantFactory:
     kwargs = {key: _plain(value) for key, value in kwargs.items()}
     observer = kwargs.pop("observer", observer)  # parameters are applied last, so they win over the name
     _known(fake_quant, FAKE_QUANTIZES, "fake quant")
@@ -192,7 +211,9 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _known(name: str, table: Mapping[str, Any], what: str) -> None:
+def _known(name: Any, table: Mapping[str, Any], what: str) -> None:
+    if not isinstance(name, str):
+        raise ValueError(f"not the name of any {what}: {name!r}. Known: {', '.join(table)}")
     if name not in table:
         close = nearest(name, table)
         hint = f"; did you mean '{close}'?" if close else "."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -104,6 +105,14 @@ def load_config(*paths: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     if not paths:
         raise UsageError("no config file is named")
+    for path in paths:
+        if not isinstance(path, (str, os.PathLike)):
+            raise UsageError(f"a config is named by the path of its file (got {type(path).__name__})")
+    if isinstance(overrides, str):
+        raise UsageError(
+            f"overrides must be a list of texts (got the text '{overrides}')",
+            hint=f"pass overrides=['{overrides}']",
+        )
     findings = Findings()
     loader = Loader(findings)
     for path in paths:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 
-from quantcfg.preparation.state import containers_of
+from quantcfg.preparation.state import containers_of, prepared
 
 
 def freeze_observers(model: nn.Module) -> None:
     """Stop all statistics in QAT for good: the ranges stay as they are.
+
+    Raises:
+        PrepareError: the model is not a prepared one.
 
     Example:
         >>> rules = {"": qc.get_default_qconfig()}
@@ -19,6 +22,7 @@ def freeze_observers(model: nn.Module) -> None:
         >>> float(qc.fake_quants(model)["input.input"].observer.max_val)
         1.0
     """
+    prepared(model)
     for container in containers_of(model).values():
         container.frozen = True
         for module in container.values():

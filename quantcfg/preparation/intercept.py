@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from quantcfg.errors import PrepareError
+
 if TYPE_CHECKING:
     from quantcfg.preparation.prepare import Pending
     from quantcfg.preparation.state import FakeQuantState, Prepared
@@ -283,12 +285,23 @@ def interceptor_of(model: nn.Module) -> Interceptor | None:
 
 
 def interceptors_of(model: nn.Module) -> dict[str, Interceptor]:
-    """The interceptors of all prepared models that a module is or holds, by the path of each."""
+    """The interceptors of all prepared models that a module is or holds, by the path of each.
+
+    Raises:
+        PrepareError: ``model`` is no module.
+    """
+    _refuse_other_than_module(model)
     found: dict[Interceptor, str] = {}
     for path, module in model.named_modules():
         if (forward := scope_of(module)) is not None:
             found.setdefault(forward.interceptor, path)
     return {path: interceptor for interceptor, path in found.items()}
+
+
+def _refuse_other_than_module(given: Any) -> None:
+    if not isinstance(given, nn.Module):
+        got = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
+        raise PrepareError(f"a model must be a torch.nn.Module (got {got})")
 
 
 def install(modules: Iterable[tuple[str, nn.Module]], interceptor: Interceptor) -> None:

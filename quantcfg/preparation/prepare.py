@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from quantcfg.config.load import Config
 from quantcfg.config.rules import Decision, RuleSet, Target
+from quantcfg.config.suggest import counted
 from quantcfg.errors import Diagnostic, PrepareError
 from quantcfg.preparation.apply import BN_MODES, apply
 from quantcfg.preparation.assign import Assignments
@@ -29,7 +30,7 @@ from quantcfg.preparation.plan import make_plan
 from quantcfg.preparation.record import Recording
 from quantcfg.preparation.recorder import Recorder, run_recorder
 from quantcfg.preparation.rules import check, default_activation, rules_from_dict
-from quantcfg.preparation.setters import Setter, apply_setters, warn_of_strangers
+from quantcfg.preparation.setters import Setter, apply_setters, check_setter, warn_of_strangers
 from quantcfg.preparation.state import (
     FakeQuantState,
     Prepared,
@@ -87,6 +88,11 @@ def prepare(
                 hint="pass one batch: prepare(model, config, example_inputs=(images,))",
             )
         forward = forward_of(example_inputs)
+    if not callable(forward):
+        raise PrepareError(
+            f"forward must be a function of the model (got {type(forward).__name__})",
+            hint="pass forward=lambda model: model(batch), or the batch as example_inputs",
+        )
     return _prepared(model, forward, request)
 
 
@@ -108,7 +114,7 @@ def prepare_qat_fx(
 
     Raises:
         ConfigError: a rule matches nothing.
-        PrepareError: the dict has another key, or the model cannot be copied.
+        PrepareError: the dict has another form, a setter is none, or the model cannot be copied.
 
     Example:
         >>> head = {"1": qc.default_calib_8bit_weight_32bit_out_fake_quant_qconfig}
@@ -119,8 +125,10 @@ def prepare_qat_fx(
         >>> list(qc.fake_quants(model))
         ['input.input', '0.weight', '0.output', '1.weight']
     """
-    setters = qconfig_setter if isinstance(qconfig_setter, Sequence) else (qconfig_setter,)
-    request = replace(request_for(qconfig_dict or {}, "qat", bn, None), setters=tuple(setters))
+    setters = tuple(qconfig_setter) if isinstance(qconfig_setter, Sequence) else (qconfig_setter,)
+    for setter in setters:
+        check_setter(setter)
+    request = replace(request_for(qconfig_dict or {}, "qat", bn, None), setters=setters)
     if example_inputs is not None:
         return _prepared(model, forward_of(example_inputs), request)
     _refuse_unready(model)
@@ -163,12 +171,17 @@ def request_for(config: Any, stage: str, bn: str, templates: Sequence[str] | Non
     """What `prepare` is asked for, checked.
 
     Raises:
-        PrepareError: an unknown stage or ``bn``, or a dict of another form.
+        PrepareError: an unknown stage or ``bn``, or a config or templates of another form.
     """
     if stage not in STATES:
         raise PrepareError(f"unknown stage '{stage}'; known: {', '.join(STATES)}")
     if bn not in BN_MODES:
         raise PrepareError(f"unknown bn '{bn}'; known: {', '.join(BN_MODES)}")
+    if isinstance(templates, str):
+        raise PrepareError(
+            f"templates must be a list of names (got the text '{templates}')",
+            hint=f"pass templates=['{templates}']",
+        )
     if isinstance(config, Config):
         named = config.templates(stage) if templates is None else templates
         return Request(config.rules(stage), stage, bn, tuple(named), target=target_of(config))
@@ -207,11 +220,30 @@ class Pending:
 
 def forward_of(example_inputs: Any) -> Forward:
     """How example inputs are handed to a model: a tuple as arguments, a dict by name, anything else alone."""
+
+    def forward(model: nn.Module) -> Any:
+        try:
+            if isinstance(example_inputs, tuple):
+                return model(*example_inputs)
+            if isinstance(example_inputs, Mapping):
+                return model(**example_inputs)
+            return model(example_inputs)
+        except Exception as error:
+            error.add_note(
+                f"raised while the model ran once on the example inputs, {_handed(example_inputs)}"
+            )
+            raise
+
+    return forward
+
+
+def _handed(example_inputs: Any) -> str:
+    kind = type(example_inputs).__name__
     if isinstance(example_inputs, tuple):
-        return lambda model: model(*example_inputs)
+        return f"a tuple: model(*example_inputs) with {counted(len(example_inputs), 'argument')}"
     if isinstance(example_inputs, Mapping):
-        return lambda model: model(**example_inputs)
-    return lambda model: model(example_inputs)
+        return f"a {kind}: model(**example_inputs) with {', '.join(map(str, example_inputs))}"
+    return f"a {kind}: model(example_inputs); a tuple holds several arguments, a dict holds them by name"
 
 
 def _refuse_unready(model: nn.Module) -> None:

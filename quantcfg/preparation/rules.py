@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from quantcfg.config.findings import check_rules
+from quantcfg.config.matching import NameIndex
+from quantcfg.config.patterns import PatternError
 from quantcfg.config.rules import Classes, Decision, Rule, RuleSet, Target, in_order
 from quantcfg.config.spec import FakeQuantSpec, QConfigSpec
 from quantcfg.errors import ConfigError, Diagnostic, PrepareError
@@ -21,8 +25,9 @@ def rules_from_dict(qconfig_dict: Mapping[str, Any]) -> RuleSet:
     """The rules of a ``qconfig_dict``, in both of its forms: dicts, or lists of (key, qconfig) pairs.
 
     Raises:
-        PrepareError: another key, or a value that is neither a `QConfig` nor None.
+        PrepareError: another form or key, or a value that is neither a `QConfig` nor None.
     """
+    _refuse_other_than_dict(qconfig_dict)
     for key in qconfig_dict:
         if key not in _KEYS:
             raise PrepareError(
@@ -34,11 +39,46 @@ def rules_from_dict(qconfig_dict: Mapping[str, Any]) -> RuleSet:
 def _rules(qconfig_dict: Mapping[str, Any]) -> Iterator[Rule]:
     if "" in qconfig_dict:
         yield Rule("global", "", _spec("", qconfig_dict[""]))
-    for module_type, qconfig in dict(qconfig_dict.get("module_type") or {}).items():
-        name = type_names(module_type)[0] if isinstance(module_type, type) else str(module_type)
+    for module_type, qconfig in _pairs(qconfig_dict, "module_type", "a class or its name", (type, str)):
+        name = type_names(module_type)[0] if isinstance(module_type, type) else module_type
         yield Rule("module_type", name, _spec(name, qconfig))
-    for name, qconfig in dict(qconfig_dict.get("module_name") or {}).items():
+    for name, qconfig in _pairs(qconfig_dict, "module_name", "a name", (str,)):
+        _check_pattern(name)
         yield Rule("module_name", name, _spec(name, qconfig))
+
+
+def _pairs(
+    qconfig_dict: Mapping[str, Any], key: str, what: str, kinds: tuple[type, ...]
+) -> list[tuple[Any, Any]]:
+    given = qconfig_dict.get(key) or {}
+    try:
+        pairs = list(dict(given).items())
+    except (TypeError, ValueError):
+        raise PrepareError(
+            f"'{key}' in qconfig_dict must be a dict, or a list of pairs (got {reprlib.repr(given)})",
+            hint=f"write each of them as ({what}, qconfig)",
+        ) from None
+    for name, _ in pairs:
+        if not isinstance(name, kinds):
+            raise PrepareError(f"a key of '{key}' in qconfig_dict must be {what} (got {name!r})")
+    return pairs
+
+
+def _check_pattern(name: str) -> None:
+    try:
+        NameIndex([(name, True)])
+    except PatternError as error:
+        raise PrepareError(f"the name '{name}' in qconfig_dict: {error}", hint=error.hint) from None
+
+
+def _refuse_other_than_dict(given: Any) -> None:
+    if isinstance(given, Mapping):
+        return
+    hint = 'write {"": qconfig} for one qconfig everywhere'
+    if isinstance(given, (str, Path)):
+        hint = f"load it first: load_config('{given}')"
+    got = type(given).__name__
+    raise PrepareError(f"a config must be what load_config gives, a RuleSet or a dict (got {got})", hint=hint)
 
 
 def _spec(key: str, qconfig: Any) -> QConfigSpec | None:

@@ -15,7 +15,7 @@ from quantcfg.config.findings import nearest_name
 from quantcfg.config.matching import NameIndex
 from quantcfg.config.rules import Decision, Rule, RuleSet, Target, in_order
 from quantcfg.config.suggest import listing
-from quantcfg.errors import warn
+from quantcfg.errors import PrepareError, warn
 from quantcfg.preparation.record import Recording
 from quantcfg.preparation.templates import with_templates
 from quantcfg.qconfig import QConfig, preset_qconfig, spec_from_qconfig
@@ -35,6 +35,14 @@ class ModuleNameQconfigSetter:
     """
 
     qconfigs: Mapping[str, QConfig | None]
+
+    def __post_init__(self) -> None:
+        given: Any = self.qconfigs
+        if not isinstance(given, Mapping):
+            got = type(given).__name__
+            raise ValueError(f"the qconfigs of a ModuleNameQconfigSetter must be a dict by name (got {got})")
+        for name, qconfig in given.items():
+            _check_qconfig(f"the qconfig of '{name}' in a ModuleNameQconfigSetter", qconfig, or_none=True)
 
     def decide(self, recording: Recording, targets: Sequence[Target]) -> list[Decision]:
         """The decision of this setter alone for every target."""
@@ -67,6 +75,9 @@ class TemplateQconfigSetter:
     reference_qconfig: QConfig
     templates: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        _check_qconfig("the qconfig of a TemplateQconfigSetter", self.reference_qconfig, or_none=False)
+
     def decide(self, recording: Recording, targets: Sequence[Target]) -> list[Decision]:
         """The decision of this setter alone for every target."""
         rules = RuleSet((Rule("global", "", spec_from_qconfig(self.reference_qconfig)),))
@@ -74,6 +85,25 @@ class TemplateQconfigSetter:
 
 
 Setter = ModuleNameQconfigSetter | TemplateQconfigSetter
+
+
+def _check_qconfig(what: str, given: Any, *, or_none: bool) -> None:
+    if not isinstance(given, QConfig) and not (or_none and given is None):
+        wanted = "a QConfig or None" if or_none else "a QConfig"
+        raise ValueError(f"{what} must be {wanted} (got {given!r}); make one with get_default_qconfig(...)")
+
+
+def check_setter(given: Any) -> None:
+    """Refuse what is no setter.
+
+    Raises:
+        PrepareError: it is none; the message says what is wanted.
+    """
+    if not isinstance(given, Setter):
+        raise PrepareError(
+            f"a qconfig_setter must be a setter or several of them (got {type(given).__name__})",
+            hint="ModuleNameQconfigSetter({name: qconfig}) makes one from qconfigs by name",
+        )
 
 
 def apply_setters(
@@ -124,7 +154,8 @@ def get_sensitive_op_qconfig_setter(
         ratio: or which share of the filtered ops, in (0, 1], rounded up.
 
     Raises:
-        ValueError: not exactly one of ``topk`` and ``ratio``, or one out of its range.
+        ValueError: not exactly one of ``topk`` and ``ratio``, or one out of its range; another type than
+            those; a row that is none.
 
     Example:
         >>> table = [["layer1.0", "activation", "Conv2d", 0.31], ["head", "weight", "Linear", 0.2]]
@@ -134,6 +165,11 @@ def get_sensitive_op_qconfig_setter(
     """
     if (topk is None) == (ratio is None):
         raise ValueError("give exactly one of 'topk' and 'ratio'")
+    if sensitive_type not in ("activation", "weight"):
+        raise ValueError(f"'sensitive_type' must be 'activation' or 'weight' (got {sensitive_type!r})")
+    for row in table:
+        if isinstance(row, str) or len(row) < 2:
+            raise ValueError(f"a row of the table must be [op, 'activation' or 'weight', ...] (got {row!r})")
     if topk is not None and topk <= 0:
         raise ValueError(f"'topk' must be above 0 (got {topk})")
     if ratio is not None and not 0 < ratio <= 1:

@@ -141,7 +141,7 @@ def set_fake_quantize(model: nn.Module, state: FakeQuantState) -> None:
     """Set the state of a prepared model; the order of this call and of ``train()`` or ``eval()`` is free.
 
     Raises:
-        PrepareError: the model is not a prepared one.
+        PrepareError: the model is not a prepared one, or ``state`` is no `FakeQuantState`.
         NumericError: VALIDATION with quantizers that never observed anything; the message lists them.
 
     Example:
@@ -155,6 +155,7 @@ def set_fake_quantize(model: nn.Module, state: FakeQuantState) -> None:
     if interceptor is None:
         prepared(model)
     assert interceptor is not None
+    _refuse_other_than_state(state)
     if interceptor.prepared is None:
         interceptor.deferred_state = state
         return
@@ -173,6 +174,12 @@ def set_fake_quantize(model: nn.Module, state: FakeQuantState) -> None:
     others = len(fake_quants(model)) < len(known) and interceptor.active
     interceptor.active = bool(known) and (state is not FakeQuantState.FLOAT or others)
     interceptor.prepared.state = state
+
+
+def _refuse_other_than_state(given: Any) -> None:
+    if not isinstance(given, FakeQuantState):
+        known = ", ".join(f"FakeQuantState.{state.name}" for state in FakeQuantState)
+        raise PrepareError(f"a state must be one of {known} (got {given!r})")
 
 
 def _tell_of_missing(model: nn.Module, known: dict[str, FakeQuantizeBase]) -> None:
