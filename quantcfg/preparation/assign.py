@@ -3,8 +3,8 @@
 A pure function of the recording and the decisions of the rules. It walks the sites in the order they ran and
 keeps for every value the grid it is on, so that nothing is quantized twice and nothing arrives unquantized by
 accident. What has to stay in float, whatever the rules say, is found before: what a value is made of
-(`Recording.made_of`) and what it is read for (`Recording.read_only_by`) tell it; see masks, positions, ratios
-and roots.
+(`Recording.made_of`) and what it is read for (`Recording.read_only_by`) tell it; see masks, positions, cells,
+losses, ratios, roots and steep.
 """
 
 from __future__ import annotations

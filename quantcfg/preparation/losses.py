@@ -15,12 +15,7 @@ def read_for_numbers(recording: Recording) -> set[int]:
 
     A tensor with one element may be the result for one sample: what that is made of is none of them.
     """
-    found = set[int]()
-    for value in reversed(recording.values):  # what is made of a value comes after it
-        made = {index for reader in value.consumers for index in recording.sites[reader].outputs}
-        if found >= made and (not value.shape or _lies_between(recording, value)):
-            found.add(value.index)
-    return found
+    return recording.read_only_by((), among=lambda value: not value.shape or _lies_between(recording, value))
 
 
 def _lies_between(recording: Recording, value: Value) -> bool:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from quantcfg.preparation.ops import OpKind
+from quantcfg.preparation.record import Site
 from quantcfg.preparation.tensors import reachable
-
-if TYPE_CHECKING:
-    from quantcfg.preparation.record import Site
 
 
 def name_sites(sites: Iterable[Site], called: Iterable[str]) -> None:

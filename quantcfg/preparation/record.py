@@ -33,7 +33,6 @@ class Value:
     name: str
     shape: tuple[int, ...]
     producer: int | None = None
-    output: int = 0
     live: bool = False
     fixed: bool = False  # computed from parameters and buffers alone
     mask: bool = False
@@ -76,7 +75,6 @@ class Site:
     written_back: bool = False
     adds_choice: bool = False  # of two numbers, made of integers and booleans
     name: str = ""
-    note: str = ""
 
 
 @dataclass(slots=True)

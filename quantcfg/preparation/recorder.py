@@ -181,7 +181,7 @@ class Recorder:
     def _made(self, call: _Call, operands: list[Operand], outputs: list[Tensor], *, inplace: bool) -> Site:
         """Write down what ran: a site, and a value for each of its outputs."""
         site = self._site(call, operands, inplace=inplace)
-        site.outputs = tuple(self._output(site, tensor, position) for position, tensor in enumerate(outputs))
+        site.outputs = tuple(self._output(site, tensor) for tensor in outputs)
         if not operands and any(map(hides_floats, pytree.tree_leaves(call.args))):
             for index in site.outputs:
                 value = self.recording.values[index]
@@ -240,11 +240,11 @@ class Recorder:
         taken = {o.slot for o in weights}
         return [o for o in data if o.slot not in taken], weights
 
-    def _output(self, site: Site, tensor: Tensor, position: int) -> int:
+    def _output(self, site: Site, tensor: Tensor) -> int:
         values = self.recording.values
         sources = [values[o.value] for o in (*site.data, *site.weights)]
         value = self._tags.new(tensor, "site")
-        value.producer, value.output = site.index, position
+        value.producer = site.index
         if tensor.numel() == 0 and (site.weights or any(s.index in self._awaited for s in sources)):
             self._awaited.add(value.index)
         if site.kind is OpKind.CREATE:  # like its argument, but not computed from it
