@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from math import prod
 
 from quantcfg.config.rules import Decision, Rule, strongest
 from quantcfg.config.spec import FakeQuantSpec
@@ -309,15 +310,17 @@ class _Assigner:
 
     def _may_stay_float(self, row: Assignment, operand: Operand) -> bool:
         value = self.recording.values[operand.value]
-        size = 1
-        for length in value.shape:
-            size *= length
         wide = operand.value in self.statistic or operand.value in self.positions
         narrowed = row.site.kind is OpKind.GEMM and not self._scales(row.site, operand)
         rough = (wide and not narrowed) or value.producer in self.unrounded
         exempt = value.mask or rough or bool(steepness(row.site, operand))
-        nothing = size == 0 and not value.live  # a cache that is filled later, and not from here
-        return exempt or nothing or size == 1 or row.decision.spec is None
+        nothing = 0 in value.shape and not value.live  # a cache that is filled later, and not from here
+        return exempt or nothing or self._is_number(value) or row.decision.spec is None
+
+    def _is_number(self, value: Value) -> bool:
+        """Whether a value is one number, or a parameter of one that is expanded."""
+        source = self.recording.values[self.recording.unmoved(value.index)]
+        return prod(value.shape) == 1 or (source.fixed and prod(source.shape) == 1)
 
     def _scales(self, site: Site, operand: Operand) -> bool:
         """Whether a product of activations takes an inverse to divide by: it spans orders of magnitude."""

@@ -291,6 +291,18 @@ def test_an_inverse_that_a_product_is_scaled_by_stays_float() -> None:
     assert rows_of(run, rows)["einsum_0"].dtypes_in == ("qint8", "float")
 
 
+def test_a_number_stays_a_number_where_it_is_expanded() -> None:
+    """On a grid of its own it would be the end of the range, and have no gradient."""
+
+    def run(m: Written, x: Tensor) -> Tensor:
+        return torch.cat([m.a(x), m.bin.expand(len(x), 1)], -1)
+
+    model = model_of(run)
+    model.bin = nn.Parameter(torch.tensor(1.0))
+    prepared = prepare(model, INT8, example_inputs=(X,))
+    assert set(fake_quants(prepared)) == {"input.args.0", "a.weight", "a.output", "cat_0.output"}
+
+
 def test_patches_that_overlap_are_added_up() -> None:
     image = torch.randn(1, 2, 6, 6)
     for stride, role in ((1, "quantized"), (2, "passed through")):
