@@ -228,7 +228,7 @@ def forward_of(example_inputs: Any) -> Forward:
             if isinstance(example_inputs, Mapping):
                 return model(**example_inputs)
             return model(example_inputs)
-        except Exception as error:
+        except Exception as error:  # whatever the user's code raises goes on, with how it was called
             error.add_note(
                 f"raised while the model ran once on the example inputs, {_handed(example_inputs)}"
             )
