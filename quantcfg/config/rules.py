@@ -74,20 +74,27 @@ class Target:
     """An op and the modules around it, the root first and the op itself last.
 
     ``chain`` pairs each path with every accepted spelling of the class there; a functional op has none.
-    ``bases`` goes along with it: the spellings of each class that the class there derives from. An op of a
-    later call stands there under two names: that of every call and, ``one_call``, its own.
+    ``bases`` goes along with it: the spellings of each class that the class there derives from. What runs in
+    a later call stands there under two names: that of every call and, ``of_one_call``, its own.
     """
 
     name: str
     chain: tuple[tuple[str, Spellings], ...]
     bases: tuple[Classes, ...] = ()
-    one_call: bool = False
+    of_one_call: frozenset[str] = frozenset()
 
     def modules(self) -> Iterator[tuple[str, Classes]]:
         """Each path with the spellings of its class and of the classes above it."""
         bases = self.bases or ((),) * len(self.chain)
         for (path, names), above in zip(self.chain, bases, strict=True):
             yield path, (names, *above)
+
+    def depths(self) -> Iterator[int]:
+        """How deep each name of the chain is: even for what a name of every call stands for."""
+        depth = -2
+        for path, _ in self.chain:
+            depth = depth + 1 if path in self.of_one_call else depth - depth % 2 + 2
+            yield depth
 
 
 Rank = tuple[int, int, int, int]
@@ -223,10 +230,10 @@ class _Resolver:
 
     def decide(self, target: Target) -> Decision:
         matched = self._root
-        for depth, (path, classes) in enumerate(target.modules()):
+        depth = 0
+        for depth, (path, classes) in zip(target.depths(), target.modules(), strict=True):
             matched = self._step(matched, path, classes, depth)
-        own = len(target.chain) - 1 - target.one_call
-        return Decision(target.name, matched.spec, matched.ranked, own)
+        return Decision(target.name, matched.spec, matched.ranked, depth - depth % 2)
 
     def _step(self, above: _Matched, path: str, classes: Classes, depth: int) -> _Matched:
         key = (id(above), path, classes)

@@ -27,14 +27,18 @@ if TYPE_CHECKING:
 
 
 class Scope:
-    """One call of one module: its path, which call of this forward it is, and the ops counted so far."""
+    """One call of one module: its path, which call of this forward it is, and the ops counted so far.
 
-    __slots__ = ("call", "counts", "path", "table")
+    ``outer`` is the call that it was made in.
+    """
 
-    def __init__(self, path: str, call: int, table: Any) -> None:
+    __slots__ = ("call", "counts", "outer", "path", "table")
+
+    def __init__(self, path: str, call: int, table: Any, outer: Scope | None = None) -> None:
         self.path = path
         self.call = call
         self.table = table
+        self.outer = outer
         self.counts: dict[Any, int] = {}
 
     def next_ordinal(self, op: Hashable) -> int:
@@ -42,6 +46,11 @@ class Scope:
         ordinal = self.counts.get(op, 0)
         self.counts[op] = ordinal + 1
         return ordinal
+
+    def calls(self) -> dict[str, int]:
+        """By path, which call it is of this module and of those around it that it runs in."""
+        around = {} if self.outer is None else self.outer.calls()
+        return around | {self.path: self.call}
 
 
 class Handler(Protocol):
@@ -198,7 +207,7 @@ class ScopedForward:
         layer = table.layer(args, kwargs) if table is not None else None
         if layer is not None and self.original is self.substitute is None and _is_innermost(position.mode):
             return self._as_layer(layer, args, kwargs, position.memo)
-        position.scope = Scope(self.path, call, table)
+        position.scope = Scope(self.path, call, table, outer)
         try:
             return self._inner(args, kwargs)
         finally:

@@ -81,7 +81,8 @@ class Site:
 class Recording:
     """Everything one forward did.
 
-    ``calls`` counts how often each module ran and ``types`` names the class of each. ``spellings`` has, for
+    ``calls`` counts how often each module ran and ``types`` names the class of each. ``within`` has, for each
+    call, those of the modules that it was made in. ``spellings`` has, for
     each call, the op of each ``__name__`` that ran in it, ``counts`` how often each op did and ``places``
     where from: each op is known again later by these. ``unfoldable`` has the batch norms that cannot be
     folded into the layer before them, by site, with the reason; ``own_batch_norms`` the sites where a module
@@ -94,6 +95,7 @@ class Recording:
     sites: list[Site] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)
     calls: dict[str, int] = field(default_factory=dict)
+    within: dict[tuple[str, int], dict[str, int]] = field(default_factory=dict)
     inputs: list[int] = field(default_factory=list)
     returned: set[int] = field(default_factory=set)
     spellings: dict[tuple[str, int], dict[str, str]] = field(default_factory=dict)

@@ -170,6 +170,8 @@ class Recorder:
         key = (scope.path, scope.call)
         self.recording.spellings.setdefault(key, {})[spelling] = op
         self.recording.counts[key] = scope.counts
+        if key not in self.recording.within:
+            self.recording.within[key] = scope.calls()
         self.recording.places.setdefault(key, Places()).note(called_from(op), ordinal)
         stub = self._stubs.get(scope.path, op)
         return _Call(scope, stub, op, spelling, ordinal, args, kwargs, masks.is_transformed(args, kwargs))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
 
 from quantcfg.config.rules import Classes, Rule, RuleSet, Target
+from quantcfg.preparation.names import ancestors
 from quantcfg.preparation.record import Recording, Site
 from quantcfg.qconfig import QConfig, spec_from_qconfig
 
@@ -15,25 +16,32 @@ from quantcfg.qconfig import QConfig, spec_from_qconfig
 def targets_of(model: nn.Module, recording: Recording) -> list[Target]:
     """One target per site, with the chain of its modules from the root to the op itself."""
     classes = classes_of(model)
-    scopes = {path: _scope(path, classes) for path in {site.path for site in recording.sites}}
-    return [_target(site, scopes[site.path]) for site in recording.sites]
+    scopes = {key: _scope(key[0], calls, classes) for key, calls in recording.within.items()}
+    return [_target(site, scopes[site.path, site.call]) for site in recording.sites]
 
 
-def _scope(path: str, classes: dict[str, Classes]) -> Target:
-    """The module at ``path`` with those around it, as a target."""
-    parts = path.split(".") if path else []
-    paths = ["", *(".".join(parts[: count + 1]) for count in range(len(parts)))]
-    chain = tuple((prefix, classes[prefix][0]) for prefix in paths)
-    return Target(path, chain, tuple(classes[prefix][1:] for prefix in paths))
+def _scope(path: str, calls: Mapping[str, int], classes: dict[str, Classes]) -> Target:
+    """The module at ``path`` with those around it, as a target; a later one of ``calls`` has its own name."""
+    links: dict[str, Classes] = {}
+    of_one_call = set[str]()
+    for around in (*reversed([*ancestors(path)]), path):
+        links[around] = classes[around]
+        if call := calls.get(around):
+            of_one_call.add(f"{around}:{call}")
+            links[f"{around}:{call}"] = ((),)
+    chain = tuple((name, found[0]) for name, found in links.items())
+    return Target(path, chain, tuple(found[1:] for found in links.values()), frozenset(of_one_call))
 
 
 def _target(site: Site, scope: Target) -> Target:
     """The op beneath its module, by the name that it has in every call and, in a later one, by its own."""
     every_call = site.name.replace(f"{site.path}:{site.call}", site.path) if site.call else site.name
-    names = [name for name in dict.fromkeys((every_call, site.name)) if name != site.path]
+    known = {name for name, _ in scope.chain}
+    names = [name for name in dict.fromkeys((every_call, site.name)) if name not in known]
     chain = (*scope.chain, *((name, ()) for name in names))
     bases = (*scope.bases, *(() for _ in names))
-    return Target(site.name, chain, bases, one_call=every_call != site.name)
+    of_one_call = scope.of_one_call.union({site.name} - {every_call})
+    return Target(site.name, chain, bases, of_one_call)
 
 
 def classes_of(model: nn.Module) -> dict[str, Classes]:

@@ -24,7 +24,11 @@ LAYERS, MOVES = ("conv2d", "linear"), ("transpose",)
 
 @dataclass
 class Op:
-    """One op that ran. ``around`` are the names of the modules around it and its own, the outermost first."""
+    """One op that ran.
+
+    ``around`` are the names of the modules around it and its own, with how deep each is: half a step deeper
+    than its name in every call is what names one call.
+    """
 
     kind: str
     name: str
@@ -32,7 +36,7 @@ class Op:
     path: str  # of its module
     reads: list[int]
     makes: int
-    around: list[str]
+    around: dict[str, float]
 
 
 @dataclass
@@ -50,35 +54,44 @@ def walk(model: nn.Module) -> Walk:
     """Go through the steps of a model; a module that is registered twice has the first of its names."""
     found = Walk()
     names = {id(module): name for name, module in reversed(list(model.named_modules()))}
-    found.result = _run(found, names, model, 0)
+    found.result = _run(found, names, model, 0, {})
     return found
 
 
-def _run(found: Walk, names: dict[int, str], module: nn.Module, value: int) -> int:
+def _run(
+    found: Walk, names: dict[int, str], module: nn.Module, value: int, running: dict[str, int]
+) -> int:
     path = names[id(module)]
     call = found.calls[path]
     found.calls[path] += 1
+    running = running | {path: call}
     here = f"{path}:{call}" if call else path
     if not isinstance(module, Block):
-        return _emit(found, OPS[type(module)], [here, path], path, [value])
+        return _emit(found, OPS[type(module)], [here, path], [value], running)
     values, counts = [value], Counter[str]()
     for kind, name, reads in module.steps:
         given = [values[index] for index in reads]
         if kind == "call":
-            values.append(_run(found, names, getattr(module, name), given[0]))
+            values.append(_run(found, names, getattr(module, name), given[0], running))
             continue
         own = f"{name}_{counts[name]}"
         counts[name] += 1
         names_of_it = [f"{owner}.{own}".lstrip(".") for owner in (here, path)]
-        values.append(_emit(found, name, names_of_it, path, given))
+        values.append(_emit(found, name, names_of_it, given, running))
     return values[-1]
 
 
-def _emit(found: Walk, kind: str, names: list[str], path: str, reads: list[int]) -> int:
-    name, plain = names
+def _emit(found: Walk, kind: str, names: list[str], reads: list[int], running: dict[str, int]) -> int:
+    (name, plain), path = names, list(running)[-1]
     parts = path.split(".") if path else []
     modules = ["", *(".".join(parts[: count + 1]) for count in range(len(parts)))]
-    around = list(dict.fromkeys([*modules, plain, name]))
+    around: dict[str, float] = {}
+    for depth, module in enumerate(modules):
+        around[module] = depth
+        if running.get(module):
+            around[f"{module}:{running[module]}"] = depth + 0.5
+    around.setdefault(plain, len(modules))
+    around.setdefault(name, around[plain] + 0.5)
     found.ops.append(Op(kind, name, plain, path, reads, len(found.maker), around))
     for value in reads:
         found.readers[value].append(len(found.ops) - 1)
@@ -247,7 +260,7 @@ def steps_up(rule: Rule, cls: type) -> int | None:
     return None
 
 
-Ranked = list[tuple[tuple[int, int], Rule]]
+Ranked = list[tuple[tuple[int, float], Rule]]
 """Rules with their kind and how near to the op they match, best first."""
 
 
@@ -255,14 +268,14 @@ def contest(rules: Sequence[Rule], op: Op, types: dict[str, type]) -> Ranked:
     """Every rule that speaks of an op, each once."""
     found = []
     for order, rule in enumerate(rules):
-        for depth, path in enumerate(op.around):
+        for path, depth in op.around.items():
             above = steps_up(rule, types[path]) if rule.kind == "module_type" and path in types else None
             named = rule.kind in ("module_name", "attribute", "template") and matches(rule.pattern, path)
             if rule.kind == "global" or named or above is not None:
-                near = 0 if rule.kind == "global" else depth - op.around.index(op.plain)
+                near = 0 if rule.kind == "global" else depth - op.around[op.plain]
                 found.append(((rule.tier, near), -(above or 0), order, rule))
     found.sort(key=lambda item: item[:3], reverse=True)
-    best: dict[Rule, tuple[int, int]] = {}
+    best: dict[Rule, tuple[int, float]] = {}
     for key, _, _, rule in found:
         best.setdefault(rule, key)
     return [(key, rule) for rule, key in best.items()]
@@ -425,7 +438,7 @@ class Resolved:
         for op in (chain.carrier, *reversed(chain.ops)):
             entries += [(key, rule, op) for key, rule in self.named[op.name]]
         entries.sort(key=lambda entry: entry[0], reverse=True)
-        first: dict[Rule, tuple[int, int]] = {}
+        first: dict[Rule, tuple[int, float]] = {}
         for key, rule, _ in entries:
             first.setdefault(rule, key)
         outcome = self.outcomes[self.found.ops.index(entries[0][2])]

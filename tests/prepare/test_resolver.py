@@ -78,7 +78,8 @@ class Case:
         self.stage = self.draw.choice(["calib", "qat"])
         self.bn = self.draw.choice(["fold", "keep", "freeze"])
         self.types = {name: type(module) for name, module in self.model.named_modules()}
-        self.names = [*filter(None, self.types), *(op.name for op in walk(self.model).ops)]
+        ran = (name for op in walk(self.model).ops for name in op.around)
+        self.names = list(dict.fromkeys(filter(None, [*self.types, *ran])))
         shared, own = self._section(), self._section() if self.draw.random() < 0.4 else {}
         self.file = {"version": 1, "qconfigs": NAMED, "qconfig": shared, self.stage: {"qconfig": own}}
         self.section = _merged(shared, own)

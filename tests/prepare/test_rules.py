@@ -120,6 +120,53 @@ def test_a_name_holds_for_every_call_and_a_numbered_one_for_its_call_alone() -> 
     assert (found["block.relu_0"], found["block:1.relu_0"]) == ("qint4", "qint4")  # the ends of fc:1 and fc:3
 
 
+class FourCalls(nn.Module):
+    """Two calls of what calls a block twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outer = TwoCalls()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.outer(self.outer(x))
+
+
+def test_a_numbered_name_holds_for_all_that_runs_in_that_call() -> None:
+    found = outputs(FourCalls(), {"outer:1": INT4})
+    within = {name for name, dtype in found.items() if dtype == "qint4"}
+
+    assert within == {
+        "outer.block.fc:4", "outer.block:2.tanh_0", "outer.block:2.relu_0",
+        "outer.block.fc:6", "outer.block:3.tanh_0", "outer.block:3.relu_0", "outer.norm:1",
+    }  # fmt: skip
+    assert len(found) == 2 * len(within)
+
+
+@pytest.mark.parametrize(
+    ("names", "dtype"),
+    [
+        ({"outer:1": INT4, "outer": INT16}, "qint4"),  # one call is nearer than every call
+        ({"outer:1": INT4, "outer.block": INT16}, "qint16"),  # what lies in it is nearer than either
+        ({"outer.block": INT4, "outer.block:3": INT16}, "qint16"),
+        ({"outer:1": INT4, "outer.block:2": INT16}, "qint4"),  # not that call
+        ({"outer:1": INT4, "outer.block.relu_0": INT16}, "qint16"),
+        ({"outer*": INT16, "outer:1": INT4}, "qint4"),
+    ],
+)
+def test_of_numbered_names_the_nearest_wins(names: dict[str, QConfig], dtype: str) -> None:
+    assert outputs(FourCalls(), names)["outer.block:3.relu_0"] == dtype
+
+
+def test_a_module_that_is_called_outside_of_a_call_is_not_in_it() -> None:
+    class Model(FourCalls):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.outer.norm(super().forward(x))
+
+    found = outputs(Model(), {"outer:1": INT4})
+
+    assert (found["outer.norm:1"], found["outer.norm:2"]) == ("qint4", "qint8")
+
+
 @pytest.mark.parametrize(
     ("names", "dtype"),
     [
