@@ -58,9 +58,7 @@ def walk(model: nn.Module) -> Walk:
     return found
 
 
-def _run(
-    found: Walk, names: dict[int, str], module: nn.Module, value: int, running: dict[str, int]
-) -> int:
+def _run(found: Walk, names: dict[int, str], module: nn.Module, value: int, running: dict[str, int]) -> int:
     path = names[id(module)]
     call = found.calls[path]
     found.calls[path] += 1
