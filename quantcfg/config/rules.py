@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from quantcfg.config.collect import source_line
@@ -239,13 +239,17 @@ class _Resolver:
         key = (id(above), path, classes)
         found = self._cache.get(key)
         if found is None:
-            own = list(self._own(path, classes, depth))
+            # A pattern that matches every call of a module is no nearer to one call than to another.
+            of_one_call = depth % 2 == 1
+            spoken = {id(rule) for rank, rule in above.ranked if of_one_call and rank[1] == depth - 1}
+            own = list(self._own(path, classes, depth, spoken))
             found = self._cache[key] = _matched([*own, *above.ranked]) if own else above
         return found
 
-    def _own(self, path: str, classes: Classes, depth: int) -> Iterator[Ranked]:
+    def _own(self, path: str, classes: Classes, depth: int, spoken: Container[int]) -> Iterator[Ranked]:
         for rule in self._names.matches(path):
-            yield (rule.tier, depth, 0, rule.order), rule
+            if id(rule) not in spoken:
+                yield (rule.tier, depth, 0, rule.order), rule
         if self._types:
             candidates = (rule for names in classes for name in names for rule in self._types.get(name, ()))
             for rule in {id(rule): rule for rule in candidates}.values():

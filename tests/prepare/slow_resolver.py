@@ -268,6 +268,9 @@ def contest(rules: Sequence[Rule], op: Op, types: dict[str, type]) -> Ranked:
     for order, rule in enumerate(rules):
         for path, depth in op.around.items():
             above = steps_up(rule, types[path]) if rule.kind == "module_type" and path in types else None
+            in_every_call = next(name for name, other in op.around.items() if other == int(depth))
+            if path != in_every_call and matches(rule.pattern, in_every_call):
+                continue  # no nearer to one call than to another
             named = rule.kind in ("module_name", "attribute", "template") and matches(rule.pattern, path)
             if rule.kind == "global" or named or above is not None:
                 near = 0 if rule.kind == "global" else depth - op.around[op.plain]

@@ -157,6 +157,25 @@ def test_of_numbered_names_the_nearest_wins(names: dict[str, QConfig], dtype: st
     assert outputs(FourCalls(), names)["outer.block:3.relu_0"] == dtype
 
 
+@pytest.mark.parametrize(
+    ("names", "dtype"),
+    [
+        ({"**": INT4, "**.tanh_0": INT16}, "qint16"),  # the later one, as in the first call
+        ({"**": INT4, "**.block.**": INT16}, "qint16"),
+        ({"re:.*": INT4, "blo*": INT16, "norm": INT8}, "qint4"),  # the nearer one, as in the first call
+        ({"block:1.*": INT16, "block.*": INT4}, "qint16"),  # one call is nearer than every call
+        ({"bloc?:1.*": INT16, "**": INT4}, "qint16"),
+    ],
+)
+def test_a_pattern_that_matches_every_call_is_no_nearer_to_a_later_one(
+    names: dict[str, QConfig], dtype: str
+) -> None:
+    found = outputs(TwoCalls(), names)
+
+    assert found["block:1.tanh_0"] == dtype
+    assert found["block.tanh_0"] == ("qint4" if any(":1" in name for name in names) else dtype)
+
+
 def test_a_module_that_is_called_outside_of_a_call_is_not_in_it() -> None:
     class Model(FourCalls):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
