@@ -77,7 +77,7 @@ class QConfigReader:
             self._refuse_empty(node)
             return None
         if isinstance(node, Leaf) and isinstance(node.value, str):
-            return self._name(node.value, node.place)
+            return self._name(node.value, node.place, as_base=False)
         if isinstance(node, Table):
             stage = node.get(self.stage)
             return self.read(stage) if stage is not None else self._mapping(node)
@@ -109,12 +109,12 @@ class QConfigReader:
             except Broken:
                 continue
 
-    def _name(self, name: str, place: Place) -> Draft | None:
+    def _name(self, name: str, place: Place, *, as_base: bool) -> Draft | None:
         if name in self.named.entries:
             return self._use(name, place)
         preset = PRESETS.get(name)
         if preset is None:
-            self._unknown(name, place)
+            self._unknown(name, place, as_base=as_base)
             raise Broken
         if preset.deprecated_for:
             summary = f"the preset `{name}` is now called `{preset.deprecated_for}`"
@@ -144,12 +144,12 @@ class QConfigReader:
             self._cache[name] = replace(draft, label=name) if draft else None
         return self._cache[name]
 
-    def _unknown(self, name: str, place: Place) -> None:
+    def _unknown(self, name: str, place: Place, *, as_base: bool) -> None:
         if self.unread:
             return
         names = [*self.named.entries, *PRESETS, INHERIT]
         near = nearest(name, names)
-        if name == INHERIT:
+        if near == INHERIT and not as_base:
             help_text = "write `{preset: inherit, ...}` with the fields that change"
         elif name.lower() in FLOAT_WORDS:
             near, help_text = None, "write `null` to leave it in float"
@@ -190,7 +190,7 @@ class QConfigReader:
             return Draft({}, "custom*")
         if preset.value == INHERIT:
             return Draft({}, INHERIT, inherits=True)
-        base = self._name(str(preset.value), preset.place)
+        base = self._name(str(preset.value), preset.place, as_base=True)
         if base is None:
             summary = f"`{preset.value}` is float: there is nothing to start from"
             self.findings.error(

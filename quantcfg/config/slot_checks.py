@@ -11,7 +11,7 @@ from pydantic_core import ValidationError
 from quantcfg.config.collect import Findings
 from quantcfg.config.compiled import parameter_validator
 from quantcfg.config.foreign import native
-from quantcfg.config.kinds import accepted, observers, owners
+from quantcfg.config.kinds import accepted, fake_quants, observers, owners
 from quantcfg.config.nodes import NOWHERE, Leaf, describe, shortened
 from quantcfg.config.overlay import kind
 from quantcfg.config.spec import QSCHEME_DEFAULTS, SLOTS, Field, Fields, slot_kwargs
@@ -84,7 +84,7 @@ class SlotChecker:
         if name in known:
             return True
         having = owners(name)
-        near = nearest(name, known) or nearest(name, _every_parameter())
+        near = nearest(name, known or _every_parameter())
         if having:
             code, label = "QC123", f"a parameter of {listing(having)}"
             advice = f"remove it, or write `{slot}_observer: {having[0]}`"
@@ -298,7 +298,7 @@ def _origin(item: Field | None) -> Place | None:
 
 
 def _every_parameter() -> list[str]:
-    return [name for names in observers().values() for name in names]
+    return [name for names in (observers() | fake_quants()).values() for name in names]
 
 
 def _choices(choices: list[str]) -> str:

@@ -79,3 +79,21 @@ def test_a_key_in_the_wrong_section_is_told_where_it_belongs(text, found, errors
     found_here = errors(f"version: 1\n{text}")
     shown = [f"{e.code} {e.place.line}:{e.place.column} {e.summary}: {e.help}" for e in found_here]
     assert shown == found
+
+
+@pytest.mark.parametrize(
+    ("qconfig", "advice"),
+    [
+        ("{activation_observer: mse, activation_qkwargs: {percentil: 99}}", "remove it"),
+        ("{activation_observer: mse, activation_qkwargs: {strid: 2}}", "write `stride`"),
+        ("{weight_qkwargs: {use_grad_scalin: true}}", "remove it"),
+        ("{weight_fake_quant: lsq, weight_qkwargs: {use_grad_scalin: true}}", "write `use_grad_scaling`"),
+        ("{preset: inherit, activation_qkwargs: {percentil: 99}}", "write `percentile`"),
+        ("{preset: inherit, weight_qkwargs: {use_grad_scalin: true}}", "write `use_grad_scaling`"),
+        ("inhert", "write `{preset: inherit, ...}` with the fields that change"),
+        ("{preset: inhert}", "write `inherit`"),
+    ],
+)
+def test_what_is_suggested_would_be_accepted_there(qconfig, advice, errors):
+    found = errors(f"version: 1\nqconfig:\n  global: w8a8\n  module_name:\n    a: {qconfig}\n")
+    assert [error.help for error in found] == [advice]
