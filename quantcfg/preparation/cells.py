@@ -6,6 +6,10 @@ with its boxes are all 0. A flow is the small difference of two such points.
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
+from quantcfg.preparation.masks import can_be_read
 from quantcfg.preparation.ops import OpKind
 from quantcfg.preparation.record import Recording, Site, Value
 
@@ -17,6 +21,8 @@ _RANGES = ("arange", "linspace")
 _SUMS = ("add", "sub", "rsub")
 _SHIFTS = frozenset({*_SUMS, "mul", "div", "exp", "log2", "maximum", "minimum", "setitem", "affine_grid"})
 _KEEPING = (OpKind.MOVE, OpKind.CLIP, OpKind.JOIN, OpKind.STATISTIC)
+_FEWEST = 4  # numbers in equal steps; of fewer, as one for each color, it would be chance
+_ROUNDING = 1e-2  # of a step
 
 
 def points_in(recording: Recording) -> set[int]:
@@ -34,13 +40,34 @@ def points_in(recording: Recording) -> set[int]:
     return found | {place for site in recording.sites for place in _places_beside(site, places, found)}
 
 
+def looks_counted(tensor: Tensor) -> bool:
+    """Whether the numbers of a constant are in equal steps, most of which are taken.
+
+    So are the places that a model keeps from one image to the next of the same size, or in a buffer. With one
+    dimension a constant is rather a bias.
+    """
+    if tensor.dim() < 2 or not can_be_read(tensor):
+        return False
+    numbers = tensor.detach().double()
+    lowest = numbers.min()
+    above = numbers[numbers > lowest]
+    if not above.numel():
+        return False
+    steps = (numbers - lowest) / (above.min() - lowest)
+    if not bool(((steps - steps.round()).abs() <= _ROUNDING).all()):
+        return False
+    taken = torch.unique(steps.round())
+    return len(taken) >= _FEWEST and float(taken[-1]) < 2 * len(taken)
+
+
 def _places_in(recording: Recording) -> set[int]:
-    """The values that are made of numbers which the forward counted, and of no activation."""
+    """The values made of numbers that this forward counted or an earlier one, and of no activation."""
     found = set[int]()
     for value in recording.values:
         site = recording.producer(value.index)
         made = not found.isdisjoint(_sources(recording, value))
-        if not (value.live or value.mask) and (made or (site is not None and _counts(site))):
+        counted = value.counted or (site is not None and _counts(site))
+        if not (value.live or value.mask) and (made or counted):
             found.add(value.index)
     return found
 

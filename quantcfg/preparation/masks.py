@@ -66,7 +66,7 @@ def is_nothing_but_mask(tensor: Tensor) -> bool:
 
 def is_choice(tensor: Tensor) -> bool:
     """Whether a tensor holds 0 and at most one other number, of the size that masks have."""
-    if not _can_be_read(tensor):
+    if not can_be_read(tensor):
         return False
     lowest, highest = _range(tensor)
     if lowest < 0 < highest or 0 < max(-lowest, highest) < -_MAYBE_MASK:
@@ -194,13 +194,14 @@ def is_transformed(args: Any, kwargs: Any) -> bool:
     )
 
 
-def _can_be_read(tensor: Tensor) -> bool:
+def can_be_read(tensor: Tensor) -> bool:
+    """Whether the elements of a tensor can be looked at, and there are some."""
     dense = tensor.layout is torch.strided and not tensor.is_complex()
     return dense and tensor.numel() > 0 and not tensor.is_meta and not is_wrapped(tensor)
 
 
 def _range(tensor: Tensor) -> tuple[float, float]:
-    if not _can_be_read(tensor):
+    if not can_be_read(tensor):
         return 0.0, 0.0
     lowest, highest = torch.aminmax(tensor.detach())
     return float(lowest), float(highest)

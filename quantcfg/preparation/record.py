@@ -24,7 +24,8 @@ class Value:
     ``site``, or ``written`` (an older tensor, after something was written into memory that it shares).
     ``live`` says that it depends on activations; a value that does not is a constant of the model or a mask.
     ``mask`` says that it holds, or may hold, the -inf of an attention mask. ``learned`` says that a parameter
-    has a part in it. ``asked`` names the ops that read it and make no floats: a comparison, an FFT, ``item``.
+    has a part in it; ``counted`` that it is a constant of equal steps, as the places of cells are.
+    ``asked`` names the ops that read it and make no floats: a comparison, an FFT, ``item``.
     ``parts`` of a written one: what it was, and what was written into it.
     """
 
@@ -38,6 +39,7 @@ class Value:
     mask: bool = False
     unwritten: bool = False  # at least in part: made by torch.empty, so that nothing can be read from it
     learned: bool = False
+    counted: bool = False
     parts: tuple[int, ...] = ()
     consumers: list[int] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)

@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.utils import _pytree as pytree
 
 from quantcfg.errors import warn
-from quantcfg.preparation import masks, ops
+from quantcfg.preparation import cells, masks, ops
 from quantcfg.preparation.cost import CELLS, RECURRENT, macs
 from quantcfg.preparation.fold import is_own_batch_norm, is_own_layer
 from quantcfg.preparation.intercept import Memo, Scope
@@ -315,6 +315,7 @@ class Recorder:
         value.fixed = not value.live
         value.learned = value.live or isinstance(tensor, nn.Parameter)
         value.mask = masks.looks_like_mask(tensor)
+        value.counted = not value.learned and cells.looks_counted(tensor)
         return value.index
 
     def finish(self, result: Any) -> Recording:

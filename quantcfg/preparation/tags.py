@@ -7,7 +7,7 @@ import weakref
 
 from torch import Tensor, nn
 
-from quantcfg.preparation import masks
+from quantcfg.preparation import cells, masks
 from quantcfg.preparation.owned_tensors import owned_by
 from quantcfg.preparation.record import Recording, Value
 from quantcfg.preparation.tensors import memory_of, twins_of
@@ -88,6 +88,7 @@ class Tags:
             value.fixed = True
             value.learned = owned.kind == "parameter"
             value.mask = owned.kind == "buffer" and masks.looks_like_mask(tensor)
+            value.counted = owned.kind == "buffer" and cells.looks_counted(tensor)
             self._owned_values[id(tensor)] = value.index
         return self._owned_values[id(tensor)]
 

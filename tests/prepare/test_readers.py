@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from quantcfg.preparation.cells import REASON as POINT
+from quantcfg.preparation.cells import REASON as POINT, looks_counted
 from quantcfg.preparation.losses import FOR_NUMBER, NUMBER
 from quantcfg.preparation.plan import OpRow
 from quantcfg.preparation.positions import BOX, REASON as POSITION
@@ -196,6 +196,59 @@ def test_what_is_decoded_for_the_caller_stays_float() -> None:
     }  # fmt: skip
     assert found["sigmoid_0"].role == "quantized"
     assert similarity(model_of(lambda m, x: _cells(m, x)[:, 4:]), X) > 0.99
+
+
+def _kept_cells(m: Written, x: Tensor) -> Tensor:
+    """The same detector, which counts its places when it first sees an image of that size."""
+    if not hasattr(m, "places"):
+        m.places = torch.arange(4).float()[:, None] * 2
+    shifts, scores = m.a(x).sigmoid().split(4, 1)
+    return torch.cat([(shifts * 2 + m.places) * 80, scores], 1)
+
+
+def test_a_model_that_has_run_is_prepared_as_a_new_one() -> None:
+    model = model_of(_kept_cells)
+    new = prepare(model, INT8, example_inputs=(X,))
+    model(X)
+    used = prepare(model, INT8, example_inputs=(X,))
+    assert new.state_dict().keys() == used.state_dict().keys()
+    assert [row.name for row in plan_of(used).rows if row.reason == POINT] == [
+        "mul_0", "add_0", "mul_1", "cat_0",
+    ]  # fmt: skip
+
+
+def test_places_in_a_buffer_are_places() -> None:
+    def decode(m: Written, x: Tensor) -> Tensor:
+        return m.a(x) * 2 + m.kernel
+
+    model = model_of(decode)
+    model.kernel = (
+        torch.stack(torch.meshgrid(torch.arange(1), torch.arange(8), indexing="xy")).float()[1].T * 8 + 4
+    )
+    assert {row.name: row for row in plan_of(prepare(model, INT8, example_inputs=(X,))).rows}[
+        "add_0"
+    ].reason == POINT
+
+
+@pytest.mark.parametrize(
+    ("numbers", "counted"),
+    [
+        ([0.5, 1.5, 2.5, 3.5], True),
+        ([4.0, 12, 20, 28, 36, 44, 8, 24, 40, 16], True),  # cells of 8, 16 and 32 pixels
+        ([0.4, 0.45, 0.5], False),  # one for each color
+        ([0.4488, 0.4371, 0.4040, 0.3], False),
+        ([0.0, 1, 50, 1000], False),
+        ([1.0, 1, 1, 1], False),
+        ([0.0, 1, 2, 3, float("inf")], False),
+        ([float("-inf"), 1, 2, 3, 4], False),
+        ([], False),
+    ],
+)
+def test_a_constant_is_counted_where_most_of_equal_steps_are_taken(
+    numbers: list[float], counted: bool
+) -> None:
+    assert looks_counted(torch.tensor([numbers])) is counted
+    assert not looks_counted(torch.tensor(numbers))  # a bias
 
 
 def _flow(m: Written, x: Tensor) -> Tensor:
