@@ -29,7 +29,7 @@ from quantcfg.preparation.owned_tensors import parameters_of
 from quantcfg.preparation.plan import make_plan
 from quantcfg.preparation.record import Recording
 from quantcfg.preparation.recorder import Recorder, run_recorder
-from quantcfg.preparation.rules import check, default_activation, rules_from_dict
+from quantcfg.preparation.rules import check, default_activation, rules_from_dict, with_floats
 from quantcfg.preparation.setters import Setter, apply_setters, check_setter, warn_of_strangers
 from quantcfg.preparation.state import (
     FakeQuantState,
@@ -49,6 +49,7 @@ def prepare(
     config: Config | RuleSet | Mapping[str, Any],
     *,
     example_inputs: Any = None,
+    example_kw_inputs: Mapping[str, Any] | None = None,
     forward: Forward | None = None,
     stage: str = "calib",
     bn: str = "fold",
@@ -65,6 +66,7 @@ def prepare(
         config: a loaded config, a `RuleSet`, or a dict of the reference's form
             ``{"": qconfig, "module_type": [(nn.Conv2d, q)], "module_name": {"head": q2}}``.
         example_inputs: a tuple of positional arguments, a dict of keyword arguments, or one tensor.
+        example_kw_inputs: keyword arguments beside these.
         forward: instead of ``example_inputs``, runs the model once: ``lambda model: model(batch)``.
         stage: ``calib`` or ``qat``; stage-aware presets and rules differ.
         bn: ``fold`` batch norms into what precedes them, ``keep`` their statistics live, or ``freeze`` them.
@@ -82,12 +84,12 @@ def prepare(
     """
     request = request_for(config, stage, bn, templates)
     if forward is None:
-        if example_inputs is None:
+        if example_inputs is None and example_kw_inputs is None:
             raise PrepareError(
                 "prepare needs example_inputs, or a forward to run once",
                 hint="pass one batch: prepare(model, config, example_inputs=(images,))",
             )
-        forward = forward_of(example_inputs)
+        forward = forward_of(example_inputs, example_kw_inputs)
     if not callable(forward):
         raise PrepareError(
             f"forward must be a function of the model (got {type(forward).__name__})",
@@ -101,20 +103,36 @@ def prepare_qat_fx(
     qconfig_dict: Mapping[str, Any] | None = None,
     *,
     example_inputs: Any = None,
+    example_kw_inputs: Mapping[str, Any] | None = None,
     bn: str = "fold",
     qconfig_setter: Setter | Sequence[Setter] = (),
+    hybrid: bool = False,
+    hybrid_dict: Mapping[str, Any] | None = None,
+    optimize_graph: bool = False,
 ) -> nn.Module:
     """Prepare a copy of ``model`` with the reference toolkit's ``qconfig_dict``.
 
     The dict has ``""`` (global), ``"module_type"`` and ``"module_name"``, whose values are dicts or lists of
-    pairs; None leaves in float; a ``module.qconfig`` attribute beats all of it. Without ``example_inputs``
-    the first forward is the example: the quantizers appear then, and it is an error if an optimizer that
-    holds this model's parameters was made before and quantizers bring parameters of their own. Setters decide
-    what the dict and the attributes leave open.
+    pairs; None leaves in float; a ``module.qconfig`` attribute beats all of it. Without example inputs the
+    first forward is the example: the quantizers appear then, and it is an error if an optimizer that holds
+    this model's parameters was made before and quantizers bring parameters of their own.
+
+    Args:
+        model: any module whose forward runs.
+        qconfig_dict: the rules.
+        example_inputs: as for `prepare`.
+        example_kw_inputs: keyword arguments beside these.
+        bn: as for `prepare`.
+        qconfig_setter: decide what the dict and the attributes leave open.
+        hybrid: ops in float are allowed, as they are without it; ``hybrid_dict`` needs it.
+        hybrid_dict: the types (``"module_type"``) and names (``"module_name"``) of modules that stay in
+            float, whatever ``qconfig_dict`` says of them or of what they are in.
+        optimize_graph: there is none that could share the grids of what is concatenated: False.
 
     Raises:
-        ConfigError: a rule matches nothing.
-        PrepareError: the dict has another form, a setter is none, or the model cannot be copied.
+        ConfigError: a rule, or a name in ``hybrid_dict``, matches nothing.
+        PrepareError: a dict has another form, a setter is none, ``optimize_graph`` is True, or the model
+            cannot be copied.
 
     Example:
         >>> head = {"1": qc.default_calib_8bit_weight_32bit_out_fake_quant_qconfig}
@@ -128,9 +146,12 @@ def prepare_qat_fx(
     setters = tuple(qconfig_setter) if isinstance(qconfig_setter, Sequence) else (qconfig_setter,)
     for setter in setters:
         check_setter(setter)
-    request = replace(request_for(qconfig_dict or {}, "qat", bn, None), setters=setters)
-    if example_inputs is not None:
-        return _prepared(model, forward_of(example_inputs), request)
+    _check_reference_options(hybrid=hybrid, hybrid_dict=hybrid_dict, optimize_graph=optimize_graph)
+    request = request_for(qconfig_dict or {}, "qat", bn, None)
+    rules = with_floats(request.rules, hybrid_dict or {}, model)
+    request = replace(request, rules=rules, setters=setters)
+    if example_inputs is not None or example_kw_inputs is not None:
+        return _prepared(model, forward_of(example_inputs, example_kw_inputs), request)
     _refuse_unready(model)
     copied = copy_of(model)
     interceptor = _instrument(copied, bn)
@@ -138,6 +159,19 @@ def prepare_qat_fx(
     copied.register_load_state_dict_pre_hook(refuse_early_state)  # type: ignore[no-untyped-call]
     interceptor.active = True
     return copied
+
+
+def _check_reference_options(*, hybrid: bool, hybrid_dict: Any, optimize_graph: bool) -> None:
+    if optimize_graph:
+        raise PrepareError(
+            "optimize_graph must be False (got True): what is concatenated keeps the grids that it has",
+            hint="leave it out; export.target in a config says what a chip takes",
+        )
+    if hybrid_dict and not hybrid:
+        raise PrepareError(
+            "hybrid_dict has no effect without hybrid=True",
+            hint="pass hybrid=True, or leave hybrid_dict out",
+        )
 
 
 def _prepared(model: nn.Module, forward: Forward, request: Request) -> nn.Module:
@@ -218,26 +252,35 @@ class Pending:
             set_fake_quantize(model, wanted)
 
 
-def forward_of(example_inputs: Any) -> Forward:
+def forward_of(example_inputs: Any, example_kw_inputs: Mapping[str, Any] | None = None) -> Forward:
     """How example inputs are handed to a model: a tuple as arguments, a dict by name, anything else alone."""
+    args, kwargs = _arguments(example_inputs), dict(example_kw_inputs or {})
+    if isinstance(example_inputs, Mapping):
+        args, kwargs = (), {**example_inputs, **kwargs}
 
     def forward(model: nn.Module) -> Any:
         try:
-            if isinstance(example_inputs, tuple):
-                return model(*example_inputs)
-            if isinstance(example_inputs, Mapping):
-                return model(**example_inputs)
-            return model(example_inputs)
+            return model(*args, **kwargs)
         except Exception as error:  # whatever the user's code raises goes on, with how it was called
-            error.add_note(
-                f"raised while the model ran once on the example inputs, {_handed(example_inputs)}"
-            )
+            handed = _handed(example_inputs, example_kw_inputs)
+            error.add_note(f"raised while the model ran once on the example inputs, {handed}")
             raise
 
     return forward
 
 
-def _handed(example_inputs: Any) -> str:
+def _arguments(example_inputs: Any) -> tuple[Any, ...]:
+    if example_inputs is None:
+        return ()
+    return example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+
+
+def _handed(example_inputs: Any, example_kw_inputs: Mapping[str, Any] | None) -> str:
+    if example_kw_inputs:
+        names = ", ".join(map(str, example_kw_inputs))
+        return f"with {names} by name" + (
+            "" if example_inputs is None else f" beside {_handed(example_inputs, None)}"
+        )
     kind = type(example_inputs).__name__
     if isinstance(example_inputs, tuple):
         return f"a tuple: model(*example_inputs) with {counted(len(example_inputs), 'argument')}"

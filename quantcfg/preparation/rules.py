@@ -43,8 +43,41 @@ def _rules(qconfig_dict: Mapping[str, Any]) -> Iterator[Rule]:
         name = type_names(module_type)[0] if isinstance(module_type, type) else module_type
         yield Rule("module_type", name, _spec(name, qconfig))
     for name, qconfig in _pairs(qconfig_dict, "module_name", "a name", (str,)):
-        _check_pattern(name)
+        _check_pattern(name, "qconfig_dict")
         yield Rule("module_name", name, _spec(name, qconfig))
+
+
+def with_floats(rules: RuleSet, hybrid_dict: Mapping[str, Any], model: nn.Module) -> RuleSet:
+    """``rules``, and one behind them for each module that a ``hybrid_dict`` leaves in float.
+
+    It has the types of modules under ``"module_type"`` and names under ``"module_name"``. A type stands for
+    the names of its modules: these beat what is said of types, and of what they are in.
+
+    Raises:
+        PrepareError: another form or key.
+    """
+    for key in hybrid_dict:
+        if key not in _KEYS[1:]:
+            raise PrepareError(f"unknown key '{key}' in hybrid_dict; known: 'module_type', 'module_name'")
+    known = classes_of(model)
+    more: list[Rule] = []
+    for module_type in _listed(hybrid_dict, "module_type", "a class or its name", (type, str)):
+        name = type_names(module_type)[0] if isinstance(module_type, type) else module_type
+        paths = [path for path, classes in known.items() if path and name in classes[0]]
+        more += [Rule("module_name", path, None) for path in paths]
+        if not paths:
+            more.append(Rule("module_type", name, None))
+    for name in _listed(hybrid_dict, "module_name", "a name", (str,)):
+        _check_pattern(name, "hybrid_dict")
+        more.append(Rule("module_name", name, None))
+    return RuleSet(in_order((*rules.rules, *more)), rules.sources)
+
+
+def _listed(given: Mapping[str, Any], key: str, what: str, kinds: tuple[type, ...]) -> list[Any]:
+    items = given.get(key) or []
+    if not isinstance(items, (list, tuple)) or not all(isinstance(item, kinds) for item in items):
+        raise PrepareError(f"'{key}' in hybrid_dict must be a list, each {what} (got {reprlib.repr(items)})")
+    return list(items)
 
 
 def _pairs(
@@ -64,11 +97,11 @@ def _pairs(
     return pairs
 
 
-def _check_pattern(name: str) -> None:
+def _check_pattern(name: str, where: str) -> None:
     try:
         NameIndex([(name, True)])
     except PatternError as error:
-        raise PrepareError(f"the name '{name}' in qconfig_dict: {error}", hint=error.hint) from None
+        raise PrepareError(f"the name '{name}' in {where}: {error}", hint=error.hint) from None
 
 
 def _refuse_other_than_dict(given: Any) -> None:

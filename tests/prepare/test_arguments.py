@@ -50,6 +50,27 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
         "",
     ),
     (
+        lambda: fx({}, optimize_graph=True),
+        "optimize_graph must be False (got True): what is concatenated keeps the grids that it has",
+        "leave it out; export.target in a config says what a chip takes",
+    ),
+    (
+        lambda: fx({}, hybrid_dict={"module_name": ["0"]}),
+        "hybrid_dict has no effect without hybrid=True",
+        "pass hybrid=True, or leave hybrid_dict out",
+    ),
+    (
+        lambda: fx({}, hybrid=True, hybrid_dict={"name": ["0"]}),
+        "unknown key 'name' in hybrid_dict; known: 'module_type', 'module_name'",
+        "",
+    ),
+    (
+        lambda: fx({}, hybrid=True, hybrid_dict={"module_type": nn.Linear}),
+        "'module_type' in hybrid_dict must be a list, each a class or its name "
+        "(got <class 'torch...inear.Linear'>)",
+        "",
+    ),
+    (
         lambda: fx({"module_name": {0: INT8}}),
         "a key of 'module_name' in qconfig_dict must be a name (got 0)",
         "",
@@ -144,15 +165,20 @@ def test_load_config_takes_paths_and_a_list_of_overrides() -> None:
 @pytest.mark.parametrize(
     ("inputs", "handed"),
     [
-        ((BATCH, BATCH), "a tuple: model(*example_inputs) with 2 arguments"),
-        ({"x": BATCH}, "a dict: model(**example_inputs) with x"),
+        ({"example_inputs": (BATCH, BATCH)}, "a tuple: model(*example_inputs) with 2 arguments"),
+        ({"example_inputs": {"x": BATCH}}, "a dict: model(**example_inputs) with x"),
+        ({"example_kw_inputs": {"x": BATCH, "y": 1}}, "with x, y by name"),
         (
-            [BATCH],
+            {"example_inputs": (BATCH,), "example_kw_inputs": {"x": BATCH}},
+            "with x by name beside a tuple: model(*example_inputs) with 1 argument",
+        ),
+        (
+            {"example_inputs": [BATCH]},
             "a list: model(example_inputs); a tuple holds several arguments, a dict holds them by name",
         ),
     ],
 )
-def test_what_the_model_raises_says_how_it_was_called(inputs: Any, handed: str) -> None:
+def test_what_the_model_raises_says_how_it_was_called(inputs: dict[str, Any], handed: str) -> None:
     with pytest.raises(TypeError) as caught:
-        qc.prepare(MODEL, {"": INT8}, example_inputs=inputs)
+        qc.prepare(MODEL, {"": INT8}, **inputs)
     assert caught.value.__notes__ == [f"raised while the model ran once on the example inputs, {handed}"]

@@ -442,3 +442,29 @@ def test_looking_through_the_modules_leaves_nothing_behind() -> None:
     fake_quants(prepared)
 
     assert hooks() == first
+
+
+class Scaled(nn.Linear):
+    """Takes what it scales by alone by name."""
+
+    def forward(self, input: torch.Tensor, *, scale: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) * scale
+
+
+@pytest.mark.parametrize("make", [prepare, prepare_qat_fx])
+@pytest.mark.parametrize("inputs", [(torch.ones(2, 4),), torch.ones(2, 4), {"input": torch.ones(2, 4)}])
+def test_arguments_by_name_stand_beside_the_others(make: Callable[..., nn.Module], inputs: Any) -> None:
+    prepared = make(
+        Scaled(4, 2), GLOBAL, example_inputs=inputs, example_kw_inputs={"scale": torch.ones(2, 2)}
+    )
+
+    assert list(fake_quants(prepared)) == [
+        "input.input", "linear_0.weight", "linear_0.output", "input.scale", "mul_0.output"
+    ]  # fmt: skip
+
+
+def test_arguments_by_name_may_be_all_there_are() -> None:
+    x = {"input": torch.ones(2, 4), "scale": torch.ones(2, 2)}
+    by_name = prepare(Scaled(4, 2), GLOBAL, example_kw_inputs=x)
+
+    assert plan_of(by_name).rows == plan_of(prepare(Scaled(4, 2), GLOBAL, example_inputs=x)).rows

@@ -48,6 +48,32 @@ def test_both_forms_of_the_dict_and_the_rising_priority(form: type) -> None:
     assert (found["classifier"].activation, found["classifier"].weight.dtype) == (None, "qint8")
 
 
+def in_float(qconfig_dict: dict[str, Any], hybrid_dict: dict[str, Any]) -> set[str]:
+    x = (torch.randn(2, 3, 8, 8),)
+    model = prepare_qat_fx(
+        ResNet().eval(), qconfig_dict, example_inputs=x, hybrid=True, hybrid_dict=hybrid_dict
+    )
+    return {row.name for row in plan_of(model).rows if row.reason.startswith("left in float")}
+
+
+@pytest.mark.parametrize("names", [{}, {"blocks": INT16}, {"classifier": INT16, "blocks.1.conv1": INT16}])
+@pytest.mark.parametrize("linear", [nn.Linear, "torch.nn.Linear"])
+def test_a_hybrid_dict_leaves_in_float_whatever_the_rules_say(
+    names: dict[str, QConfig], linear: type | str
+) -> None:
+    hybrid_dict = {"module_type": [linear], "module_name": ["blocks.1.conv1", "blocks.0"]}
+    found = in_float({"": INT8, "module_name": names}, hybrid_dict)
+
+    assert {name for name in found if not name.startswith("blocks.0.")} == {"classifier", "blocks.1.conv1"}
+    assert found >= {"blocks.0.conv1", "blocks.0.conv2", "blocks.0.add_0"}
+
+
+@pytest.mark.parametrize("hybrid_dict", [{"module_type": [nn.GRU]}, {"module_name": ["blocks.7"]}])
+def test_what_a_hybrid_dict_names_is_there(hybrid_dict: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="matches nothing"):
+        in_float({"": INT8}, hybrid_dict)
+
+
 def test_none_leaves_in_float_what_it_matches_and_what_is_inside() -> None:
     found = rows({"": INT8, "module_name": {"blocks": None}})
 
