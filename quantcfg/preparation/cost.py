@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from math import isqrt, prod
 from typing import Any
 
@@ -43,6 +44,8 @@ def macs(
         return output_size
     if op == "einsum" and isinstance(told, str):
         return _einsum(told, operands)
+    if op in ("chain_matmul", "linalg_multi_dot"):
+        return _chain(operands)
     if op == "tensordot":
         return isqrt(prod(first) * prod(second) * output_size)  # each axis is in two of the three
     if op == "addbmm":
@@ -57,6 +60,27 @@ def _projections(query: Shape, key: Shape, weights: Sequence[Shape]) -> int:
         packed, out = sizes
         sizes = [out, *[packed // 3] * 3]
     return sum(sizes[:2]) * queries + sum(sizes[2:]) * keys
+
+
+def _chain(matrices: Sequence[Shape]) -> int:
+    """Those of a product of matrices in the order that takes the least, as torch orders it.
+
+    The first may be a vector, which is a row then, and so may the last, a column.
+    """
+    rows = [1, *(shape[0] for shape in matrices[1:])]
+    if len(matrices[0]) == 2:
+        rows[0] = matrices[0][0]
+    sizes = [*rows, matrices[-1][1] if len(matrices[-1]) == 2 else 1]
+
+    @cache
+    def least(first: int, last: int) -> int:
+        halves = (
+            least(first, end) + least(end + 1, last) + sizes[first] * sizes[end + 1] * sizes[last + 1]
+            for end in range(first, last)
+        )
+        return min(halves, default=0)
+
+    return least(0, len(matrices) - 1)
 
 
 def _einsum(equation: str, operands: Sequence[Shape]) -> int:

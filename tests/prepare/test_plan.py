@@ -192,11 +192,19 @@ class ByHand(nn.Module):
         return (query * key) @ self.words.weight.t()
 
 
+def _multi_dot(*matrices: Tensor) -> Tensor:
+    return torch.linalg.multi_dot(matrices)
+
+
 PRODUCTS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "einsum over a middle axis": (lambda x, w: torch.einsum("bchw, c -> bhw", x, w), [(2, 3, 4, 5), (3,)]),
     "einsum with dots": (lambda x, w: torch.einsum("...i,oi->...o", x, w), [(2, 3, 4), (5, 4)]),
     "einsum over two axes": (lambda x, w: torch.einsum("bij,ijo->bo", x, w), [(2, 3, 4), (3, 4, 5)]),
     "tensordot": (lambda x, w: torch.tensordot(x, w, 2), [(2, 3, 4), (3, 4, 5)]),
+    "chain": (_multi_dot, [(10, 100), (100, 5), (5, 50)]),
+    "chain in another order": (_multi_dot, [(5, 6), (6, 2), (2, 7), (7, 3), (3, 4)]),
+    "chain with a row and a column": (_multi_dot, [(9,), (9, 4), (4, 5), (5,)]),
+    "chain_matmul": (torch.chain_matmul, [(2, 3), (3, 4), (4, 5)]),
     "baddbmm": (torch.baddbmm, [(2, 3, 5), (2, 3, 4), (2, 4, 5)]),
     "matmul of a stack": (torch.matmul, [(2, 3, 4), (4, 5)]),
     "transposed convolution": (F.conv_transpose2d, [(2, 4, 5, 5), (4, 6, 3, 3)]),
@@ -215,6 +223,7 @@ class Product(nn.Module):
         return self.function(*args)
 
 
+@pytest.mark.filterwarnings("ignore:torch.chain_matmul is deprecated")
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_multiply_accumulates_are_those_that_torch_counts(name: str) -> None:
     function, shapes = PRODUCTS[name]
