@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from quantcfg.errors import PrepareError
-from quantcfg.preparation.tensors import OF_EVERY_MODULE, reachable
+from quantcfg.preparation.collector import uncollected
+from quantcfg.preparation.tensors import OF_EVERY_MODULE, is_plain, reachable
 
 Memo = dict[int, Any]
 """What `copy.deepcopy` takes: the copy of each object that has one, by the ``id`` of the object."""
 
 
+@uncollected()
 def copy_of(model: nn.Module, taken: Iterable[tuple[Any, Any]] = ()) -> nn.Module:
     """A deep copy of a model, which is not touched by what runs on the copy.
 
@@ -32,7 +34,7 @@ def copy_of(model: nn.Module, taken: Iterable[tuple[Any, Any]] = ()) -> nn.Modul
     Raises:
         PrepareError: a module refuses to be copied.
     """
-    by_hand = (*taken, *_empty(model), *_copied_by_hand(model))
+    by_hand = (*taken, *_trivial(model), *_copied_by_hand(model))
     known = {id(old): new for old, new in by_hand}
     memo = dict(known)
     try:
@@ -68,10 +70,18 @@ def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
     return ((name, value) for name, value in vars(module).items() if name not in OF_EVERY_MODULE)
 
 
-def _empty(model: nn.Module) -> Iterator[tuple[Any, Any]]:
-    """Copies of the hooks that there are none of: a module has ten such, and each takes ``deepcopy`` long."""
-    held = (value for module in model.modules() for value in vars(module).values())
-    return ((value, OrderedDict()) for value in held if type(value) is OrderedDict and not value)
+def _trivial(model: nn.Module) -> Iterator[tuple[Any, Any]]:
+    """Copies of what takes ``deepcopy`` long though there is nothing to it.
+
+    That are the hooks that there are none of, ten kinds in each module, and the strides and paddings of
+    convolutions, tuples that stay the same.
+    """
+    for module in model.modules():
+        for value in vars(module).values():
+            if type(value) is OrderedDict and not value:
+                yield value, OrderedDict()
+            elif type(value) is tuple and is_plain(value):
+                yield value, value
 
 
 def _copied_by_hand(model: nn.Module) -> Iterator[tuple[Any, Any]]:
@@ -81,7 +91,8 @@ def _copied_by_hand(model: nn.Module) -> Iterator[tuple[Any, Any]]:
     what it made.
     """
     for module in model.modules():
-        for _, value in reachable(dict(_attributes(module))):
+        held = {name: value for name, value in _attributes(module) if not is_plain(value)}
+        for _, value in reachable(held):
             if isinstance(value, Tensor) and not value.is_leaf:
                 yield value, value.detach().clone()
             elif isinstance(value, torch.Generator):

@@ -86,12 +86,16 @@ class FakeQuants(nn.ModuleDict):
         self.__dict__["_training"] = mode
         self.follow_mode()
 
+    def quantizers(self) -> Iterable[FakeQuantizeBase]:
+        """The fake quantize modules."""
+        return cast("Iterable[FakeQuantizeBase]", self.values())
+
     def follow_mode(self) -> None:
         """Switch as the mode says, in QAT; in any other state the switches are not the mode's."""
         if not self.__dict__.get("qat", False):
             return
         mode = self.training
-        for module in cast("Iterable[FakeQuantizeBase]", self.values()):
+        for module in self.quantizers():
             module.observing = mode and not self.frozen
             module.quantizing = mode or module.has_default or module.has_qparams.is_meta or module.observed
 

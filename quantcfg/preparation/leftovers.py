@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
-from quantcfg.preparation.tensors import OF_EVERY_MODULE, PLAIN
+from quantcfg.preparation.tensors import OF_EVERY_MODULE, is_plain
 
 _REGISTERED = ("_parameters", "_buffers", "_modules")
-_PLAIN = (*PLAIN, torch.dtype, torch.device)
 
 Held = list[dict[Any, Any]]
 
@@ -42,8 +40,4 @@ def _is_kept(name: Any, old: Any, new: Any) -> bool:
         return True  # its items are compared one by one
     if name in OF_EVERY_MODULE:
         return not new
-    return old is new and (isinstance(name, tuple) or _is_plain(old))
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, _PLAIN) or (type(value) is tuple and all(map(_is_plain, value)))
+    return old is new and (isinstance(name, tuple) or is_plain(old))

@@ -16,6 +16,7 @@ from quantcfg.config.suggest import counted
 from quantcfg.errors import Diagnostic, PrepareError
 from quantcfg.preparation.apply import BN_MODES, apply
 from quantcfg.preparation.assign import Assignments
+from quantcfg.preparation.collector import uncollected
 from quantcfg.preparation.copying import copy_of
 from quantcfg.preparation.fold import fold_obstacles
 from quantcfg.preparation.freezing import freeze_batch_norm
@@ -370,6 +371,7 @@ def _devices(model: nn.Module) -> list[torch.device]:
     return sorted({tensor.device for tensor in tensors if tensor.device.type == "cuda"}, key=str)
 
 
+@uncollected()
 def _finish(model: nn.Module, interceptor: Interceptor, recording: Recording, request: Request) -> None:
     targets = targets_of(model, recording)
     build(model, interceptor, recording, request, decide(model, recording, targets, request))

@@ -159,19 +159,20 @@ def set_fake_quantize(model: nn.Module, state: FakeQuantState) -> None:
     if interceptor.prepared is None:
         interceptor.deferred_state = state
         return
-    _tell_of_missing(model, interceptor.prepared.modules)
+    known = interceptor.prepared.modules  # of the whole model, where `model` may be a part
+    containers = [module for module in model.modules() if isinstance(module, FakeQuants)]
+    present = {module.name: module for container in containers for module in container.quantizers()}
+    _tell_of_missing(model, known, present)
     if state is FakeQuantState.VALIDATION:
-        _refuse_unobserved(model)
-    for container in containers_of(model).values():
+        _refuse_unobserved(present)
+    for container in containers:
         container.qat = state is FakeQuantState.QAT
-        for module in container.values():
-            assert isinstance(module, FakeQuantizeBase)
+        for module in container.quantizers():
             module.observing = state is FakeQuantState.CALIBRATION
             module.observer.fold_batches = state is FakeQuantState.QAT
             module.quantizing = state is FakeQuantState.VALIDATION
         container.follow_mode()
-    known = interceptor.prepared.modules  # of the whole model, where `model` may be a part
-    others = len(fake_quants(model)) < len(known) and interceptor.active
+    others = len(present) < len(known) and interceptor.active
     interceptor.active = bool(known) and (state is not FakeQuantState.FLOAT or others)
     interceptor.prepared.state = state
 
@@ -182,21 +183,23 @@ def _refuse_other_than_state(given: Any) -> None:
         raise PrepareError(f"a state must be one of {known} (got {given!r})")
 
 
-def _tell_of_missing(model: nn.Module, known: dict[str, FakeQuantizeBase]) -> None:
+def _tell_of_missing(model: nn.Module, known: dict[str, Any], present: Mapping[str, Any]) -> None:
     """Say it once of quantizers that went with the modules that held them, and forget them."""
-    scopes = filter(None, map(scope_of, model.modules()))
-    if all(scope.path for scope in scopes):
-        return  # a part of what was prepared
-    present = fake_quants(model)
     missing = [name for name in known if name not in present]
-    if missing:
-        warn(
-            f"{counted(len(missing), 'quantizer')} went with modules that were replaced or deleted after "
-            f"preparation: {listing(missing, 4)}: what is there now stays in float; "
-            "change the float model, then prepare it",
-        )
+    if not missing or _is_a_part(model):
+        return
+    warn(
+        f"{counted(len(missing), 'quantizer')} went with modules that were replaced or deleted after "
+        f"preparation: {listing(missing, 4)}: what is there now stays in float; "
+        "change the float model, then prepare it",
+    )
     for name in missing:
         del known[name]
+
+
+def _is_a_part(model: nn.Module) -> bool:
+    """Whether a module lies within what was prepared, and does not hold the whole of it."""
+    return all(scope.path for scope in filter(None, map(scope_of, model.modules())))
 
 
 def state_of(model: nn.Module) -> FakeQuantState:
@@ -279,17 +282,18 @@ def finish_calibration(model: nn.Module) -> None:
         >>> qc.finish_calibration(prepared)
         >>> qc.set_fake_quantize(prepared, qc.FakeQuantState.VALIDATION)
     """
-    _refuse_unobserved(model)
-    for module in fake_quants(model).values():
+    present = fake_quants(model)
+    _refuse_unobserved(present)
+    for module in present.values():
         module.finish_observation()
 
 
-def _refuse_unobserved(model: nn.Module) -> None:
-    missing = [name for name, module in fake_quants(model).items() if not module.observed]
+def _refuse_unobserved(present: Mapping[str, FakeQuantizeBase]) -> None:
+    missing = [name for name, module in present.items() if not module.observed]
     if missing:
         listed = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
         raise NumericError(
-            f"{len(missing)} of {len(fake_quants(model))} quantizers never observed a value: {listed}",
+            f"{len(missing)} of {len(present)} quantizers never observed a value: {listed}",
             hint="calibrate with batches that reach these ops, or leave them in float with a `null` rule",
         )
 

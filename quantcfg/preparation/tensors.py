@@ -16,9 +16,9 @@ Leaf = tuple[tuple[str, ...], Any]
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 """The attributes that torch gives every module; its own code, or who uses it, has put the others on it."""
 
-PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _CODE = (type, FunctionType, BuiltinFunctionType, MethodType, ModuleType)
-_LEAVES = (Tensor, nn.Module, torch.Generator, *PLAIN, *_CODE)
+_LEAVES = (Tensor, nn.Module, torch.Generator, *_PLAIN, *_CODE)
 
 
 def memory_of(tensor: Tensor) -> int:
@@ -84,6 +84,11 @@ def reachable(value: Any, path: tuple[str, ...] = (), seen: set[int] | None = No
         return
     for name, item in items:
         yield from reachable(item, (*path, name), seen)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether something is a number, a text, or a tuple of such: nothing in it can change."""
+    return isinstance(value, _PLAIN) or (type(value) is tuple and all(map(is_plain, value)))
 
 
 def _items(value: Any) -> Iterable[tuple[str, Any]] | None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 from collections.abc import Callable
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from quantcfg.errors import NumericError, PrepareError, QuantcfgWarning
+from quantcfg.errors import ConfigError, NumericError, PrepareError, QuantcfgWarning
 from quantcfg.preparation.prepare import prepare, prepare_qat_fx
 from quantcfg.preparation.state import (
     FakeQuantState,
@@ -468,3 +470,28 @@ def test_arguments_by_name_may_be_all_there_are() -> None:
     by_name = prepare(Scaled(4, 2), GLOBAL, example_kw_inputs=x)
 
     assert plan_of(by_name).rows == plan_of(prepare(Scaled(4, 2), GLOBAL, example_inputs=x)).rows
+
+
+class NotesTheCollector(nn.Linear):
+    """Knows whether garbage in cycles was looked for when it ran."""
+
+    ran: ClassVar[bool]
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        type(self).ran = gc.isenabled()
+        return super().forward(input)
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+@pytest.mark.parametrize("rules", [GLOBAL, {"module_name": {"missing": None}}])
+def test_garbage_is_looked_for_as_before_and_in_every_forward(is_on: bool, rules: Any) -> None:
+    before = gc.isenabled()
+    (gc.enable if is_on else gc.disable)()
+    try:
+        with nullcontext() if rules is GLOBAL else pytest.raises(ConfigError):
+            prepare(NotesTheCollector(4, 2), rules, example_inputs=torch.ones(2, 4))
+        after = gc.isenabled()
+    finally:
+        (gc.enable if before else gc.disable)()
+
+    assert after is NotesTheCollector.ran is is_on
