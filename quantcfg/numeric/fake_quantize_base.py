@@ -148,16 +148,19 @@ class FakeQuantizeBase(ExactModule, ABC):
         """Start from what another fake quantize, of any kind, has calibrated or learned.
 
         On the same grid and scheme the qparams are taken as they are; on another one they are chosen for the
-        same range, which also becomes the observer's. A ``fixed_scale`` observer keeps what it was given.
+        same range, which also becomes the observer's. A ``fixed_scale`` observer keeps what it was given, and
+        one that clips takes no more of a range than it may cover.
 
         Raises:
             NumericError: the other one has never observed anything.
         """
         if isinstance(self.observer, FixedScaleObserver):
             return
-        self.observer.load_range(*other.value_range())
+        given = other.value_range()
+        self.observer.load_range(*given)
         same_grid = self._grid() == other._grid() and self.zero_point.shape == other.zero_point.shape
-        self._set_qparams(other.qparams() if same_grid and other._ready() else self.observer.qparams())
+        as_is = same_grid and other._ready() and self._covers(given)
+        self._set_qparams(other.qparams() if as_is else self.observer.qparams())
         self._set_ready()
 
     def value_range(self) -> tuple[Tensor, Tensor]:
@@ -211,6 +214,11 @@ class FakeQuantizeBase(ExactModule, ABC):
 
     def _grid(self) -> tuple[int, int, torch.qscheme]:
         return self.quant_min, self.quant_max, self.qscheme
+
+    def _covers(self, given: tuple[Tensor, Tensor]) -> bool:
+        """Whether the observer has a range that was given it, and not a part of it."""
+        kept = (self.observer.min_val, self.observer.max_val)
+        return all(torch.equal(own, end.to(own)) for own, end in zip(kept, given, strict=True))
 
     def _adopt_known_range(self) -> None:
         """Take the qparams of an observer that has a range before any data."""

@@ -16,6 +16,7 @@ from quantcfg.errors import NumericError
 from quantcfg.numeric import ops, parts
 from quantcfg.numeric.dtypes import DTYPES
 from quantcfg.numeric.fake_quantize import FAKE_QUANTIZES, FakeQuantize
+from quantcfg.numeric.observers.clip import ClipObserver
 from quantcfg.numeric.observers.fixed_scale import FixedScaleObserver
 from quantcfg.numeric.observers.min_max import MinMaxObserver
 from quantcfg.numeric.qparams import fake_quantize
@@ -511,6 +512,27 @@ def test_a_frozen_training_scale_is_the_calibrated_one_to_the_bit():
     for _ in range(3):
         target(torch.randn(50) * 9)
     assert torch.equal(target.qparams().scale, source.qparams().scale)
+
+
+@pytest.mark.parametrize("to", FAKE_QUANTIZES)
+@pytest.mark.parametrize("averaging_constant", [0.0, 0.01])
+def test_a_loaded_range_is_clipped_at_once_where_the_first_batch_would_clip_it(to, averaging_constant):
+    source = calibrated(torch.tensor([-5.0, 3.0]))
+    clip = ClipObserver(xmin=-1.0, xmax=2.0, averaging_constant=averaging_constant)
+    target = train(FAKE_QUANTIZES[to](clip))
+    target.load_qparams_from(source)
+    loaded = target.qparams().scale.clone()
+    target(torch.tensor([-1.0, 2.0]))
+    assert loaded.item() == pytest.approx(2 / 127.5, rel=2**-22)
+    assert torch.equal(target.qparams().scale, loaded)
+
+
+def test_a_range_that_needs_no_clipping_is_loaded_as_it_is():
+    source = calibrated(torch.tensor([-0.5, 0.75]))
+    target = FakeQuantize(ClipObserver())
+    target.load_qparams_from(source)
+    assert torch.equal(target.qparams().scale, source.qparams().scale)
+    assert (target.observer.min_val.item(), target.observer.max_val.item()) == (-0.5, 0.75)
 
 
 def test_another_grid_takes_the_range_and_not_the_scale():

@@ -36,6 +36,10 @@ class ClipObserver(Observer):
         self.xmin = xmin
         self.xmax = xmax
 
+    def load_range(self, min_val: Tensor, max_val: Tensor) -> None:
+        """See `Observer.load_range`; both ends are clamped, as those of a batch would be."""
+        super().load_range(self._clamp(min_val), self._clamp(max_val))
+
     def _step(self, state: Range, batch: Range) -> Range:
         low, high = super()._step(state, batch)
         return self._clamp(low), self._clamp(high)
