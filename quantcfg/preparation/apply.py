@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from quantcfg.config.spec import FakeQuantSpec, QConfigSpec
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
 from quantcfg.preparation.assign import Assignment, Assignments
+from quantcfg.preparation.channels import channel_axis
 from quantcfg.preparation.fold import fold_batch_norm, groups_of, is_folded, leave_out
 from quantcfg.preparation.hosts import container_of, host_of
 from quantcfg.preparation.intercept import interceptor_of
@@ -143,7 +144,7 @@ class _Builder:
             shape = self.recording.values[operand.value].shape
             label = "weight" if len(site.weights) == 1 else f"weight_{_argument(operand.slot)}"
             name = f"{site.name.replace(f':{site.call}', '')}.{label}"
-            axis = _weight_axis(site, operand.slot, shape)
+            axis = channel_axis(self.recording, site, operand.slot)
             self.weights[key] = self._make(site, Slotted(label, spec, shape, name, axis, every_call=True))
         return self.weights[key]
 
@@ -206,16 +207,6 @@ def _slot_name(site: Site, slotted: Slotted) -> str:
 
 def _argument(slot: Slot) -> str:
     return "_".join(str(key) for key in slot).removesuffix("_weight")
-
-
-def _weight_axis(site: Site, slot: Slot, shape: tuple[int, ...]) -> int | None:
-    """The axis of the output channels of a weight: that of the op, or the last one of a matrix product."""
-    if slot[0] in site.spec.weights:
-        return site.spec.weights[slot[0]]
-    return len(shape) - 1 if site.op in _PRODUCTS else 0
-
-
-_PRODUCTS = ("matmul", "mm", "addmm", "bmm", "baddbmm", "grouped_mm", "_grouped_mm")
 
 
 def _output_axis(site: Site) -> int:

@@ -7,7 +7,8 @@ from functools import cache
 from math import isqrt, prod
 from typing import Any
 
-Shape = tuple[int, ...]
+from quantcfg.preparation.channels import Shape, axes_of
+
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 CELLS = ("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
 
@@ -86,10 +87,7 @@ def _chain(matrices: Sequence[Shape]) -> int:
 def _einsum(equation: str, operands: Sequence[Shape]) -> int:
     """The product of all its axes, those that stand for dots among them, which count from the right."""
     lengths: dict[str, int] = {}
-    for term, shape in zip(equation.replace(" ", "").partition("->")[0].split(","), operands, strict=False):
-        before, dots, after = term.partition("...")
-        left_over = len(shape) - len(before) - len(after) if dots else 0
-        axes = [*before, *(str(number) for number in range(left_over, 0, -1)), *after]
+    for axes, shape in zip(axes_of(equation, operands)[0], operands, strict=False):
         lengths |= {
             axis: max(length, lengths.get(axis, 1)) for axis, length in zip(axes, shape, strict=False)
         }

@@ -137,7 +137,8 @@ OPS: dict[str, OpSpec] = {
     **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"), _MOVE),
     **dict.fromkeys(("feature_dropout", "feature_alpha_dropout", "native_dropout"), _MOVE),
     **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle", "channel_shuffle"), _MOVE),
-    **dict.fromkeys(("to", "float", "half", "bfloat16", "type", "type_as", "cpu", "cuda"), _MOVE),
+    **dict.fromkeys(("to", "float", "double", "half", "bfloat16", "type", "type_as"), _MOVE),
+    **dict.fromkeys(("cpu", "cuda"), _MOVE),
     **dict.fromkeys(("atleast_1d", "atleast_2d", "atleast_3d", "requires_grad", "data"), _MOVE),
     **dict.fromkeys(("real", "imag"), _MOVE),
     **dict.fromkeys(("view_as_real", "broadcast_tensors", "meshgrid", "nonzero"), _MOVE),
@@ -295,6 +296,11 @@ def exponent_of(op: str, args: Any, kwargs: Any) -> float | None:
     """The number that a power is taken to; None where there is none, or it is a tensor."""
     exponent = kwargs.get("exponent", args[1] if len(args) > 1 else None)
     return float(exponent) if op == "pow" and isinstance(exponent, int | float) else None
+
+
+def equation_of(op: str, args: Any) -> str:
+    """What an einsum is told in letters; nothing where it is told in numbers."""
+    return args[0] if op == "einsum" and isinstance(args[0], str) else ""
 
 
 def _adds_zero(args: Any) -> bool:

@@ -73,6 +73,7 @@ class Site:
     inplace: bool
     dim: int | None = None  # the one that it was told, counted from the last one: -1, -2, ...
     exponent: float | None = None  # of a power, where it is a number
+    equation: str = ""  # of an einsum
     macs: int = 0
     written_back: bool = False
     adds_choice: bool = False  # of two numbers, made of integers and booleans

@@ -222,6 +222,7 @@ class Recorder:
                 data=tuple(data), weights=tuple(weights), others=others, outputs=(), inplace=inplace,
                 dim=ops.dim_of(call.args, call.kwargs),
                 exponent=ops.exponent_of(call.op, call.args, call.kwargs),
+                equation=ops.equation_of(call.op, call.args),
             )  # fmt: skip
             self.recording.sites.append(site)
         for operand in operands:

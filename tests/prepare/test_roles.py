@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from quantcfg.preparation.plan import Plan
 from quantcfg.preparation.prepare import prepare
-from quantcfg.preparation.state import fake_quants, plan_of
+from quantcfg.preparation.state import calibrating, fake_quants, plan_of
 from quantcfg.preparation.stubs import DeQuantStub, QuantStub
 from quantcfg.qconfig import get_default_qconfig
 from tests.prepare.models import CASES
@@ -98,6 +98,70 @@ def test_attention_with_an_added_mask() -> None:
     assert reasons["attention.add_0"] == (
         "carries an attention mask: on a grid, -inf would become an ordinary number"
     )
+
+
+CHANNELS: dict[
+    str, Any
+] = {  # how a weight meets an activation [3, 8, 8]: the axis of its channels, and how many there are
+    "right": (lambda x, w, t: x @ w, (1, 8)),
+    "left": (lambda x, w, t: w[:5] @ x, (0, 5)),
+    "left by name": (lambda x, w, t: torch.matmul(input=w[:5], other=x), (0, 5)),
+    "reflected": (lambda x, w, t: x.__rmatmul__(w[:5]), (0, 5)),
+    "left of a sum": (lambda x, w, t: torch.addmm(x[0], w, x[0]), (0, 8)),
+    "right of a sum": (lambda x, w, t: torch.addmm(x[0], x[0], w), (1, 8)),
+    "einsum right": (lambda x, w, t: torch.einsum("bnd,de->bne", x, w[:, :5]), (1, 5)),
+    "einsum left": (lambda x, w, t: torch.einsum("mn,bnd->bmd", w[:5], x), (0, 5)),
+    "einsum with dots": (lambda x, w, t: torch.einsum("...d,de->...e", x, w[:, :5]), (1, 5)),
+    "einsum without an arrow": (lambda x, w, t: torch.einsum("bnd,dz", x, w[:, :5]), (1, 5)),
+    "einsum by heads": (lambda x, w, t: torch.einsum("bnd,hde->bhne", x, t), (2, 4)),
+    "einsum along": (lambda x, w, t: torch.einsum("bnd,d->bnd", x, w[0]), None),  # a vector is no weight
+    "einsum over heads": (lambda x, w, t: torch.einsum("bnhe,hed->bnd", x.view(-1, 8, 2, 4), t.mT), (2, 8)),
+    "einsum of all": (lambda x, w, t: torch.einsum("bnd,nd->b", x, w), (-1, 1)),  # one scale
+    "einsum of a token": (
+        lambda x, w, t: torch.einsum("bid,bjd->bij", w[None, :5].expand(len(x), -1, -1), x),
+        (1, 5),
+    ),
+}
+
+
+@pytest.mark.parametrize("run", CHANNELS)
+def test_the_channels_of_a_weight_are_on_no_axis_that_is_summed_over(run: str) -> None:
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+            self.w, self.t = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(2, 8, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return CHANNELS[run][0](self.layer(x), self.w, self.t)
+
+    x = torch.randn(3, 8, 8)
+    prepared = prepare(Product(), {"": get_default_qconfig()}, example_inputs=(x,))
+    with calibrating(prepared), torch.no_grad():
+        prepared(x)
+        prepared(x[:2])  # no axis is that of the batch
+    weights = [
+        q for name, q in fake_quants(prepared).items() if ".weight" in name and not name.startswith("layer")
+    ]
+    assert [(q.ch_axis, q.scale.numel()) for q in weights] == ([CHANNELS[run][1]] if CHANNELS[run][1] else [])
+
+
+def test_a_cast_keeps_the_grid_of_its_input() -> None:
+    class Casts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+            self.b = nn.Linear(4, 4).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).double()).half().bfloat16().float()
+
+    prepared = prepare(Casts(), {"": get_default_qconfig()}, example_inputs=(torch.randn(2, 4),))
+    assert [(row.op, row.role) for row in plan_of(prepared).rows] == [
+        ("linear", "quantized"), ("double", "passed through"), ("linear", "quantized"),
+        ("half", "passed through"), ("bfloat16", "passed through"), ("float", "passed through"),
+    ]  # fmt: skip
+    assert set(fake_quants(prepared)) == {"input.x", "a.weight", "a.output", "b.weight", "b.output"}
 
 
 def test_constants_and_parameters_in_arithmetic_get_a_quantizer_of_their_own() -> None:
