@@ -28,7 +28,10 @@ _FORWARDS = frozenset(kind.forward for kind in _GEMMS)
 _AT_A_TIME = 1 << 18  # elements of a weight
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _FOLDED = ("weight", "bias", "running_mean", "running_var")
-_SIGNATURE = inspect.signature(F.batch_norm)
+_BATCH_NORM = {
+    name: (position, parameter.default)
+    for position, (name, parameter) in enumerate(inspect.signature(F.batch_norm).parameters.items())
+}
 
 
 def is_own_batch_norm(module: nn.Module, func: Any, args: Any, kwargs: Any) -> bool:
@@ -38,13 +41,16 @@ def is_own_batch_norm(module: nn.Module, func: Any, args: Any, kwargs: Any) -> b
     """
     if func is not F.batch_norm:
         return False
-    given = _SIGNATURE.bind(*args, **kwargs)
-    given.apply_defaults()
+
+    def given(name: str) -> Any:
+        position, default = _BATCH_NORM[name]
+        return _argument(args, kwargs, position, name, default)
+
     return (
         (isinstance(module, nn.modules.batchnorm._BatchNorm) or is_frozen(module))
         and getattr(module, "running_mean", None) is not None
-        and all(given.arguments[name] is getattr(module, name) for name in _FOLDED)
-        and (given.arguments["training"], given.arguments["eps"]) == (False, module.eps)
+        and all(given(name) is getattr(module, name) for name in _FOLDED)
+        and (given("training"), given("eps")) == (False, module.eps)
     )
 
 
@@ -59,8 +65,8 @@ def is_own_layer(module: nn.Module, args: Any, kwargs: Any) -> bool:
     )
 
 
-def _argument(args: Any, kwargs: Any, position: int, name: str) -> Any:
-    return args[position] if len(args) > position else kwargs.get(name)
+def _argument(args: Any, kwargs: Any, position: int, name: str, default: Any = None) -> Any:
+    return args[position] if len(args) > position else kwargs.get(name, default)
 
 
 def normalizes(module: nn.Module) -> bool:
