@@ -4,7 +4,7 @@ A pure function of the recording and the decisions of the rules. It walks the si
 keeps for every value the grid it is on, so that nothing is quantized twice and nothing arrives unquantized by
 accident. What has to stay in float, whatever the rules say, is found before: what a value is made of
 (`Recording.made_of`) and what it is read for (`Recording.read_only_by`) tell it; see masks, positions, cells,
-losses, ratios, roots and steep.
+losses, overflow, ratios, roots and steep.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from quantcfg.preparation.fuse import Chain, find_chains, vanishes
 from quantcfg.preparation.losses import FOR_NUMBER, NUMBER, read_for_numbers
 from quantcfg.preparation.masks import before_replacement
 from quantcfg.preparation.ops import OpKind
+from quantcfg.preparation.overflow import REASON as OVERGROWN, overgrown_in
 from quantcfg.preparation.positions import positions_in
 from quantcfg.preparation.ratios import kept_for_ratios
 from quantcfg.preparation.record import Operand, Recording, Site, Slot, Value
@@ -114,6 +115,7 @@ class _Assigner:
             if reason != POINT or not self._has_fine_grid(value)
         }
         self.for_numbers = read_for_numbers(recording)
+        self.overgrown = overgrown_in(recording)
         self.outside: set[int] = set()  # values outside the stubs' region
         self.on_grid: set[int] = set()  # values that a quantizer made
         self.edges: dict[int, FakeQuantSpec] = {}
@@ -209,9 +211,10 @@ class _Assigner:
         return bool(live) and live <= self.statistic
 
     def _mask_reason(self, site: Site) -> str:
-        if any(self.recording.values[i].mask and i not in self.positions for i in site.outputs):
-            return "carries an attention mask: on a grid, -inf would become an ordinary number"
-        return ""
+        masked = {i for i in site.outputs if self.recording.values[i].mask and i not in self.positions}
+        if masked and masked <= self.overgrown:
+            return OVERGROWN
+        return "carries an attention mask: on a grid, -inf would become an ordinary number" if masked else ""
 
     def _steep_reason(self, site: Site) -> str:
         """A layer before what is steep is on grids, and gives 32 bits; all else there is in float."""

@@ -1,0 +1,36 @@
+"""Numbers that have grown beyond all that a grid can hold: products of products, powers, exponentials.
+
+They are told from their values, as masks are, and kept from quantizers as these; but no mask is among them.
+"""
+
+from __future__ import annotations
+
+from quantcfg.preparation.ops import OpKind
+from quantcfg.preparation.record import Recording, Site
+
+REASON = "grows beyond 1e30 with the example inputs: no grid is of use for such numbers"
+
+_POWERS = ("pow", "square", "exp", "exp2", "expm1", "prod", "cumprod")
+_WRITERS = ("masked_fill", "where", "setitem", "index_fill")
+
+
+def overgrown_in(recording: Recording) -> set[int]:
+    """The values marked as masks that nothing but such growth, and what is made of it, has made so large."""
+    found = set[int]()
+    for value in recording.values:
+        site = recording.producer(value.index)
+        if not value.mask or site is None:
+            continue
+        masked = {operand.value for operand in site.data if recording.values[operand.value].mask}
+        carried = bool(masked) and found.issuperset(masked) and site.op not in _WRITERS
+        if carried or (not masked and _multiplies(recording, site)):
+            found.add(value.index)
+    return found
+
+
+def _multiplies(recording: Recording, site: Site) -> bool:
+    """Whether a site multiplies activations, or raises them to a power."""
+    live = [recording.values[operand.value].live for operand in site.data]
+    if site.op == "mul":
+        return len(live) == 2 and all(live)
+    return any(live) and (site.op in _POWERS or site.kind is OpKind.GEMM)
