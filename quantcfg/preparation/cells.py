@@ -13,6 +13,7 @@ from quantcfg.preparation.masks import can_be_read
 from quantcfg.preparation.ops import OpKind
 from quantcfg.preparation.record import Recording, Site, Value
 
+LABELS = "handed out beside whole numbers, of labels say: on one grid with them little would be left of it"
 REASON = "made of the places of cells in an image: on a grid it would move by pixels"
 FINE_BITS = 16
 """With as many bits a grid is fine enough for such points."""
@@ -38,6 +39,21 @@ def points_in(recording: Recording) -> set[int]:
         if value.index in found:
             found.update(possible.intersection(_sources(recording, value)))
     return found | {place for site in recording.sites for place in _places_beside(site, places, found)}
+
+
+def labelled_in(recording: Recording) -> set[int]:
+    """The values in which numbers that were counted or looked up are handed out beside activations."""
+    places = _places_in(recording)
+    possible = _leading_out(recording, places)
+    found = set[int]()
+    for value in recording.values:
+        site = recording.producer(value.index)
+        if value.index not in possible or site is None or site.kind not in (OpKind.MOVE, OpKind.JOIN):
+            continue
+        joined = site.kind is OpKind.JOIN and not places.isdisjoint(_sources(recording, value))
+        if joined or not found.isdisjoint(_sources(recording, value)):
+            found.add(value.index)
+    return found
 
 
 def looks_counted(tensor: Tensor) -> bool:

@@ -92,6 +92,20 @@ def mark_added(recording: Recording) -> None:
                 recording.values[index].mask = True
 
 
+def unmark_pooled(recording: Recording) -> None:
+    """Take no mask for what a border of -inf makes before a max pooling: the pooling leaves nothing of it."""
+    for site in recording.sites:
+        given = any(recording.values[operand.value].mask for operand in site.data)
+        readers = recording.readers(site)
+        seen = recording.returned.intersection(site.outputs) or recording.values[site.outputs[0]].asked
+        if site.op == "pad" and readers and not given and not seen and all(map(_pools, readers)):
+            recording.values[site.outputs[0]].mask = False
+
+
+def _pools(site: Site) -> bool:
+    return site.op.startswith("max_pool")
+
+
 def carries(site: Site) -> bool:
     """Whether the result of a site still holds the mask of an operand."""
     return site.kind is OpKind.MOVE or site.op in CARRIERS

@@ -256,6 +256,9 @@ def is_inplace(name: str) -> bool:
     )  # fmt: skip
 
 
+_NO_NUMBER = -1e30
+
+
 def spec_of(op: str) -> OpSpec:
     """The spec of an op, or that of an unknown one, which stays float."""
     return OPS.get(op, UNKNOWN)
@@ -277,7 +280,8 @@ def kind_of(op: str, spec: OpSpec, args: Any, kwargs: Any) -> OpKind:
         return OpKind.COMPUTE if _overlap(args, kwargs) else spec.kind
     if op in ("pad", "scatter", "index_fill", "where", "pad_sequence", "nan_to_num"):
         scalars = [leaf for leaf in pytree.tree_leaves((args[1:], kwargs)) if isinstance(leaf, float)]
-        return OpKind.COMPUTE if any(scalars) else spec.kind
+        least = op == "pad" and all(number <= _NO_NUMBER for number in scalars)  # what no maximum is
+        return OpKind.COMPUTE if any(scalars) and not least else spec.kind
     if op in ("max", "min") and sum(isinstance(arg, Tensor) for arg in args) > 1:
         return OpKind.JOIN
     return spec.kind

@@ -27,8 +27,9 @@ _KEEPING_BOXES = (OpKind.MOVE, OpKind.CLIP, OpKind.JOIN, OpKind.STATISTIC)
 def positions_in(recording: Recording) -> dict[int, str]:
     """The values that are positions, times or boxes, and why they are on no grid."""
     boxes, positions = _boxes_in(recording), _unlearned_positions_in(recording)
+    labels = dict.fromkeys(cells.labelled_in(recording), cells.LABELS)
     points = dict.fromkeys(cells.points_in(recording), cells.REASON)
-    return points | dict.fromkeys(boxes, BOX) | dict.fromkeys(positions, REASON)
+    return labels | points | dict.fromkeys(boxes, BOX) | dict.fromkeys(positions, REASON)
 
 
 def _boxes_in(recording: Recording) -> set[int]:

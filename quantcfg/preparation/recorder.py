@@ -324,6 +324,7 @@ class Recorder:
         indices = map(self._tags.index_of, tensors_in(result))
         self.recording.returned.update(index for index in indices if index is not None)
         name_sites(self.recording.sites, self.recording.calls)
+        masks.unmark_pooled(self.recording)
         masks.mark_added(self.recording)
         self.recording.overwritten = self._tags.overwritten()
         return self.recording

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -503,3 +504,51 @@ def test_an_input_that_a_layer_reads_is_no_mask() -> None:
     prepared = prepare(Residual(), {"": get_default_qconfig()}, example_inputs=torch.randn(2, 4))
 
     assert set(fake_quants(prepared)) == {"input.x", "fc.weight", "add_0.output", "softmax_0.output"}
+
+
+@pytest.mark.parametrize("least", [float("-inf"), torch.finfo(torch.float32).min])
+def test_a_border_that_no_maximum_is_has_the_grid_of_what_it_surrounds(least: float) -> None:
+    class Bordered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.pad(self.first(x), (0, 1, 0, 1), value=least)
+            return self.last(F.max_pool2d(y, 2))
+
+    torch.manual_seed(0)
+    model, x = Bordered(), torch.randn(2, 3, 7, 7)
+    prepared = prepare(model, {"": get_default_qconfig()}, example_inputs=(x,))
+    assert {row.name: row.role for row in plan_of(prepared).rows} == {
+        "first": "quantized", "pad_0": "passed through",
+        "max_pool2d_0": "passed through", "last": "quantized",
+    }  # fmt: skip
+    assert set(fake_quants(prepared)) == {
+        "input.x", "first.weight", "first.output", "last.weight", "last.output",
+    }  # fmt: skip
+    with calibrating(prepared):
+        prepared(x)
+    set_fake_quantize(prepared, FakeQuantState.VALIDATION)
+    assert torch.cosine_similarity(prepared(x).flatten(), model(x).flatten(), dim=0) > 0.99
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda y: y.softmax(-1),
+        lambda y: (F.max_pool1d(y, 2), y),
+        lambda y: F.max_pool1d(y, 2) + (y > 0.5).sum(),
+    ],
+)
+def test_a_border_that_more_than_a_maximum_reads_is_a_mask(read: Callable[[Tensor], Any]) -> None:
+    class Bordered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Any:
+            return read(F.pad(self.first(x), (0, 1), value=-torch.inf))
+
+    prepared = prepare(Bordered(), {"": get_default_qconfig()}, example_inputs=(torch.randn(2, 4),))
+    assert {row.name: row.role for row in plan_of(prepared).rows}["pad_0"] == "float"

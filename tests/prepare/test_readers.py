@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from quantcfg.preparation.cells import REASON as POINT, looks_counted
+from quantcfg.preparation.cells import LABELS, REASON as POINT, looks_counted
 from quantcfg.preparation.losses import FOR_NUMBER, NUMBER
 from quantcfg.preparation.plan import OpRow
 from quantcfg.preparation.positions import BOX, REASON as POSITION
@@ -249,6 +249,28 @@ def test_a_constant_is_counted_where_most_of_equal_steps_are_taken(
 ) -> None:
     assert looks_counted(torch.tensor([numbers])) is counted
     assert not looks_counted(torch.tensor(numbers))  # a bias
+
+
+def _labelled(m: Written, x: Tensor) -> Tensor:
+    """A detector that hands out boxes, the best score and the number of its class in one tensor."""
+    boxes = m.a(x).sigmoid()[:, :4]
+    best, label = m.b(x).sigmoid().max(1)
+    return torch.cat([boxes, best[:, None], label[:, None].float() * 10], 1)[:, :6]
+
+
+def test_labels_are_handed_out_beside_boxes_in_float() -> None:
+    found = rows_of(_labelled, X)
+    assert found["cat_0"].role == "float"
+    assert found["cat_0"].reason == LABELS
+    assert {name for name, row in found.items() if row.role == "quantized"} == {
+        "a", "sigmoid_0", "b", "sigmoid_1",
+    }  # fmt: skip
+    assert similarity(model_of(lambda m, x: _labelled(m, x)[:, :4]), X) > 0.999
+
+
+def test_places_beside_an_activation_that_the_model_goes_on_with_are_quantized() -> None:
+    found = rows_of(lambda m, x: m.b(torch.cat([m.a(x)[:, :4], torch.arange(16).float().view(4, 4)], 1)), X)
+    assert found["cat_0"].role == "quantized"
 
 
 def _flow(m: Written, x: Tensor) -> Tensor:
