@@ -75,7 +75,7 @@ class Target:
 
     ``chain`` pairs each path with every accepted spelling of the class there; a functional op has none.
     ``bases`` goes along with it: the spellings of each class that the class there derives from. What runs in
-    a later call stands there under two names: that of every call and, ``of_one_call``, its own.
+    a later call, or is held by another path there, stands there under that name, too: it is ``of_one_call``.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Target:
         """How deep each name of the chain is: even for what a name of every call stands for."""
         depth = -2
         for path, _ in self.chain:
-            depth = depth + 1 if path in self.of_one_call else depth - depth % 2 + 2
+            depth += (1 if path in self.of_one_call else 2) - depth % 2
             yield depth
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -14,34 +14,61 @@ from quantcfg.qconfig import QConfig, spec_from_qconfig
 
 
 def targets_of(model: nn.Module, recording: Recording) -> list[Target]:
-    """One target per site, with the chain of its modules from the root to the op itself."""
-    classes = classes_of(model)
-    scopes = {key: _scope(key[0], calls, classes) for key, calls in recording.within.items()}
-    return [_target(site, scopes[site.path, site.call]) for site in recording.sites]
+    """One target per site, with the chain of its modules from the root to the op itself.
+
+    The modules around a call are those that it runs in: what two modules hold is inside of each.
+    """
+    paths = _Paths(model)
+    scopes = {key: _scope(calls, paths) for key, calls in recording.within.items()}
+    return [_target(site, *scopes[site.path, site.call]) for site in recording.sites]
 
 
-def _scope(path: str, calls: Mapping[str, int], classes: dict[str, Classes]) -> Target:
-    """The module at ``path`` with those around it, as a target; a later one of ``calls`` has its own name."""
+class _Paths:
+    """By which paths modules are held. The first that leads to a module is the one that it is known by."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.classes = classes_of(model)
+        self.known: dict[str, str] = {}
+        self._all: dict[str, list[str]] = {}
+        first: dict[nn.Module, str] = {}
+        for path, module in model.named_modules(remove_duplicate=False):
+            self.known[path] = first.setdefault(module, path)
+            self._all.setdefault(self.known[path], []).append(path)
+
+    def of_call(self, running: Iterable[str]) -> str:
+        """The path by which the innermost of the modules that are running is held by those around it."""
+        held = ""
+        for known in running:
+            inside = (path for path in self._all[known] if not held or path.startswith(f"{held}."))
+            held = next(inside, known)
+        return held
+
+
+def _scope(calls: Mapping[str, int], paths: _Paths) -> tuple[str, Target]:
+    """Where a call runs, and the modules around it as a target, with the names that they have in it alone."""
+    here = paths.of_call(calls)
     links: dict[str, Classes] = {}
     of_one_call = set[str]()
-    for around in (*reversed([*ancestors(path)]), path):
-        links[around] = classes[around]
-        if call := calls.get(around):
-            of_one_call.add(f"{around}:{call}")
-            links[f"{around}:{call}"] = ((),)
+    for around in (*reversed([*ancestors(here)]), here):
+        known = paths.known[around]
+        links[known] = paths.classes[known]
+        names = {around, f"{known}:{calls[known]}" if calls.get(known) else known} - {known}
+        links |= dict.fromkeys(sorted(names), ((),))
+        of_one_call |= names
     chain = tuple((name, found[0]) for name, found in links.items())
-    return Target(path, chain, tuple(found[1:] for found in links.values()), frozenset(of_one_call))
+    bases = tuple(found[1:] for found in links.values())
+    return here, Target(here, chain, bases, frozenset(of_one_call))
 
 
-def _target(site: Site, scope: Target) -> Target:
-    """The op beneath its module, by the name that it has in every call and, in a later one, by its own."""
+def _target(site: Site, here: str, scope: Target) -> Target:
+    """The op beneath its module, by the name that it has in every call and by those of this call alone."""
     every_call = site.name.replace(f"{site.path}:{site.call}", site.path) if site.call else site.name
+    of_this = {f"{here}{every_call.removeprefix(site.path)}", site.name} - {every_call}
     known = {name for name, _ in scope.chain}
-    names = [name for name in dict.fromkeys((every_call, site.name)) if name not in known]
+    names = [name for name in (every_call, *sorted(of_this)) if name not in known]
     chain = (*scope.chain, *((name, ()) for name in names))
     bases = (*scope.bases, *(() for _ in names))
-    of_one_call = scope.of_one_call.union({site.name} - {every_call})
-    return Target(site.name, chain, bases, of_one_call)
+    return Target(site.name, chain, bases, scope.of_one_call.union(of_this))
 
 
 def classes_of(model: nn.Module) -> dict[str, Classes]:

@@ -50,22 +50,35 @@ class Walk:
     result: int = 0
 
 
+@dataclass(frozen=True)
+class Running:
+    """The modules that a call runs in, by the ``first`` of their names, and the name by which it is held."""
+
+    first: dict[str, str]
+    calls: dict[str, int] = field(default_factory=dict)
+    held: str = ""
+
+
 def walk(model: nn.Module) -> Walk:
     """Go through the steps of a model; a module that is registered twice has the first of its names."""
     found = Walk()
-    names = {id(module): name for name, module in reversed(list(model.named_modules()))}
-    found.result = _run(found, names, model, 0, {})
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    first = {name: each[0] for each in names.values() for name in each}
+    found.result = _run(found, names, model, 0, Running(first))
     return found
 
 
-def _run(found: Walk, names: dict[int, str], module: nn.Module, value: int, running: dict[str, int]) -> int:
-    path = names[id(module)]
+def _run(found: Walk, names: dict[int, list[str]], module: nn.Module, value: int, outer: Running) -> int:
+    path = names[id(module)][0]
     call = found.calls[path]
     found.calls[path] += 1
-    running = running | {path: call}
+    inside = [name for name in names[id(module)] if not outer.held or name.startswith(outer.held + ".")]
+    running = Running(outer.first, outer.calls | {path: call}, (inside or [path])[0])
     here = f"{path}:{call}" if call else path
     if not isinstance(module, Block):
-        return _emit(found, OPS[type(module)], [here, path], [value], running)
+        return _emit(found, OPS[type(module)], [here, path, running.held], [value], running)
     values, counts = [value], Counter[str]()
     for kind, name, reads in module.steps:
         given = [values[index] for index in reads]
@@ -74,21 +87,24 @@ def _run(found: Walk, names: dict[int, str], module: nn.Module, value: int, runn
             continue
         own = f"{name}_{counts[name]}"
         counts[name] += 1
-        names_of_it = [f"{owner}.{own}".lstrip(".") for owner in (here, path)]
+        names_of_it = [f"{owner}.{own}".lstrip(".") for owner in (here, path, running.held)]
         values.append(_emit(found, name, names_of_it, given, running))
     return values[-1]
 
 
-def _emit(found: Walk, kind: str, names: list[str], reads: list[int], running: dict[str, int]) -> int:
-    (name, plain), path = names, list(running)[-1]
-    parts = path.split(".") if path else []
+def _emit(found: Walk, kind: str, names: list[str], reads: list[int], running: Running) -> int:
+    (name, plain, held), path = names, list(running.calls)[-1]
+    parts = running.held.split(".") if running.held else []
     modules = ["", *(".".join(parts[: count + 1]) for count in range(len(parts)))]
     around: dict[str, float] = {}
     for depth, module in enumerate(modules):
-        around[module] = depth
-        if running.get(module):
-            around[f"{module}:{running[module]}"] = depth + 0.5
+        known = running.first[module]
+        around[known] = depth
+        around.setdefault(module, depth + 0.5)
+        if running.calls.get(known):
+            around[f"{known}:{running.calls[known]}"] = depth + 0.5
     around.setdefault(plain, len(modules))
+    around.setdefault(held, around[plain] + 0.5)
     around.setdefault(name, around[plain] + 0.5)
     found.ops.append(Op(kind, name, plain, path, reads, len(found.maker), around))
     for value in reads:

@@ -434,3 +434,75 @@ def test_a_table_of_sensitive_ops_in_the_config(tmp_path: Any, stage: str) -> No
     assert (activation(found["mine"]), activation(found["plain"])) == ("qint16", "qint8")
     assert found["mine"].rule.startswith("template 'mine' (")
     assert found["mine"].beaten[0].startswith("module_type 'Mine' (")
+
+
+class Activated(nn.Module):
+    """A layer, and an activation that it may have in common with others."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.fc, self.act = nn.Linear(4, 4), act
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.fc(x)) * 2
+
+
+class OneActivation(nn.Module):
+    """A detector whose parts share one activation, as some do to save a line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        act = nn.SiLU()
+        self.stem, self.head = Activated(act), nn.Sequential(Activated(act), Activated(act))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.stem(x))
+
+
+SHARED = ("stem.act", "stem.act:1", "stem.act:2")
+
+
+@pytest.mark.parametrize(
+    ("name", "covered"),
+    [
+        ("head", {"stem.act:1", "stem.act:2"}),
+        ("head.1", {"stem.act:2"}),
+        ("stem", {"stem.act"}),
+        ("stem.act", set(SHARED)),  # its own name: wherever it runs
+        ("head.0.act", {"stem.act:1"}),
+        ("head.*.act", {"stem.act:1", "stem.act:2"}),
+        ("**.act", set(SHARED)),
+        ("stem.act:2", {"stem.act:2"}),
+    ],
+)
+def test_a_rule_holds_for_what_two_modules_hold_where_it_runs_inside_of_the_named_one(
+    name: str, covered: set[str]
+) -> None:
+    found = outputs(OneActivation(), {name: INT4})
+    assert {each for each in SHARED if found[each] == "qint4"} == covered
+
+
+def test_the_nearest_of_the_modules_that_a_shared_one_runs_in_decides() -> None:
+    found = outputs(OneActivation(), {"head.1": INT16, "head": INT4, "stem": INT4})
+    assert [found[name] for name in SHARED] == ["qint4", "qint4", "qint16"]
+
+
+def test_what_runs_in_a_block_that_two_modules_hold_is_in_the_one_that_calls_it() -> None:
+    class Parts(nn.Module):
+        def __init__(self, block: nn.Module) -> None:
+            super().__init__()
+            self.block = block
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.block(x)
+
+    block = Activated(nn.SiLU())
+    found = outputs(nn.Sequential(Parts(block), Parts(block)), {"1": INT4, "0.block.fc": INT16})
+    assert {name: found[name] for name in ("0.block.fc", "0.block.act", "0.block.mul_0")} == {
+        "0.block.fc": "qint16", "0.block.act": "qint8", "0.block.mul_0": "qint8",
+    }  # fmt: skip
+    assert [found[f"0.block{name}"] for name in (".fc:1", ".act:1", ":1.mul_0")] == [
+        "qint16",
+        "qint4",
+        "qint4",
+    ]
