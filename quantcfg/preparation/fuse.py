@@ -46,7 +46,7 @@ def find_chains(recording: Recording, eligible: Sequence[bool], *, with_add: boo
     """
     taken: set[int] = set()
     chains = []
-    for starts in (_is_gemm, _is_batch_norm, _is_add):
+    for starts in (_is_gemm, _is_batch_norm, _is_addition):
         for site in recording.sites:
             if starts(site) and eligible[site.index] and site.index not in taken:
                 chain = _grow(recording, site, eligible, taken, with_add=with_add)
@@ -99,7 +99,7 @@ def fuses_with(first: Site, second: Site) -> bool:
     """Whether ``second`` may follow ``first`` in a chain, as far as the two alone say."""
     if _is_gemm(first):
         return _is_batch_norm(second) or _is_add(second) or _is_activation(second)
-    return (_is_batch_norm(first) or _is_add(first)) and _is_activation(second)
+    return (_is_batch_norm(first) or _is_addition(first)) and _is_activation(second)
 
 
 def vanishes(site: Site) -> bool:
@@ -116,7 +116,13 @@ def _is_batch_norm(site: Site) -> bool:
 
 
 def _is_add(site: Site) -> bool:
+    """Whether a site adds two tensors, of which one may be what a GEMM makes."""
     return site.op == "add" and len(site.data) == 2
+
+
+def _is_addition(site: Site) -> bool:
+    """Whether a site adds anything, a number as well: ``relu6(x + 3)``."""
+    return site.op == "add" and not vanishes(site)
 
 
 def _is_activation(site: Site) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quantcfg.preparation.plan import Plan
@@ -287,6 +288,27 @@ def test_a_dropout_does_not_split_a_chain() -> None:
 
     assert roles(plan_of(prepared)) == {"fc": "fused", "dropout": "fused", "add_0": "quantized"}
     assert set(fake_quants(prepared)) == {"input.x", "fc.weight", "add_0.output"}
+
+
+class Swish(torch.nn.Module):
+    """Hard-swish as it was written before torch had one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.fc(x)
+        return y * F.relu6(y + 3) / 6
+
+
+def test_a_number_that_is_added_before_a_relu_is_one_op_with_it() -> None:
+    prepared = prepare(Swish(), {"": get_default_qconfig()}, example_inputs=(torch.randn(2, 4),))
+
+    assert roles(plan_of(prepared)) == {
+        "fc": "quantized", "add_0": "fused", "relu6_0": "quantized",
+        "mul_0": "quantized", "div_0": "quantized",
+    }  # fmt: skip
 
 
 def test_a_rule_for_a_dropout_changes_nothing_of_its_chain() -> None:

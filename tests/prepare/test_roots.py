@@ -81,7 +81,7 @@ def test_a_variance_that_is_written_out_stays_float(way: str) -> None:
     model, x = Pooled(WAYS[way]), 1.5 * torch.randn(16, 20, 16) * torch.rand(16, 1, 16)
     prepared, similarity = quantized(model, x)
     assert similarity > 0.98
-    assert {"add_0.output", "last.weight"} <= set(fake_quants(prepared))
+    assert {"relu_0.output", "last.weight"} <= set(fake_quants(prepared))
 
 
 def test_what_others_read_of_it_is_on_a_grid_there() -> None:
@@ -123,7 +123,7 @@ def test_a_matrix_that_is_decomposed_stays_float(way: str) -> None:
     assert torch.cosine_similarity(prepared(x).flatten(), expected.flatten(), dim=0) > 0.98
     reasons = [row.reason for row in plan_of(prepared).rows]
     assert "part of a matrix that is decomposed or inverted: on a grid it may be singular" in reasons
-    assert {"add_0.output", "last.weight"} <= set(fake_quants(prepared))
+    assert {"relu_0.output", "last.weight"} <= set(fake_quants(prepared))
 
 
 def test_the_sum_that_is_normalized_is_quantized() -> None:
