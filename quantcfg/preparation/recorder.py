@@ -23,6 +23,7 @@ from quantcfg.preparation.names import name_sites, named_inputs
 from quantcfg.preparation.ops import OpKind, OpSpec
 from quantcfg.preparation.places import Places, called_from
 from quantcfg.preparation.record import Operand, Recording, Site, Slot
+from quantcfg.preparation.scripts import scripts_shown
 from quantcfg.preparation.stubs import DeQuantStub, QuantStub
 from quantcfg.preparation.tags import Tags
 from quantcfg.preparation.tensors import hides_floats, is_float, is_outside_data, tensors_in
@@ -142,9 +143,14 @@ class Recorder:
 
     def _note_question(self, op: str, args: Any, kwargs: Any) -> None:
         """Note what is asked about the elements of tensors, and what may be computed from the answer."""
-        self._arrays = self._arrays or (op in ops.TO_ARRAYS and is_float(args[0]))
+        self._arrays = self._arrays or (op in ops.TO_ARRAYS and self._may_be_live(args[0]))
         if op in ops.READING:
             self._note_readings(op, self._operands(args, kwargs, is_layer=False))
+
+    def _may_be_live(self, leaf: Any) -> bool:
+        """Whether a tensor is an activation: a table made of constants alone, with numpy say, is another."""
+        index = self._tags.known(leaf) if is_float(leaf) else None
+        return is_float(leaf) and (index is None or self.recording.values[index].live)
 
     def _note_module(self, site: Site, func: Callable[..., Any], call: _Call) -> None:
         """Note whether a module computes with what it holds, and with nothing else."""
@@ -338,7 +344,7 @@ def run_recorder(recorder: Recorder, forward: Callable[[], Any]) -> Recording:
     """Run ``forward`` under a recorder that its modules already hand their ops to."""
     hook = register_module_forward_hook(recorder.after)
     try:
-        with _uncompiled():
+        with _uncompiled(), scripts_shown:
             result = forward()
             if isinstance(result, Iterator):  # a generator: its modules run, one by one, while it is read
                 result = list(result)

@@ -337,6 +337,28 @@ class ComputesWithArrays(Stranger):
         return self.b(frame) + self.a(torch.tensor(x.tolist()))
 
 
+class MakesATableWithNumpy(Stranger):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("noise", torch.linspace(0.99, 0.01, 4))
+
+    def forward(self, x):
+        table = torch.from_numpy(numpy.log(self.noise.numpy()))
+        return self.b(self.a(x) + torch.sin(table)[:, None])
+
+
+def _doubled_tanh(x: Tensor) -> Tensor:
+    return torch.tanh(x) * 2
+
+
+class CallsAFunctionInTorchScript(Stranger):
+    with pytest.warns(DeprecationWarning):
+        scripted = staticmethod(torch.jit.script(_doubled_tanh))
+
+    def forward(self, x):
+        return self.b(self.scripted(self.a(x))) * self.scripted(self.scripted(x))
+
+
 class MakesItsOwnNoise(Stranger):
     def forward(self, x):
         noise = self.a(torch.randn(len(x), 8))
@@ -437,6 +459,7 @@ def test_a_script_that_knows_nothing_of_it_trains_and_saves_it(stranger: nn.Modu
         (OwnFunction, "b"),
         (InputsInPlainObjects, "b"),
         (ComputesWithArrays, "add_0"),
+        (CallsAFunctionInTorchScript, "b"),
         (MakesItsOwnNoise, "a"),
         (YieldsItsResults, "b"),
     ],
@@ -447,6 +470,21 @@ def test_what_leaves_the_dense_world_is_quantized_where_it_comes_back(
     model = kind()
     rows = plan_of(prepare(model, {"": INT16}, example_inputs=(model.example(),))).rows
     assert next(row for row in rows if row.name == op).role == "quantized"
+
+
+def test_a_table_is_a_constant_though_arrays_have_a_part_in_it() -> None:
+    model = MakesATableWithNumpy()
+    rows = plan_of(prepare(model, {"": INT16}, example_inputs=(model.example(),))).rows
+    made = {row.name: row.reason for row in rows if row.role == "float"}
+    assert made == dict.fromkeys(("sin_0", "getitem_0"), "computed from parameters only")
+
+
+def test_a_function_in_torchscript_is_one_op() -> None:
+    model = CallsAFunctionInTorchScript()
+    prepared = prepare(model, {"": INT16}, example_inputs=(model.example(),))
+    scripts = [row for row in plan_of(prepared).rows if row.op == "script"]
+    assert [row.name for row in scripts] == ["script_0", "script_1", "script_2"]
+    assert {row.reason for row in scripts} == {"TorchScript: its ops cannot be seen"}
 
 
 class Experts(nn.Module):
