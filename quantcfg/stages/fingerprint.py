@@ -37,7 +37,9 @@ def hash_text(text: str) -> str:
 @cache
 def versions() -> dict[str, str]:
     """The versions that bits may depend on."""
-    return {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
+    packages = {name: _version(name) for name in _PACKAGES}
+    # What torch says of itself tells the build, 2.13.0+cu130 say, which its package leaves out.
+    return {"python": platform.python_version()} | packages | {"torch": str(torch.__version__)}
 
 
 def _update(digest: Any, tensor: Tensor) -> None:
