@@ -13,6 +13,9 @@ from quantcfg.preparation.record import Recording, Value
 from quantcfg.preparation.tensors import memory_of, twins_of
 
 _TAG = "_quantcfg_value"
+_MOST_BINS = (
+    4096  # that a layer which is not trained takes the mean of: the frozen weights of a model have more
+)
 
 
 class Tags:
@@ -88,7 +91,8 @@ class Tags:
             value.fixed = True
             value.learned = owned.kind == "parameter"
             value.mask = owned.kind == "buffer" and masks.looks_like_mask(tensor)
-            value.counted = owned.kind == "buffer" and cells.looks_counted(tensor)
+            is_table = tensor.numel() <= _MOST_BINS and not tensor.requires_grad
+            value.counted = (owned.kind == "buffer" or is_table) and cells.looks_counted(tensor)
             self._owned_values[id(tensor)] = value.index
         return self._owned_values[id(tensor)]
 

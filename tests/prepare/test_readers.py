@@ -247,8 +247,8 @@ def test_places_in_a_buffer_are_places() -> None:
 def test_a_constant_is_counted_where_most_of_equal_steps_are_taken(
     numbers: list[float], counted: bool
 ) -> None:
-    assert looks_counted(torch.tensor([numbers])) is counted
-    assert not looks_counted(torch.tensor(numbers))  # a bias
+    assert looks_counted(torch.tensor(numbers)) is counted
+    assert not looks_counted(torch.tensor(numbers).sum())
 
 
 def _labelled(m: Written, x: Tensor) -> Tensor:
@@ -271,6 +271,90 @@ def test_labels_are_handed_out_beside_boxes_in_float() -> None:
 def test_places_beside_an_activation_that_the_model_goes_on_with_are_quantized() -> None:
     found = rows_of(lambda m, x: m.b(torch.cat([m.a(x)[:, :4], torch.arange(16).float().view(4, 4)], 1)), X)
     assert found["cat_0"].role == "quantized"
+
+
+class Bins(nn.Module):
+    """Places in cells that are expected of eight bins, and what a test makes of them."""
+
+    def __init__(self, bins: nn.Module | Tensor, read: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.read = nn.Linear(8, 8), read
+        if isinstance(bins, Tensor):
+            self.register_buffer("bins", bins)
+        else:
+            self.bins = bins.requires_grad_(False)
+            nn.init.zeros_(bins.weight).add_(torch.arange(8.0).view_as(bins.weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        chances = self.a(x).softmax(1)
+        if isinstance(self.bins, nn.Module):
+            shape = (4, 8, 1) if isinstance(self.bins, nn.Conv1d) else (4, 8)
+            return self.read(self.bins(chances.view(shape)).view(4, 1))
+        expected = chances @ self.bins if self.bins.dim() == 1 else (chances * self.bins).sum(1)
+        return self.read(expected[:, None])
+
+
+@pytest.mark.parametrize(
+    "bins",
+    [
+        nn.Conv1d(8, 1, 1, bias=False), nn.Linear(8, 1, bias=False),
+        torch.arange(8.0), torch.linspace(0, 7, 8)[None],
+    ],
+)  # fmt: skip
+def test_places_that_are_expected_stay_float_from_their_probabilities_on(bins: nn.Module | Tensor) -> None:
+    torch.manual_seed(0)
+    model = Bins(bins, lambda y: 640 - (torch.arange(4.0)[:, None] - y) * 16)
+    prepared = prepare(model, INT8, example_inputs=(X,))
+    found = {row.name: row for row in plan_of(prepared).rows}
+
+    assert {name for name, row in found.items() if row.role == "quantized"} == {"a"}
+    assert found["softmax_0"].reason == found["rsub_0"].reason == POINT
+    with calibrating(prepared), torch.no_grad():
+        prepared(X)
+    set_fake_quantize(prepared, FakeQuantState.VALIDATION)
+    assert (prepared(X) - model(X)).abs().max() < 2  # pixels, of which a cell has 16
+
+
+@pytest.mark.parametrize("bins", [nn.Linear(8, 1, bias=False), torch.arange(8.0)])
+def test_an_expected_place_that_a_layer_reads_is_quantized_there(bins: nn.Module | Tensor) -> None:
+    last = nn.Linear(1, 3)
+    found = {row.name: row for row in plan_of(prepare(Bins(bins, last), INT8, example_inputs=(X,))).rows}
+    name = "bins" if isinstance(bins, nn.Module) else "matmul_0"
+
+    assert found["softmax_0"].reason == found[name].reason == POINT
+    assert found["read"].dtypes_in == ("qint8",)
+
+
+def _soft_argmax(m: Written, x: Tensor) -> Tensor:
+    """The expected row and column of a point in a map of 64 x 64 cells."""
+    rows = torch.linspace(-1, 1, 64)
+    map_of_chances = (m.a(x) @ m.kernel).softmax(1).view(-1, 64, 64)
+    return torch.stack([(map_of_chances.sum(axis) * rows).sum(1) for axis in (1, 2)], 1)
+
+
+def test_the_chances_of_an_expected_place_are_on_no_grid() -> None:
+    model = model_of(_soft_argmax)
+    torch.manual_seed(1)
+    model.kernel = 3 * torch.randn(8, 64 * 64)
+    prepared = prepare(model, INT8, example_inputs=(X,))
+    with calibrating(prepared), torch.no_grad():
+        prepared(X)
+    set_fake_quantize(prepared, FakeQuantState.VALIDATION)
+
+    assert (prepared(X) - model(X)).abs().max() < 1 / 64
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda m, x: m.a(x).softmax(1) @ m.b.weight,  # attention
+        lambda m, x: m.a(x).softmax(1) * torch.arange(8.0),  # weights
+        lambda m, x: (m.a(x).sigmoid() * torch.arange(8.0)).sum(1),
+    ],
+)
+def test_products_that_expect_no_place_are_activations(run: Callable[..., Any]) -> None:
+    found = rows_of(run, X)
+    assert not any(row.reason == POINT for row in found.values())
 
 
 def _flow(m: Written, x: Tensor) -> Tensor:
