@@ -13,6 +13,7 @@ from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
 from quantcfg.preparation.assign import Assignment, Assignments
 from quantcfg.preparation.channels import channel_axis
 from quantcfg.preparation.fold import fold_batch_norm, groups_of, is_folded, leave_out
+from quantcfg.preparation.fold_loaded import all_names, fold_when_loaded
 from quantcfg.preparation.hosts import container_of, host_of
 from quantcfg.preparation.intercept import interceptor_of
 from quantcfg.preparation.record import Operand, Recording, Site, Slot
@@ -85,6 +86,7 @@ class _Builder:
     def _batch_norms(self) -> dict[int, LiveBatchNorm]:
         """Fold those that end or continue a chain, or return them, by the GEMM they follow."""
         live: dict[int, LiveBatchNorm] = {}
+        names = all_names(self.model) if self.bn == "fold" else {}
         for chain in self.assignments.chains:
             if chain.batch_norm is None:
                 continue
@@ -94,6 +96,7 @@ class _Builder:
                 if not is_folded(module):  # else it was in an earlier stage
                     fold_batch_norm(host, module, axis=axis)
                     leave_out(module)
+                    fold_when_loaded(self.model, names[host], names[module], axis=axis)
                 self.applied.folded[norm.index] = f"folded into {gemm.name}"
                 continue
             if chain.end == norm.index:

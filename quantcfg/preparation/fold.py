@@ -27,7 +27,7 @@ _PLACES = {"input": 0, "weight": 1, "bias": 2}
 _FORWARDS = frozenset(kind.forward for kind in _GEMMS)
 _AT_A_TIME = 1 << 18  # elements of a weight
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_FOLDED = ("weight", "bias", "running_mean", "running_var")
+FOLDED = ("weight", "bias", "running_mean", "running_var")
 _BATCH_NORM = {
     name: (position, parameter.default)
     for position, (name, parameter) in enumerate(inspect.signature(F.batch_norm).parameters.items())
@@ -49,7 +49,7 @@ def is_own_batch_norm(module: nn.Module, func: Any, args: Any, kwargs: Any) -> b
     return (
         (isinstance(module, nn.modules.batchnorm._BatchNorm) or is_frozen(module))
         and getattr(module, "running_mean", None) is not None
-        and all(given(name) is getattr(module, name) for name in _FOLDED)
+        and all(given(name) is getattr(module, name) for name in FOLDED)
         and (given("training"), given("eps")) == (False, module.eps)
     )
 
@@ -187,7 +187,7 @@ def leave_out(norm: nn.Module) -> None:
     ``F.batch_norm``. What it could still look at, its statistics and affine, stays where it was, as constants
     that no state dict and no optimizer has.
     """
-    for name in (*_FOLDED, "num_batches_tracked"):
+    for name in (*FOLDED, "num_batches_tracked"):
         held: dict[str, Any] = norm._parameters if name in norm._parameters else norm._buffers
         tensor = held.pop(name, None)
         norm.register_buffer(name, None if tensor is None else tensor.detach(), persistent=False)
@@ -211,17 +211,33 @@ def fold_batch_norm(host: Any, norm: Any, *, axis: int) -> None:
     """Change ``host`` so that it computes what ``norm(host(x))`` computes in evaluation.
 
     ``weight * f`` and ``(bias - mean) * f + beta`` with ``f = gamma / sqrt(var + eps)``, computed in float64
-    and rounded once. ``axis`` is that of the output channels in the weight. With groups, a transposed
-    convolution has ``out_channels / groups`` entries there, group by group.
+    and rounded once. ``axis`` is that of the output channels in the weight.
     """
-    factor, shift = _affine(norm)
-    weight = host.weight.detach()
+    factor, shift = affine(norm)
+    host.weight.data = folded_weight(host, host.weight, factor, axis=axis)
+    _change_bias(host, norm, factor, shift)
+
+
+@torch.no_grad()
+def folded_weight(host: nn.Module, weight: Tensor, factor: Tensor, *, axis: int) -> Tensor:
+    """A weight of ``host`` times the factor of a batch norm.
+
+    With groups, a transposed convolution has ``out_channels / groups`` entries along ``axis``, group by
+    group.
+    """
+    weight = weight.detach()
     groups = groups_of(host, axis)
     leading = (groups, 1, -1) if axis == 1 else (1, -1)
     channels = weight.reshape(groups, -1, *weight.shape[1:]) if axis == 1 else weight[None]
     factor_of_weight = factor.reshape(*leading, *[1] * (channels.dim() - len(leading)))
-    host.weight.data = _product(channels, factor_of_weight).reshape(weight.shape)
-    _change_bias(host, norm, factor, shift)
+    return _product(channels, factor_of_weight).reshape(weight.shape)
+
+
+@torch.no_grad()
+def folded_bias(bias: Tensor | None, factor: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
+    """The bias that a layer with this bias, or with none, has once a batch norm is folded into it."""
+    own = torch.zeros_like(shift) if bias is None else bias.double()
+    return (own * factor + shift).to(dtype)
 
 
 def _product(weight: Tensor, factor: Tensor) -> Tensor:
@@ -246,13 +262,12 @@ def groups_of(host: nn.Module, axis: int) -> int:
 @torch.no_grad()
 def fold_into_bias(host: Any, norm: Any) -> None:
     """Change the bias of ``host``, or give it one: ``(bias - mean) * f + beta``."""
-    _change_bias(host, norm, *_affine(norm))
+    _change_bias(host, norm, *affine(norm))
 
 
 def _change_bias(host: Any, norm: Any, factor: Tensor, shift: Tensor) -> None:
     trains = any(held is not None and held.requires_grad for held in (host.bias, norm.bias))
-    bias = torch.zeros_like(shift) if host.bias is None else host.bias.double()
-    new_bias = (bias * factor + shift).to(host.weight.dtype)
+    new_bias = folded_bias(host.bias, factor, shift, host.weight.dtype)
     if host.bias is not None:
         host.bias.data = new_bias
         host.bias.requires_grad_(trains)
@@ -274,7 +289,7 @@ def _hands_over_its_bias(host: nn.Module) -> bool:
     return own and kind.forward in _FORWARDS
 
 
-def _affine(norm: Any) -> tuple[Tensor, Tensor]:
+def affine(norm: Any) -> tuple[Tensor, Tensor]:
     """``(f, beta - mean * f)`` in float64."""
     factor = torch.rsqrt(norm.running_var.double() + norm.eps)
     if norm.weight is not None:

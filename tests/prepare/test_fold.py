@@ -492,3 +492,78 @@ def test_the_gradients_of_a_kept_batch_norm_are_those_of_its_formula(name: str, 
     for actual, known in zip(trained_here, (layer.weight, *norm.parameters()), strict=True):
         largest = float(known.grad.abs().max())
         torch.testing.assert_close(actual.grad, known.grad, rtol=1e-4, atol=1e-5 * largest)
+
+
+def loaded(into: nn.Module, state: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """The weights of a prepared model, or of what holds it, once a float state was loaded without a rest."""
+    result = into.load_state_dict({f"{prefix}{key}": value for key, value in state.items()}, strict=False)
+    assert not result.unexpected_keys
+    assert all("fake_quants" in key for key in result.missing_keys)
+    set_fake_quantize(getattr(into, prefix.removesuffix("."), into), FakeQuantState.FLOAT)
+    return weights(into)
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {key: value for key, value in model.state_dict().items() if "fake_quants" not in key}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize(
+    "change", [lambda model: model, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))]
+)
+def test_a_float_state_is_folded_as_it_is_loaded(name: str, change: Any) -> None:
+    (first, x), (second, _) = pair(name), pair(name)
+    prepared = change(prepare(first, GLOBAL, example_inputs=(x,)))
+
+    found, wanted = loaded(prepared, second.state_dict()), prepare(second, GLOBAL, example_inputs=(x,))
+
+    torch.testing.assert_close(found, weights(wanted), rtol=0, atol=0)
+    torch.testing.assert_close(prepared(x), second(x), rtol=1e-5, atol=1e-5)
+
+
+class Named(nn.Module):
+    """A layer and its batch norm, each under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), trained(nn.BatchNorm2d(4)))
+        self.layer, self.norm = self.body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+def test_a_float_state_is_folded_under_every_name_and_inside_of_a_wrapper() -> None:
+    first, second, x = Named().eval(), Named().eval(), torch.randn(2, 3, 4, 4)
+    wrapper = nn.Module()
+    wrapper.inner = prepare(first, GLOBAL, example_inputs=(x,))
+
+    found = loaded(wrapper, second.state_dict(), "inner.")
+
+    assert {key.removeprefix("inner.") for key in found} == {
+        "body.0.weight", "body.0.bias", "layer.weight", "layer.bias",
+    }  # fmt: skip
+    torch.testing.assert_close(wrapper.inner(x), second(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_float_state_of_a_part_is_folded_and_one_of_another_size_is_told_by_torch() -> None:
+    first, second, x = ResNet().eval(), ResNet().eval(), torch.randn(4, 3, 8, 8)
+    trained(second.stem[1])
+    prepared = prepare(first, GLOBAL, example_inputs=(x,))
+
+    found = loaded(prepared.stem, second.stem.state_dict())
+    torch.testing.assert_close(
+        found, weights(prepare(second, GLOBAL, example_inputs=(x,)).stem), rtol=0, atol=0
+    )
+
+    wider = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU())
+    with pytest.raises(RuntimeError, match=r"size mismatch for 0\.weight"):
+        prepared.stem.load_state_dict(wider.state_dict(), strict=False)
+
+
+def test_a_state_from_after_folding_is_loaded_as_it_is() -> None:
+    (first, x), (second, _) = pair("conv2d"), pair("conv2d")
+    prepared, other = (prepare(model, GLOBAL, example_inputs=(x,)) for model in (first, second))
+
+    assert not other.load_state_dict(prepared.state_dict()).missing_keys
+    torch.testing.assert_close(weights(other), weights(prepared), rtol=0, atol=0)

@@ -98,6 +98,15 @@ def test_a_layer_with_a_forward_of_its_own_is_given_the_bias_of_the_fold(layer: 
     assert prepared[0].folded_bias.grad.abs().sum() > 0
 
 
+def test_a_layer_with_a_forward_of_its_own_is_given_the_bias_of_a_float_state() -> None:
+    first, second = float_model(WantsNoBias).eval(), float_model(WantsNoBias).eval()
+    prepared = prepare(first, GLOBAL, example_inputs=(IMAGES,))
+
+    assert not prepared.load_state_dict(second.state_dict(), strict=False).unexpected_keys
+    set_fake_quantize(prepared, FakeQuantState.FLOAT)
+    torch.testing.assert_close(prepared(IMAGES), second(IMAGES), rtol=1e-5, atol=1e-5)
+
+
 def float_model(layer: type[nn.Module]) -> nn.Module:
     return nn.Sequential(layer(3, 4, 3, bias=False), trained(nn.BatchNorm2d(4)))
 
