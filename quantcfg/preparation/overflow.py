@@ -23,14 +23,12 @@ def overgrown_in(recording: Recording) -> set[int]:
             continue
         masked = {operand.value for operand in site.data if recording.values[operand.value].mask}
         carried = bool(masked) and found.issuperset(masked) and site.op not in _WRITERS
-        if carried or (not masked and _multiplies(recording, site)):
+        if carried or (not masked and _multiplies(site)):
             found.add(value.index)
     return found
 
 
-def _multiplies(recording: Recording, site: Site) -> bool:
-    """Whether a site multiplies activations, or raises them to a power."""
-    live = [recording.values[operand.value].live for operand in site.data]
-    if site.op == "mul":
-        return len(live) == 2 and all(live)
-    return any(live) and (site.op in _POWERS or site.kind is OpKind.GEMM)
+def _multiplies(site: Site) -> bool:
+    """Whether a site multiplies two tensors, or raises one to a power."""
+    product = site.kind is OpKind.GEMM or (site.op == "mul" and len(site.data) == 2)
+    return product or site.op in _POWERS

@@ -52,7 +52,7 @@ def _uses(recording: Recording, site: Site, kept: dict[int, str]) -> list[str]:
     return [
         steepness(reader, operand) or (kept.get(reader.index, "") if _carries(recording, reader) else "")
         for reader in recording.readers(site)
-        for operand in (*reader.data, *reader.weights, *reader.others)
+        for operand in (*reader.data, *reader.others)
         if operand.value in site.outputs
     ]
 

@@ -239,6 +239,12 @@ def test_multiply_accumulates_of_what_torch_does_not_count() -> None:
     sums = plan_for(Product(torch.addbmm), torch.randn(3, 5), torch.randn(2, 3, 4), torch.randn(2, 4, 5))
 
     assert pairs.coverage.macs == sums.coverage.macs == 2 * 3 * 4 * 5
+    assert plan_for(nn.Embedding(5, 8), torch.arange(4)).coverage.macs == 0
+
+
+def test_an_einsum_whose_axes_are_numbers_counts_as_a_product() -> None:
+    product = Product(lambda x, w: torch.einsum(x, [0, 1], w, [1, 2], [0, 2]))
+    assert plan_for(product, torch.randn(2, 3), torch.randn(3, 4)).coverage.macs == 2 * 3 * 4
 
 
 def test_each_weight_is_counted_once_whoever_reads_it_and_in_how_many_parts() -> None:

@@ -402,6 +402,11 @@ def test_what_only_a_loss_is_made_of_stays_float() -> None:
     assert {name for name, row in found.items() if row.role == "quantized"} == {"a", "sigmoid_0", "b"}
 
 
+def test_a_layer_that_only_a_loss_reads_is_quantized() -> None:
+    found = rows_of(lambda m, x: (m.a(x), (m.b(x) - x).abs().mean()), X)
+    assert (found["b"].role, found["sub_0"].reason) == ("quantized", FOR_NUMBER)
+
+
 @pytest.mark.parametrize(
     "run",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -107,22 +108,63 @@ def test_a_layer_before_it_is_quantized_and_gives_32_bits(way: str) -> None:
         assert rows[name] == ("fused" if reason.startswith("fused") else "quantized", reason)
 
 
-def test_a_square_is_not_steep() -> None:
-    torch.manual_seed(0)
-    model = Layers(lambda m, x: m.a(x).exp() ** 2)
-    rows = {
-        row.name: row.role for row in plan_of(prepare(model, GLOBAL, example_inputs=torch.randn(4, 8))).rows
-    }
-    assert rows["exp_0"] == "quantized"
+class Result(Layers):
+    """What is made of the first layer alone, handed out."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self.way(self, x)
 
 
-def test_what_others_read_too_is_on_a_grid() -> None:
-    torch.manual_seed(0)
-    model = Layers(lambda m, x: torch.sqrt((y := m.a(x).exp()) + 1e-6) + y)
-    rows = {
-        row.name: row.role for row in plan_of(prepare(model, GLOBAL, example_inputs=torch.randn(4, 8))).rows
-    }
-    assert (rows["exp_0"], rows["add_0"], rows["add_1"]) == ("quantized", "float", "quantized")
+def role_of(op: str, model: nn.Module) -> str:
+    rows = plan_of(prepare(model, GLOBAL, example_inputs=torch.randn(4, 8))).rows
+    return next(row.role for row in rows if row.name == op)
+
+
+ROWS = torch.tensor([0, 1, 1, 2])
+CARRIERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "moved": lambda y: y.t(),
+    "clipped": lambda y: y.clamp(min=1e-5),
+    "add": lambda y: y + y.t()[0, 0],
+    "sum": lambda y: y.sum(-1),
+    "mean": lambda y: y.mean(-1),
+    "div": lambda y: y / 7,
+    "mul": lambda y: y * 0.1,
+    "sub": lambda y: y - 1e-5,
+    "rsub": lambda y: 1e5 - y,
+    "maximum": lambda y: torch.maximum(y, torch.tensor(1e-5)),
+    "minimum": lambda y: torch.minimum(y, torch.tensor(1e5)),
+    "where": lambda y: torch.where(y > 1, y, 1.0),
+    "cat": lambda y: torch.cat([y, y]),
+    "stack": lambda y: torch.stack([y, y]),
+    "index_add": lambda y: torch.ones(4, 8).index_add(0, ROWS, y),
+    "scatter_add": lambda y: torch.ones(4, 8).scatter_add(0, ROWS[:, None].expand(4, 8), y),
+    "scatter_reduce": lambda y: torch.ones(4, 8).scatter_reduce(0, ROWS[:, None].expand(4, 8), y, "amax"),
+}
+
+
+@pytest.mark.parametrize("carrier", CARRIERS)
+def test_nothing_is_rounded_before_what_is_moved_added_up_or_scaled(carrier: str) -> None:
+    model = Result(lambda m, x: CARRIERS[carrier](m.a(x).exp()).log())
+    assert role_of("exp_0", model) == "float"
+
+
+@pytest.mark.parametrize("steep", [torch.log, torch.log2, torch.log10, torch.sqrt, torch.rsqrt, torch.logit])
+def test_each_steep_function_wants_what_is_before_it_unrounded(steep: Callable[[Tensor], Tensor]) -> None:
+    assert role_of("sigmoid_0", Result(lambda m, x: steep(m.a(x).sigmoid()))) == "float"
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        lambda m, x: m.a(x).exp() ** 2,
+        lambda m, x: m.a(x).exp() ** 1,
+        lambda m, x: ((y := m.a(x).exp() + 1).log(), y),  # handed out, too
+        lambda m, x: (y := m.a(x).exp()).log() + F.layer_norm(x, (8,), None, y[0]),  # a bias, too
+        lambda m, x: torch.sqrt((y := m.a(x).exp()) + 1e-6) + y,
+    ],
+)
+def test_what_is_read_otherwise_too_is_on_a_grid(way: Way) -> None:
+    assert role_of("exp_0", Result(way)) == "quantized"
 
 
 @pytest.mark.parametrize("way", WAYS)
