@@ -81,7 +81,9 @@ def _distance(recording: Recording, site: Site) -> set[int]:
     makers = [recording.sites[maker] for maker in _makers(recording, parts)]
     squared = {recording.unmoved(maker.data[0].value) for maker in makers if _is_square(maker)}
     multiplied = {o.value for m in makers if m.kind is OpKind.GEMM for o in (*m.data, *m.weights)}
-    return parts.union(path) if squared.intersection(map(recording.unmoved, multiplied)) else set()
+    doubled = recording.made_of(multiplied, through=lambda maker, _: _scales(maker))
+    is_distance = squared.intersection(map(recording.unmoved, multiplied))
+    return parts.union(doubled, path) if is_distance else set()
 
 
 def _is_square(site: Site) -> bool:
@@ -93,18 +95,24 @@ def _read(site: Site) -> set[int]:
 
 
 def _makes_distance(maker: Site, reader: Site | None) -> bool:
-    """What is multiplied may be moved and doubled before; what makes that, or is squared, is no part."""
-    scales = maker.kind is OpKind.MOVE or (maker.op in _SHIFTS and len(maker.data) == 1)
+    """The squares and the product that are added up; what is squared or multiplied is no part."""
     if reader is not None and (reader.kind is OpKind.GEMM or _is_square(reader)):
-        return scales and reader.kind is OpKind.GEMM
-    return scales or maker.kind is OpKind.GEMM or maker.op in (*_SUMS, "sum") or _is_square(maker)
+        return False
+    sums = maker.kind is OpKind.GEMM or maker.op in (*_SUMS, "sum")
+    return sums or _is_square(maker) or _scales(maker)
+
+
+def _scales(site: Site) -> bool:
+    """Whether a site moves what it reads, or shifts or doubles it by a number."""
+    return site.kind is OpKind.MOVE or (site.op in _SHIFTS and len(site.data) == 1)
 
 
 def _up_to_root(recording: Recording, site: Site, roots: Collection[str]) -> list[int]:
     """A difference and what constants make of it before the root; none where others read it."""
     passed = [site.outputs[0]]
     while (reader := recording.sole_consumer(passed[-1])) is not None:
-        if reader.op in roots or _divides(reader, passed[-1]):
+        is_root = reader.op in roots and (reader.exponent is None or reader.exponent < 1)
+        if is_root or _divides(reader, passed[-1]):
             return passed
         shifts = reader.op in _SHIFTS or reader.kind in (OpKind.MOVE, OpKind.CLIP)
         if not shifts or len(recording.live(reader)) != 1:

@@ -195,9 +195,73 @@ def test_a_distance_that_is_written_out_stays_float(pairs: str, end: str, has_ce
     assert not any(name.startswith(("matmul", "mul", "pow", "sub", "sum")) for name in fake_quants(prepared))
 
 
-def test_a_squared_difference_is_quantized() -> None:
-    model, x = Pooled(lambda y, weights: ((y - weights) ** 2).mean(1)), torch.randn(4, 5, 16)
+def _with_variance(read: Callable[[Tensor, Tensor], Tensor]) -> Way:
+    return lambda y, weights: read((y * y).mean(1) - (mean := y.mean(1)) * mean, weights.mean(1))
+
+
+CODES = torch.randn(16, 8)
+
+
+def _with_distances(read: Callable[[Tensor], Tensor]) -> Way:
+    def way(y: Tensor, weights: Tensor) -> Tensor:
+        distances = y.pow(2).sum(2, keepdim=True) + CODES.pow(2).sum(1) - 2 * y @ CODES.T
+        return CODES[distances.argmin(2)] + weights * read(distances)
+
+    return way
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        lambda y, weights: ((y - weights) ** 2).mean(1),
+        _with_variance(lambda variance, weights: (variance * weights).sqrt()),
+        _with_variance(lambda variance, weights: variance.sigmoid().sqrt()),
+        _with_variance(lambda variance, weights: variance.sqrt() + variance),
+        _with_variance(lambda variance, weights: variance**2),
+        _with_distances(lambda distances: (distances > 3).any()),
+        _with_distances(lambda distances: distances.mean(2, keepdim=True)),
+    ],
+)
+def test_a_difference_of_which_more_is_made_is_quantized(way: Way) -> None:
+    model, x = Pooled(way), torch.randn(4, 5, 16)
     model(x)
 
     rows = {row.name: row.role for row in plan_of(prepare(model, GLOBAL, example_inputs=x)).rows}
     assert rows["sub_0"] == "quantized"
+
+
+def test_a_sum_of_squares_is_no_small_difference() -> None:
+    model = Pooled(lambda y, weights: (y.pow(2).mean(1) + y.mean(1).pow(2)).sqrt())
+    x = torch.randn(4, 5, 16)
+    model(x)
+
+    assert all(row.reason != REASON for row in plan_of(prepare(model, GLOBAL, example_inputs=x)).rows)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "op"),
+    [
+        (lambda y, z: _squares(y * 0.5)[:, None] + _squares(z) - y @ z.T, "mul_0"),  # squared alone
+        (lambda y, z: _squares(s := y + y.flip(0))[:, None] + _squares(z) - 2 * s @ z.T, "add_1"),
+    ],
+)
+def test_what_a_distance_is_taken_of_is_quantized(pairs: Pairs, op: str) -> None:
+    model, x = Distances(pairs, ENDS["root"], has_centers=True), torch.randn(32, 16)
+    rows = {
+        row.name: (row.role, row.reason) for row in plan_of(prepare(model, GLOBAL, example_inputs=x)).rows
+    }
+
+    assert rows[op] == ("quantized", "")
+    assert (
+        "float",
+        "part of a distance written out as squares less a product: a small difference of large numbers",
+    ) in rows.values()
+
+
+def test_an_activation_that_is_a_matrix_is_quantized() -> None:
+    model = Pooled(lambda y, weights: torch.linalg.inv(y[:8] + 10 * torch.eye(8)))
+    x = torch.randn(16, 16)
+    model(x)
+
+    rows = {row.name: row.role for row in plan_of(prepare(model, GLOBAL, example_inputs=x)).rows}
+    assert (rows["relu_0"], rows["add_1"]) == ("quantized", "float")
