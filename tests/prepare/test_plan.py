@@ -102,6 +102,34 @@ def test_a_rule_that_leaves_one_half_in_float_unfuses_it() -> None:
     assert plan.unfused == (Unfused("2", "3", "3 stays in float: left in float by module_name '3'"),)
 
 
+class Read(nn.Module):
+    """A layer, a sum and a ReLU, which others read, too."""
+
+    def __init__(self, read: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.layer, self.read = nn.Linear(4, 4), read
+
+    def forward(self, x: Tensor) -> Any:
+        return self.read(self.layer(x), x)
+
+
+@pytest.mark.parametrize(
+    ("read", "pair"),
+    [
+        (lambda y, x: (y.relu(), y), ("layer", "relu_0", "the model returns what layer makes")),
+        (lambda y, x: y.relu() * (y > 1).sum(), ("layer", "relu_0", "what layer makes is read by 'gt' too")),
+        (
+            lambda y, x: (z := y + x).relu() * z,
+            ("add_0", "relu_0", "what add_0 makes is read 2 times: relu_0, mul_0"),
+        ),
+    ],
+)
+def test_who_else_reads_it_is_why_two_are_not_fused(
+    read: Callable[[Tensor, Tensor], Any], pair: tuple[str, str, str]
+) -> None:
+    assert plan_for(Read(read), torch.randn(2, 4)).unfused == (Unfused(*pair),)
+
+
 def test_a_residual_network_leaves_nothing_unfused() -> None:
     assert plan_for(*_case("resnet")).unfused == ()
 

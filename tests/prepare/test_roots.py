@@ -218,6 +218,8 @@ def _with_distances(read: Callable[[Tensor], Tensor]) -> Way:
         _with_variance(lambda variance, weights: variance.sigmoid().sqrt()),
         _with_variance(lambda variance, weights: variance.sqrt() + variance),
         _with_variance(lambda variance, weights: variance**2),
+        _with_variance(lambda variance, weights: variance / (weights + 1)),
+        _with_variance(lambda variance, weights: weights + variance),
         _with_distances(lambda distances: (distances > 3).any()),
         _with_distances(lambda distances: distances.mean(2, keepdim=True)),
     ],
@@ -227,7 +229,7 @@ def test_a_difference_of_which_more_is_made_is_quantized(way: Way) -> None:
     model(x)
 
     rows = {row.name: row.role for row in plan_of(prepare(model, GLOBAL, example_inputs=x)).rows}
-    assert rows["sub_0"] == "quantized"
+    assert rows["sub_0"] == rows.get("mean_1", "quantized") == "quantized"
 
 
 def test_a_sum_of_squares_is_no_small_difference() -> None:
@@ -256,6 +258,19 @@ def test_what_a_distance_is_taken_of_is_quantized(pairs: Pairs, op: str) -> None
         "float",
         "part of a distance written out as squares less a product: a small difference of large numbers",
     ) in rows.values()
+
+
+def test_what_weights_and_kernels_are_made_of_is_quantized() -> None:
+    def way(y: Tensor, weights: Tensor) -> Tensor:
+        kernel = torch.linalg.cholesky((-torch.cdist(y, y) / 4).exp() + 1e-3 * torch.eye(5))
+        return _weighted(kernel @ y, (y / 3).softmax(1))
+
+    model, x = Pooled(way), torch.randn(4, 5, 16)
+    model(x)
+
+    rows = {row.name: row.role for row in plan_of(prepare(model, GLOBAL, example_inputs=x)).rows}
+    assert rows["div_0"] == rows["div_1"] == "quantized"  # the distances and the scores
+    assert rows["exp_0"] == rows["softmax_1"] == "float"
 
 
 def test_an_activation_that_is_a_matrix_is_quantized() -> None:
