@@ -291,9 +291,8 @@ def finish_calibration(model: nn.Module) -> None:
 def _refuse_unobserved(present: Mapping[str, FakeQuantizeBase]) -> None:
     missing = [name for name, module in present.items() if not module.observed]
     if missing:
-        listed = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
         raise NumericError(
-            f"{len(missing)} of {len(present)} quantizers never observed a value: {listed}",
+            f"{len(missing)} of {len(present)} quantizers never observed a value: {listing(missing)}",
             hint="calibrate with batches that reach these ops, or leave them in float with a `null` rule",
         )
 
@@ -369,7 +368,7 @@ def load_ranges(source: Mapping[str, FakeQuantizeBase], model: nn.Module, *, str
     if strict and without:
         raise NumericError(
             f"{len(without)} of {len(target)} quantizers have no calibrated range to start from: "
-            + ", ".join(without[:8]),
+            f"{listing(without)}",
             hint="calibrate with the same rules, or pass strict=False to leave these to the first batches",
         )
     for name in report.loaded:
@@ -387,8 +386,3 @@ def _load_range(target: FakeQuantizeBase, source: FakeQuantizeBase) -> None:
             hint="load from a model of the same architecture",
         )
     target.load_qparams_from(source)
-
-
-def quantizer_state(model: nn.Module) -> dict[str, Any]:
-    """The part of the state dict that belongs to the fake quantize modules."""
-    return {key: value for key, value in model.state_dict().items() if is_quantizer_key(key)}

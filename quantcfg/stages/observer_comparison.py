@@ -19,7 +19,8 @@ from quantcfg.numeric.noise import noise_of
 from quantcfg.numeric.observers.base import Observer
 from quantcfg.numeric.observers.histogram_family import HistogramObserver
 from quantcfg.numeric.observers.mse import MSEObserver
-from quantcfg.preparation.state import fake_quants, quantizer_state
+from quantcfg.preparation.hosts import is_quantizer_key
+from quantcfg.preparation.state import fake_quants
 from quantcfg.stages.observer_contests import (
     Choices,
     Contest,
@@ -204,7 +205,7 @@ def take_observers(model: nn.Module, watched: nn.Module, chosen: Mapping[str, Ob
     Quantizers that nothing competed for have one observer, which moves over as it is; so does whatever the
     model of the user changed in itself meanwhile.
     """
-    own = {key: value for key, value in watched.state_dict().items() if key not in quantizer_state(watched)}
+    own = {key: value for key, value in watched.state_dict().items() if not is_quantizer_key(key)}
     model.load_state_dict(own, strict=False)
     before = fake_quants(watched)
     for name, fake_quant in fake_quants(model).items():
