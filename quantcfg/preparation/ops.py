@@ -164,6 +164,16 @@ UNDER_TRANSFORM = OpSpec(OpKind.FLOAT, reason="runs under torch.func, where no s
 UNWRITTEN = frozenset({"empty", "empty_like", "new_empty", "empty_strided"})
 """Ops whose result holds whatever the memory held before."""
 
+_OWN_ARGUMENT: frozenset[int | str] = frozenset({0, "input", "self"})
+_OTHER_ARGUMENT: frozenset[int | str] = frozenset({1, "other"})
+
+UNREAD: dict[str, frozenset[int | str]] = {
+    **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like", "rand_like"), _OWN_ARGUMENT),
+    **dict.fromkeys(("randn_like", "new_zeros", "new_ones", "new_full", "new_empty"), _OWN_ARGUMENT),
+    **dict.fromkeys(("view_as", "reshape_as", "expand_as", "type_as", "to"), _OTHER_ARGUMENT),
+}
+"""The arguments of which an op takes the shape, the dtype or the device alone, and no element."""
+
 # Python spellings of one op. An in-place mark (trailing `_`, `__i...__`) and dunders go first.
 _ALIASES = {
     "radd": "add", "subtract": "sub", "multiply": "mul", "rmul": "mul", "truediv": "div",
@@ -276,6 +286,8 @@ def kind_of(op: str, spec: OpSpec, args: Any, kwargs: Any) -> OpKind:
         return OpKind.CLIP if not isinstance(filled, Tensor) and filled == 0 else OpKind.COMPUTE
     if op == "add" and _adds_zero(args):
         return OpKind.MOVE
+    if op == "einsum" and _only_permutes(args):
+        return OpKind.MOVE
     if op == "fold":
         return OpKind.COMPUTE if _overlap(args, kwargs) else spec.kind
     if op in ("pad", "scatter", "index_fill", "where", "pad_sequence", "nan_to_num"):
@@ -310,6 +322,16 @@ def equation_of(op: str, args: Any) -> str:
 def _adds_zero(args: Any) -> bool:
     """Whether a sum is with the whole number 0, which Python's ``sum`` begins with."""
     return len(args) == 2 and any(type(arg) is int and arg == 0 for arg in args)
+
+
+def _only_permutes(args: Any) -> bool:
+    """Whether an einsum is of one tensor and adds up none of its elements."""
+    equation = args[0] if args else None
+    if not isinstance(equation, str) or "," in equation:
+        return False
+    given, arrow, made = equation.replace(" ", "").replace("...", ".").partition("->")
+    once = {letter for letter in given if given.count(letter) == 1}
+    return set(given) <= (set(made) if arrow else once)
 
 
 _OF_FOLD = ("input", "output_size", "kernel_size", "dilation", "padding", "stride")

@@ -231,8 +231,10 @@ class Recorder:
                 equation=ops.equation_of(call.op, call.args),
             )  # fmt: skip
             self.recording.sites.append(site)
+        unread = ops.UNREAD.get(call.op, frozenset())
         for operand in operands:
-            self.recording.values[operand.value].consumers.append(site.index)
+            if operand.slot[0] not in unread:
+                self.recording.values[operand.value].consumers.append(site.index)
         return site
 
     def _split(self, spec: OpSpec, op: str, operands: list[Operand]) -> tuple[list[Operand], list[Operand]]:

@@ -318,6 +318,18 @@ def test_products_with_exponentials_below_their_greatest_are_quantized() -> None
     assert (roles["exp_0"], roles["matmul_0"]) == ("quantized", "quantized")
 
 
+def test_a_softmax_over_the_edges_of_a_graph_is_in_float_up_to_its_division() -> None:
+    def forward(scores: Tensor, nodes: Tensor) -> Tensor:
+        weights = scores.exp()
+        sums = weights.new_zeros(3).scatter_add_(0, nodes, weights)
+        return weights / sums[nodes]
+
+    example = (torch.randn(6), torch.tensor([0, 1, 2, 2, 1, 0]))
+    prepared = prepare(Called(forward), {"": get_default_qconfig()}, example_inputs=example)
+    roles = {row.name: row.role for row in plan_of(prepared).rows}
+    assert (roles["exp_0"], roles["scatter_add_0"], roles["div_0"]) == ("float", "float", "quantized")
+
+
 @pytest.mark.parametrize(("dim", "role"), [(-1, "quantized"), (-2, "float")])
 def test_a_softmax_whose_whole_rows_are_added_up_is_quantized(dim: int, role: str) -> None:
     """As in ConViT, which mixes two; the slots of slot attention are normalized along the other dimension."""

@@ -341,3 +341,47 @@ def test_the_ops_of_a_module_with_a_module_list_carry_their_own_names() -> None:
     plan = plan_of(prepare(model, {"": get_default_qconfig()}, example_inputs=(torch.randn(2, 4),)))
 
     assert [row.name for row in plan.rows] == ["0.parts.0", "0.parts.1", "0.cat_0"]
+
+
+class AsksForShapes(nn.Module):
+    """A layer whose shape and dtype are read by others before its activation runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        memory = torch.zeros_like(y) + x.view(-1).view_as(y) + x.type_as(y) + x.to(y)
+        return torch.relu(y) + memory
+
+
+def test_who_asks_for_a_shape_or_a_dtype_reads_nothing() -> None:
+    plan = plan_of(prepare(AsksForShapes(), {"": get_default_qconfig()}, example_inputs=(torch.randn(4, 8),)))
+    assert roles(plan)["layer"] == "fused"
+    assert not [pair for pair in plan.unfused if pair.first == "layer"]
+
+
+@pytest.mark.parametrize(
+    ("equation", "role"),
+    [
+        ("bijk->bkij", "passed through"),
+        ("b...k -> bk...", "passed through"),
+        ("bijj->bij", "passed through"),
+        ("bijk", "passed through"),
+        ("bijk->bi", "quantized"),
+        ("bijj", "quantized"),
+        ("b...k->bk", "quantized"),
+    ],
+)
+def test_an_einsum_of_one_tensor_that_adds_up_nothing_moves(equation: str, role: str) -> None:
+    class Patches(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.einsum(equation, torch.tanh(x))
+
+    model, x = Patches(), torch.randn(2, 3, 4, 4)
+    prepared = prepare(model, {"": get_default_qconfig()}, example_inputs=(x,))
+    assert roles(plan_of(prepared))["einsum_0"] == role
+    with calibrating(prepared):
+        prepared(x)
+    assert torch.equal(prepared(x), model(x))
