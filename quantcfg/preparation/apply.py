@@ -40,7 +40,7 @@ class Slotted:
 
 @dataclass(slots=True)
 class Applied:
-    """What was built: the handler, the modules by name, and the slot names of each site's quantizers."""
+    """What was built: the handler, the quantizers by name, and what became of batch norms."""
 
     runner: Runner
     modules: dict[str, FakeQuantizeBase] = field(default_factory=dict)

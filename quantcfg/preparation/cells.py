@@ -21,8 +21,10 @@ FINE_BITS = 16
 
 _RANGES = ("arange", "linspace")
 _SUMS = ("add", "sub", "rsub")
-_SHIFTS = frozenset({*_SUMS, "mul", "div", "exp", "log2", "maximum", "minimum", "setitem", "affine_grid"})
-_KEEPING = (OpKind.MOVE, OpKind.CLIP, OpKind.JOIN, OpKind.STATISTIC)
+DECODING = frozenset({*_SUMS, "mul", "div", "exp", "log2", "maximum", "minimum"})
+"""Ops that make a place of what a layer says, and of other places."""
+_SHIFTS = DECODING | {"setitem", "affine_grid"}
+KEEPING = (OpKind.MOVE, OpKind.CLIP, OpKind.JOIN, OpKind.STATISTIC)
 _SOFTMAXES = ("softmax", "softmin", "gumbel_softmax")
 _FEWEST = 4  # numbers in equal steps; of fewer, as one for each color, it would be chance
 _ROUNDING = 1e-2  # of a step
@@ -145,7 +147,7 @@ def _leading_out(recording: Recording, places: set[int], expected: set[int]) -> 
     found, hidden = set[int](), set[int]()  # hidden: part of what is read for something else
     for value in reversed(recording.values):
         site = recording.producer(value.index)
-        shifts = bool(value.parts) if site is None else site.op in _SHIFTS or site.kind in _KEEPING
+        shifts = bool(value.parts) if site is None else site.op in _SHIFTS or site.kind in KEEPING
         keeps = shifts or value.index in expected
         readers = [recording.sites[index] for index in value.consumers]
         ends = all(_ends(reader, value, places) or found.issuperset(reader.outputs) for reader in readers)
@@ -159,17 +161,18 @@ def _leading_out(recording: Recording, places: set[int], expected: set[int]) -> 
 def _ends(reader: Site, value: Value, places: set[int]) -> bool:
     """Whether points end at ``reader``: what it makes of them is an image, or how far they have moved."""
     if reader.op == "grid_sample":
-        return value.index in _sampled_at(reader)
+        return value.index in sampled_at(reader)
     return reader.op == "sub" and [o.value in places for o in reader.data] == [False, True]
 
 
-def _sampled_at(site: Site) -> set[int]:
+def sampled_at(site: Site) -> set[int]:
+    """The points that a ``grid_sample`` reads."""
     return {operand.value for operand in site.data if operand.slot[0] in (1, "grid")}
 
 
 def _places_beside(site: Site, places: set[int], points: set[int]) -> set[int]:
     """The places that ``site`` reads together with points, or samples at."""
     if site.op == "grid_sample":
-        return places & _sampled_at(site)
+        return places & sampled_at(site)
     read = {operand.value for operand in site.data}
     return set() if read.isdisjoint(points) else places & read

@@ -8,7 +8,6 @@ beside it, where features are pooled, becomes that of another one.
 from __future__ import annotations
 
 from quantcfg.preparation import cells
-from quantcfg.preparation.ops import OpKind
 from quantcfg.preparation.record import Recording, Site, Value
 
 REASON = "a position or a time: a grid is too coarse for the angle, index or mask that is made of it"
@@ -20,8 +19,6 @@ _COMPARISONS = frozenset({"gt", "lt", "ge", "le", "eq", "ne"})
 _CHOICES = frozenset({"argmax", "argmin", "argsort", "bucketize", "searchsorted"})
 _ENDS = _CASTS | _COMPARISONS | _CHOICES
 _POOLED = ("roi_align", "roi_pool")
-_SHIFTS = frozenset({"add", "sub", "rsub", "mul", "div", "exp", "log2", "maximum", "minimum"})
-_KEEPING_BOXES = (OpKind.MOVE, OpKind.CLIP, OpKind.JOIN, OpKind.STATISTIC)
 
 
 def positions_in(recording: Recording) -> dict[int, str]:
@@ -45,7 +42,7 @@ def _boxes_in(recording: Recording) -> set[int]:
 
 
 def _keeps_boxes(site: Site) -> bool:
-    return site.op in _SHIFTS or site.kind in _KEEPING_BOXES
+    return site.op in cells.DECODING or site.kind in cells.KEEPING
 
 
 def _unlearned_positions_in(recording: Recording) -> set[int]:

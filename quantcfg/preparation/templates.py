@@ -12,6 +12,7 @@ from dataclasses import replace
 from quantcfg.config.rules import TIERS, Decision
 from quantcfg.config.spec import QConfigSpec
 from quantcfg.errors import PrepareError
+from quantcfg.preparation.cells import sampled_at
 from quantcfg.preparation.ops import OpKind
 from quantcfg.preparation.record import Recording, Site
 
@@ -94,9 +95,8 @@ def _walk_back(recording: Recording, value: int) -> Iterator[int]:
 def _grid_sample_grids(recording: Recording) -> Iterator[int]:
     for site in recording.sites:
         if site.op == "grid_sample":
-            for operand in site.data:
-                if operand.slot[0] in (1, "grid"):
-                    yield from _walk_back(recording, operand.value)
+            for value in sampled_at(site):
+                yield from _walk_back(recording, value)
 
 
 def _without_activation(spec: QConfigSpec) -> QConfigSpec:
