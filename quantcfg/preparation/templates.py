@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+from quantcfg.config.kinds import accepted
 from quantcfg.config.rules import TIERS, Decision
 from quantcfg.config.spec import QConfigSpec
 from quantcfg.errors import PrepareError
@@ -73,13 +74,13 @@ def _only_leaves(recording: Recording, site: Site) -> bool:
     return True
 
 
-def _back_to_gemm(op: str, argument: int = 0) -> Callable[[Recording], Iterator[int]]:
+def _back_to_gemm(op: str) -> Callable[[Recording], Iterator[int]]:
     """Sites from the input of ``op`` back to the first GEMM, that one included."""
 
     def find(recording: Recording) -> Iterator[int]:
         for site in recording.sites:
-            if site.op == op and len(site.data) > argument:
-                yield from _walk_back(recording, site.data[argument].value)
+            if site.op == op and site.data:
+                yield from _walk_back(recording, site.data[0].value)
 
     return find
 
@@ -105,15 +106,13 @@ def _without_activation(spec: QConfigSpec) -> QConfigSpec:
 
 
 def _int16(spec: QConfigSpec) -> QConfigSpec:
-    if spec.activation is None:
+    narrow = spec.activation
+    if narrow is None:
         return spec
-    kwargs = {
-        key: value for key, value in spec.activation.kwargs.items() if key not in ("quant_min", "quant_max")
-    }
-    observer = "mse" if spec.activation.observer == "kl" else spec.activation.observer
-    activation = replace(
-        spec.activation, observer=observer, qkwargs=tuple(sorted((kwargs | {"dtype": "qint16"}).items()))
-    )
+    observer = "mse" if narrow.observer == "kl" else narrow.observer  # kl has too few bins for 16 bits
+    known = accepted(observer, narrow.fake_quant).keys() - {"quant_min", "quant_max"}
+    kwargs = {key: value for key, value in narrow.kwargs.items() if key in known} | {"dtype": "qint16"}
+    activation = replace(narrow, observer=observer, qkwargs=tuple(sorted(kwargs.items())))
     return replace(spec, activation=activation, name=f"{spec.name} int16")
 
 

@@ -50,6 +50,13 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
         "",
     ),
     (
+        lambda: qc.prepare(MODEL, {}),
+        "prepare needs example_inputs, or a forward to run once",
+        "pass one batch: prepare(model, config, example_inputs=(images,))",
+    ),
+    (lambda: prepared(stage="train"), "unknown stage 'train'; known: calib, qat", ""),
+    (lambda: prepared(bn="folded"), "unknown bn 'folded'; known: fold, keep, freeze", ""),
+    (
         lambda: fx({}, optimize_graph=True),
         "optimize_graph must be False (got True): what is concatenated keeps the grids that it has",
         "leave it out; export.target in a config says what a chip takes",

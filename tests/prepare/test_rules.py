@@ -86,6 +86,12 @@ def test_none_leaves_in_float_what_it_matches_and_what_is_inside() -> None:
     )  # what comes out of the float blocks is brought to a grid
 
 
+def test_an_attribute_of_that_name_that_is_no_qconfig_is_left_to_its_owner() -> None:
+    model = ResNet().eval()
+    model.classifier.qconfig = {"of": "another tool"}
+    assert activation(rows({"": INT8}, model)["classifier"]) == "qint8"
+
+
 def test_an_attribute_beats_every_rule() -> None:
     model = ResNet().eval()
     model.classifier.qconfig = INT16

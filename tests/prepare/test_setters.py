@@ -143,6 +143,35 @@ def test_softmax_and_layer_norm_templates_widen_the_way_back_to_the_matrix_produ
     assert dtype(found["add_0"]) == "qint16"  # what norm1 reads
 
 
+KL = qc.get_default_qconfig(activation_observer="kl", activation_qkwargs={"bins": 1024})
+NARROW = qc.get_default_qconfig(activation_qkwargs={"quant_min": -127, "quant_max": 127})
+
+
+@pytest.mark.parametrize(
+    ("qconfig", "observer", "bounds"),
+    [
+        (KL, "MSEObserver", (-(2**15), 2**15 - 1)),  # kl has too few bins for 16 bits
+        (NARROW, "MinMaxObserver", (-(2**15), 2**15 - 1)),
+    ],
+)
+def test_a_template_that_widens_drops_what_the_wide_grid_does_not_have(
+    qconfig: qc.QConfig, observer: str, bounds: tuple[int, int]
+) -> None:
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Softmax(-1)), torch.ones(2, 4)
+    prepared = qc.prepare(model, {"": qconfig}, example_inputs=x, templates=("softmax_int16",))
+
+    scores = qc.fake_quants(prepared)["0.output"]
+    assert (type(scores.observer).__name__, scores.quant_min, scores.quant_max) == (observer, *bounds)
+
+
+def test_a_template_that_widens_leaves_32_bits_alone() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Softmax(-1)), torch.ones(2, 4)
+    rules = {"": qc.preset_qconfig("w8a32")}
+    prepared = qc.prepare(model, rules, example_inputs=x, templates=("softmax_int16",))
+
+    assert list(qc.fake_quants(prepared)) == ["0.weight"]
+
+
 def test_the_grid_of_a_grid_sample_is_widened_and_not_the_image() -> None:
     class Warp(nn.Module):
         def __init__(self) -> None:
