@@ -238,6 +238,7 @@ def test_places_in_a_buffer_are_places() -> None:
         ([0.4, 0.45, 0.5], False),  # one for each color
         ([0.4488, 0.4371, 0.4040, 0.3], False),
         ([0.0, 1, 50, 1000], False),
+        ([0.0, 1, 2.5, 3, 4], False),
         ([1.0, 1, 1, 1], False),
         ([0.0, 1, 2, 3, float("inf")], False),
         ([float("-inf"), 1, 2, 3, 4], False),
@@ -325,6 +326,12 @@ def test_an_expected_place_that_a_layer_reads_is_quantized_there(bins: nn.Module
     assert found["read"].dtypes_in == ("qint8",)
 
 
+def test_an_expected_place_that_is_handed_out_stays_float_to_the_end() -> None:
+    prepared = prepare(Bins(torch.arange(8.0), lambda y: (y + 0.5) * 16), INT8, example_inputs=(X,))
+    found = {row.name: row for row in plan_of(prepared).rows}
+    assert found["add_0"].reason == found["mul_0"].reason == POINT
+
+
 def _soft_argmax(m: Written, x: Tensor) -> Tensor:
     """The expected row and column of a point in a map of 64 x 64 cells."""
     rows = torch.linspace(-1, 1, 64)
@@ -350,6 +357,10 @@ def test_the_chances_of_an_expected_place_are_on_no_grid() -> None:
         lambda m, x: m.a(x).softmax(1) @ m.b.weight,  # attention
         lambda m, x: m.a(x).softmax(1) * torch.arange(8.0),  # weights
         lambda m, x: (m.a(x).sigmoid() * torch.arange(8.0)).sum(1),
+        lambda m, x: (x * torch.arange(8.0)).sum(1),
+        lambda m, x: (m.a(x).softmax(1) * 2).sum(1),
+        lambda m, x: (m.a(x).view(2, 2, 8) * torch.arange(8.0)).sum(2),
+        lambda m, x: (y := m.a(x).softmax(1) * torch.arange(8.0)).sum(1) + y.amax(1),
     ],
 )
 def test_products_that_expect_no_place_are_activations(run: Callable[..., Any]) -> None:

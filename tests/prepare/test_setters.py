@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -162,6 +163,44 @@ def test_a_template_that_widens_drops_what_the_wide_grid_does_not_have(
 
     scores = qc.fake_quants(prepared)["0.output"]
     assert (type(scores.observer).__name__, scores.quant_min, scores.quant_max) == (observer, *bounds)
+
+
+class Head(nn.Module):
+    """A layer, and what a test makes of what it gives."""
+
+    def __init__(self, read: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.layer, self.read = nn.Linear(4, 4), read
+
+    def forward(self, x: Tensor) -> Any:
+        return self.read(self.layer(x))
+
+
+@pytest.mark.parametrize(
+    ("read", "op", "is_last"),
+    [
+        (lambda y: y.reshape(4, 2).t(), "layer", True),
+        (lambda y: y.reshape(4, 2).sigmoid(), "layer", False),
+        (lambda y: (y, y.reshape(4, 2).sigmoid()), "layer", False),
+        (lambda y: y @ y.t(), "matmul_0", False),  # no layer
+    ],
+)
+def test_the_last_layer_is_the_one_that_nothing_reads(
+    read: Callable[[Tensor], Any], op: str, *, is_last: bool
+) -> None:
+    x = torch.ones(2, 4)
+    prepared = qc.prepare(Head(read), {"": INT8}, example_inputs=x, templates=("high_precision_output",))
+
+    assert (f"{op}.output" not in qc.fake_quants(prepared)) is is_last
+
+
+def test_what_two_templates_would_widen_is_widened_once() -> None:
+    head = Head(lambda y: (y.softmax(-1), F.layer_norm(y, (4,))))
+    templates = ("softmax_int16", "layer_norm_int16")
+    prepared = qc.prepare(head, {"": INT8}, example_inputs=torch.ones(2, 4), templates=templates)
+
+    (row,) = (row for row in qc.plan_of(prepared).rows if row.name == "layer")
+    assert (row.qconfig.count("int16"), dtype(row)) == (1, "qint16")
 
 
 def test_a_template_that_widens_leaves_32_bits_alone() -> None:
