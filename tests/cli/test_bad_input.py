@@ -228,7 +228,7 @@ def test_names_with_control_characters_cannot_steer_the_terminal(project):
         ("hpu", "there is no device 'hpu' here: No module named "),
         ("vulkan", "this torch is built without 'vulkan'"),
         ("meta", "tensors on the device 'meta' have no values"),
-        ("mkldnn", "torch computes on no 'mkldnn'"),
+        ("opengl", "torch computes on no 'opengl'"),
         ("gpu", "'gpu' names no device"),
         ("", "'' names no device"),
     ],

@@ -352,7 +352,7 @@ def _doubled_tanh(x: Tensor) -> Tensor:
 
 
 class CallsAFunctionInTorchScript(Stranger):
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns((DeprecationWarning, FutureWarning)):  # the later one from torch 2.15 on
         scripted = staticmethod(torch.jit.script(_doubled_tanh))
 
     def forward(self, x):
