@@ -316,7 +316,8 @@ class _Assigner:
         wide = operand.value in self.statistic or operand.value in self.positions
         narrowed = row.site.kind is OpKind.GEMM and not self._scales(row.site, operand)
         rough = (wide and not narrowed) or value.producer in self.unrounded
-        exempt = value.mask or rough or bool(steepness(row.site, operand))
+        is_marked = row.site.op == "quant_stub"  # which quantizes what it reads itself
+        exempt = value.mask or rough or is_marked or bool(steepness(row.site, operand))
         nothing = 0 in value.shape and not value.live  # a cache that is filled later, and not from here
         return exempt or nothing or self._is_number(value) or row.decision.spec is None
 

@@ -227,6 +227,12 @@ def test_stubs_bound_the_quantized_region() -> None:
     }
 
 
+def test_a_stub_is_the_one_quantizer_of_what_it_reads() -> None:
+    prepared = prepare(Stubbed(), {"": get_default_qconfig()}, example_inputs=(torch.randn(2, 4),))
+
+    assert set(fake_quants(prepared)) == {"quant.output", "inside.weight", "inside.output"}
+
+
 def test_macs_and_parameters_are_counted() -> None:
     plan = plan_for("resnet")
     rows = {row.name: row for row in plan.rows}
