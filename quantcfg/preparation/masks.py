@@ -61,7 +61,7 @@ def is_nothing_but_mask(tensor: Tensor) -> bool:
     lowest, highest = _range(tensor)
     if lowest > _MAYBE_MASK and not (lowest == 0 and highest >= -_SURELY_MASK):
         return False
-    return bool(((tensor == 0) | (tensor == (lowest or highest))).all())
+    return _holds_but(tensor, lowest or highest)
 
 
 def is_choice(tensor: Tensor) -> bool:
@@ -71,7 +71,12 @@ def is_choice(tensor: Tensor) -> bool:
     lowest, highest = _range(tensor)
     if lowest < 0 < highest or 0 < max(-lowest, highest) < -_MAYBE_MASK:
         return False
-    return bool(((tensor == 0) | (tensor == (lowest or highest))).all())
+    return _holds_but(tensor, lowest or highest)
+
+
+def _holds_but(tensor: Tensor, number: float) -> bool:
+    """Whether there is nothing but 0 and one number in a tensor."""
+    return bool(((tensor == 0) | (tensor == number)).all())
 
 
 def mark_added(recording: Recording) -> None:

@@ -194,6 +194,31 @@ def test_the_last_layer_is_the_one_that_nothing_reads(
     assert (f"{op}.output" not in qc.fake_quants(prepared)) is is_last
 
 
+def test_a_stub_reads_nothing_of_the_last_layer() -> None:
+    model = nn.Sequential(qc.QuantStub(), nn.Linear(4, 4), qc.DeQuantStub())
+    templates = ("high_precision_output",)
+    prepared = qc.prepare(model, {"": INT8}, example_inputs=torch.ones(2, 4), templates=templates)
+
+    assert list(qc.fake_quants(prepared)) == ["0.output", "1.weight"]
+
+
+@pytest.mark.parametrize(
+    ("read", "wide"),
+    [
+        (lambda y: y.sigmoid().softmax(-1), {"layer", "sigmoid_0"}),
+        (lambda y: (y.sigmoid() @ y.t()).softmax(-1), {"matmul_0"}),  # what is before a product stays
+        (lambda y: (y.sigmoid() + y).softmax(-1), {"add_0"}),  # and what is before a sum
+    ],
+)
+def test_a_template_widens_back_to_a_product_or_a_fork(read: Callable[[Tensor], Any], wide: set[str]) -> None:
+    prepared = qc.prepare(
+        Head(read), {"": INT8}, example_inputs=torch.ones(2, 4), templates=("softmax_int16",)
+    )
+    found = {row.name for row in qc.plan_of(prepared).rows if dtype(row) == "qint16"}
+
+    assert found == wide
+
+
 def test_what_two_templates_would_widen_is_widened_once() -> None:
     head = Head(lambda y: (y.softmax(-1), F.layer_norm(y, (4,))))
     templates = ("softmax_int16", "layer_norm_int16")
