@@ -78,6 +78,16 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
         "",
     ),
     (
+        lambda: fx({}, hybrid=True, hybrid_dict={"module_name": [0]}),
+        "'module_name' in hybrid_dict must be a list, each a name (got [0])",
+        "",
+    ),
+    (
+        lambda: fx({}, hybrid=True, hybrid_dict={"module_name": ["re:("]}),
+        "the name 're:(' in hybrid_dict: not a regular expression: missing ), unterminated subpattern",
+        "",
+    ),
+    (
         lambda: fx({"module_name": {0: INT8}}),
         "a key of 'module_name' in qconfig_dict must be a name (got 0)",
         "",

@@ -419,6 +419,15 @@ def test_a_type_takes_its_subclasses_on_request(tmp_path: Any) -> None:
     assert activation(config_rows(tmp_path, nearest, Deep())["mine"]) == "qint16"
 
 
+def test_a_class_of_the_users_is_no_class_of_torch_by_its_name_alone() -> None:
+    own = type("Linear", (nn.Linear,), {})
+    model = nn.Sequential(own(4, 4), nn.Linear(4, 4))
+    rules = {"": INT8, "module_type": {"torch.nn.Linear": INT4}}
+    found = plan_of(prepare(model, rules, example_inputs=torch.ones(2, 4))).rows
+
+    assert [activation(row) for row in found] == ["qint8", "qint4"]
+
+
 class _Private(nn.Linear):
     """Named as the layers of torchvision's DenseNet are."""
 

@@ -158,6 +158,7 @@ def test_each_steep_function_wants_what_is_before_it_unrounded(steep: Callable[[
     [
         lambda m, x: m.a(x).exp() ** 2,
         lambda m, x: m.a(x).exp() ** 1,
+        lambda m, x: m.a(x).exp() / (x.abs() + 1),  # divided, and no divisor
         lambda m, x: ((y := m.a(x).exp() + 1).log(), y),  # handed out, too
         lambda m, x: (y := m.a(x).exp()).log() + F.layer_norm(x, (8,), None, y[0]),  # a bias, too
         lambda m, x: torch.sqrt((y := m.a(x).exp()) + 1e-6) + y,
