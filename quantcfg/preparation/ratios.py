@@ -4,6 +4,10 @@ A softmax that is written out takes the exponentials of all rows, which lie orde
 probabilities of which most are masked afterwards may all be small: on one grid such a row is 0, and 0 / 0.
 A softmax of which whole rows are added up is no such: its sums are about 1, and to divide by them mends what
 was rounded before.
+
+A running sum of logarithms, as state space models make of their decays, is the logarithm of such values: of
+its elements, or of what two of them differ by, the exponentials are taken. It grows with every step, and on a
+grid that holds all of it neighbours are the same.
 """
 
 from __future__ import annotations
@@ -11,13 +15,16 @@ from __future__ import annotations
 from heapq import heappop, heappush
 
 from quantcfg.preparation.ops import OpKind
-from quantcfg.preparation.record import Recording, Site
+from quantcfg.preparation.record import Recording, Site, Value
 
 _REASON = "only its ratios count, for it is divided by its sum: rounded before, what is small would be lost"
+_RUNNING = "a running sum, or what two differ by: rounded before, its exponential would be off by a factor"
 
 _EXPONENTIALS = ("exp", "exp2")
 _SOURCES = (*_EXPONENTIALS, "softmax", "softmin", "sigmoid")
 _INVERSES = ("reciprocal", "rdiv")
+_KEEPING = (OpKind.MOVE, OpKind.CLIP)
+_LOGARITHMIC = ("cumsum", "sub", "rsub", "add", "neg", "masked_fill", "where")
 _CARRIERS = frozenset({
     "sum", "cumsum", "add", "mul", "masked_fill", "where", "clamp", "topk", "nan_to_num", "index_add",
     "scatter_add", *_INVERSES,
@@ -31,7 +38,27 @@ _GREATEST = ("max", "amax", "maximum", "logsumexp")
 def kept_for_ratios(recording: Recording) -> dict[int, str]:
     """The sites, from an exponential or a probability on, before its division by its own sum: why float."""
     sources = (site for site in recording.sites if site.op in _SOURCES and site.data)
-    return {index: _REASON for source in sources for index in _before_division(recording, source)}
+    divided = {index: _REASON for source in sources for index in _before_division(recording, source)}
+    return divided | dict.fromkeys(_running_sums(recording), _RUNNING)
+
+
+def _running_sums(recording: Recording) -> list[int]:
+    """The running sums of which nothing but exponentials is taken, and the sites between these."""
+
+    def lies_between(value: Value) -> bool:
+        maker = recording.producer(value.index)
+        read = bool(value.consumers) and not value.asked and value.index not in recording.returned
+        return read and maker is not None and (maker.kind in _KEEPING or maker.op in _LOGARITHMIC)
+
+    for_exponentials = recording.read_only_by(_EXPONENTIALS, among=lies_between)
+    found, passed = set[int](), list[int]()
+    for site in recording.sites:
+        live = recording.live(site)
+        begins = site.op == "cumsum" and bool(live)
+        if (begins or not found.isdisjoint(live)) and for_exponentials.issuperset(site.outputs):
+            found.update(site.outputs)
+            passed.append(site.index)
+    return [index for index in passed if not recording.values[recording.sites[index].outputs[0]].mask]
 
 
 def _before_division(recording: Recording, source: Site) -> list[int]:

@@ -330,6 +330,37 @@ def test_a_softmax_over_the_edges_of_a_graph_is_in_float_up_to_its_division() ->
     assert (roles["exp_0"], roles["scatter_add_0"], roles["div_0"]) == ("float", "float", "quantized")
 
 
+def _decayed(x: Tensor) -> Tensor:
+    """As in Mamba 2: what a state keeps from one step to another, for each two of them."""
+    passed = (-F.softplus(x)).cumsum(-1)
+    later = torch.ones(x.shape[-1], x.shape[-1], dtype=torch.bool).triu(1)
+    between = (passed[..., :, None] - passed[..., None, :]).masked_fill(later, -torch.inf)
+    return between.exp() @ x[..., None] + passed[..., None].exp()
+
+
+def test_a_running_sum_for_exponentials_is_in_float() -> None:
+    x = 4 * torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    prepared = prepare(Called(_decayed), {"": get_default_qconfig()}, example_inputs=(x,))
+    rows = {row.name: row for row in plan_of(prepared).rows}
+    reason = "a running sum, or what two differ by: rounded before, its exponential would be off by a factor"
+    assert {name for name, row in rows.items() if row.reason == reason} >= {"cumsum_0", "sub_0"}
+    assert {rows[name].role for name in ("neg_0", "exp_0", "exp_1", "matmul_0")} == {"quantized"}
+    assert not rows["exp_0"].inputs and not rows["exp_1"].inputs
+
+    with calibrating(prepared):
+        prepared(x)
+    set_fake_quantize(prepared, FakeQuantState.VALIDATION)
+    expected = _decayed(x)
+    assert (prepared(x) - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+@pytest.mark.parametrize("use", [torch.tanh, lambda y: y, lambda y: y.exp() + y])
+def test_a_running_sum_that_is_read_for_more_is_quantized(use: Callable[[Tensor], Tensor]) -> None:
+    model = Called(lambda x: use(x.cumsum(-1)))
+    prepared = prepare(model, {"": get_default_qconfig()}, example_inputs=(torch.randn(2, 8),))
+    assert next(row.role for row in plan_of(prepared).rows if row.op == "cumsum") == "quantized"
+
+
 @pytest.mark.parametrize(("dim", "role"), [(-1, "quantized"), (-2, "float")])
 def test_a_softmax_whose_whole_rows_are_added_up_is_quantized(dim: int, role: str) -> None:
     """As in ConViT, which mixes two; the slots of slot attention are normalized along the other dimension."""
