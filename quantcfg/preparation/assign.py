@@ -228,7 +228,7 @@ class _Assigner:
         return f"left in float by {decision.left_by or rule_text(decision.winner)}"
 
     def _fusable(self, row: Assignment) -> bool:
-        """CLIP ops need no rule of their own, but a rule that leaves one in float keeps it out of a chain."""
+        """An op is in a chain where a rule gives it a qconfig; alone, a CLIP op needs none."""
         return row.site.kind not in (OpKind.MOVE, OpKind.JOIN) and not self._rule_reason(row.decision)
 
     def _has_grid(self, sites: Iterable[int], decision: Decision) -> bool:
@@ -307,19 +307,18 @@ class _Assigner:
         assert spec is not None
         wanted = spec.input or spec.activation or self.default
         for operand in operands:
-            if self._may_stay_float(row, operand) or wanted is None:
-                continue
-            self._ensure_on_grid(row.site, operand, wanted)
+            if wanted is not None and not self._may_stay_float(row.site, operand):
+                self._ensure_on_grid(row.site, operand, wanted)
 
-    def _may_stay_float(self, row: Assignment, operand: Operand) -> bool:
+    def _may_stay_float(self, site: Site, operand: Operand) -> bool:
         value = self.recording.values[operand.value]
         wide = operand.value in self.statistic or operand.value in self.positions
-        narrowed = row.site.kind is OpKind.GEMM and not self._scales(row.site, operand)
+        narrowed = site.kind is OpKind.GEMM and not self._scales(site, operand)
         rough = (wide and not narrowed) or value.producer in self.unrounded
-        is_marked = row.site.op == "quant_stub"  # which quantizes what it reads itself
-        exempt = value.mask or rough or is_marked or bool(steepness(row.site, operand))
+        is_marked = site.op == "quant_stub"  # which quantizes what it reads itself
+        exempt = value.mask or rough or is_marked or bool(steepness(site, operand))
         nothing = 0 in value.shape and not value.live  # a cache that is filled later, and not from here
-        return exempt or nothing or self._is_number(value) or row.decision.spec is None
+        return exempt or nothing or self._is_number(value)
 
     def _is_number(self, value: Value) -> bool:
         """Whether a value is one number, or a parameter of one that is expanded."""

@@ -39,8 +39,8 @@ def find_chains(recording: Recording, eligible: Sequence[bool], *, with_add: boo
 
     A dropout or a sum with 0 inside a chain belongs to it: nothing is left of it in a deployment.
 
-    ``eligible[i]`` says that site ``i`` may be part of one: it is to be quantized, or is an activation whose
-    rule does not leave it in float. A value that anything else reads ends a chain, and so does a batch norm
+    ``eligible[i]`` says that site ``i`` may be part of one: a rule gives it a qconfig, and nothing that it is
+    keeps it in float. A value that anything else reads ends a chain, and so does a batch norm
     that cannot be folded: no chip has one behind its accumulator. Without ``with_add`` a GEMM ends before an
     add: not every target adds to an accumulator.
     """
