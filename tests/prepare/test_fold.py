@@ -287,6 +287,8 @@ def test_the_kept_batch_norm_of_a_module_that_does_more_is_folded_later(name: st
     set_fake_quantize(prepared, FakeQuantState.VALIDATION)
     expected = prepared(x)
     assert fold_live_batch_norms(prepared) == ["0", "2"]
+    norms = [row for row in plan_of(prepared).rows if row.op == "batch_norm"]
+    assert [row.reason for row in norms] == ["folded into 0", "folded into 2"]
     step = float(max(q.qparams().scale.max() for q in fake_quants(prepared).values()))
     assert (prepared(x) - expected).abs().max() <= 1.01 * step
     set_fake_quantize(prepared, FakeQuantState.FLOAT)
