@@ -130,6 +130,15 @@ def test_who_else_reads_it_is_why_two_are_not_fused(
     assert plan_for(Read(read), torch.randn(2, 4)).unfused == (Unfused(*pair),)
 
 
+def test_a_product_of_activations_is_no_layer_that_a_relu_is_fused_with() -> None:
+    rows = {
+        row.name: row.role
+        for row in plan_for(Read(lambda y, x: F.linear(y, x).relu()), torch.randn(4, 4)).rows
+    }
+
+    assert (rows["linear_0"], rows["relu_0"]) == ("quantized", "passed through")
+
+
 def test_a_residual_network_leaves_nothing_unfused() -> None:
     assert plan_for(*_case("resnet")).unfused == ()
 
