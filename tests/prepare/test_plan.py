@@ -130,13 +130,21 @@ def test_who_else_reads_it_is_why_two_are_not_fused(
     assert plan_for(Read(read), torch.randn(2, 4)).unfused == (Unfused(*pair),)
 
 
-def test_a_product_of_activations_is_no_layer_that_a_relu_is_fused_with() -> None:
-    rows = {
-        row.name: row.role
-        for row in plan_for(Read(lambda y, x: F.linear(y, x).relu()), torch.randn(4, 4)).rows
-    }
+@pytest.mark.parametrize(
+    ("read", "roles"),
+    [
+        (lambda y, x: F.linear(y, x).relu(), {"linear_0": "quantized", "relu_0": "passed through"}),
+        (lambda y, x: (y + 3).relu(), {"layer": "quantized", "add_0": "fused", "relu_0": "quantized"}),
+        (lambda y, x: sum([y]).relu(), {"layer": "fused", "relu_0": "quantized"}),
+        (lambda y, x: F.dropout(y, training=False).relu(), {"layer": "fused", "dropout_0": "fused"}),
+    ],
+)
+def test_a_layer_is_fused_with_what_a_chip_adds_to_its_accumulator(
+    read: Callable[[Tensor, Tensor], Any], roles: dict[str, str]
+) -> None:
+    rows = {row.name: row.role for row in plan_for(Read(read), torch.randn(4, 4)).rows}
 
-    assert (rows["linear_0"], rows["relu_0"]) == ("quantized", "passed through")
+    assert {name: rows[name] for name in roles} == roles
 
 
 def test_a_residual_network_leaves_nothing_unfused() -> None:

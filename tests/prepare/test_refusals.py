@@ -116,3 +116,14 @@ def test_calibrating_for_training_warns_of_batch_norms_that_never_saw_a_batch() 
             with calibrating(prepared):
                 prepared(*inputs)
         assert [str(w.message)[:27] for w in caught] == ["6 batch norms have not seen"] * warns
+
+
+def test_a_model_without_a_place_for_quantizers_is_refused() -> None:
+    class Containers(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + x.flip(0)
+
+    with pytest.raises(
+        PrepareError, match="holds no module besides containers: there is nothing to quantize"
+    ):
+        prepare(Containers(nn.ModuleList()), GLOBAL, example_inputs=torch.ones(2, 4))
