@@ -147,6 +147,15 @@ def test_a_layer_is_fused_with_what_a_chip_adds_to_its_accumulator(
     assert {name: rows[name] for name in roles} == roles
 
 
+def test_the_one_product_with_weights_of_a_module_has_its_name() -> None:
+    class Activated(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.gelu(super().forward(x)).softmax(-1)
+
+    rows = plan_for(nn.Sequential(Activated(4, 4)), torch.randn(2, 4)).rows
+    assert [row.name for row in rows] == ["0", "0.gelu_0", "0.softmax_0"]
+
+
 def test_a_residual_network_leaves_nothing_unfused() -> None:
     assert plan_for(*_case("resnet")).unfused == ()
 
