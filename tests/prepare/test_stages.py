@@ -35,6 +35,21 @@ def scales(prepared: nn.Module) -> dict[str, list[float]]:
     return {name: module.qparams().scale.tolist() for name, module in qc.fake_quants(prepared).items()}
 
 
+def test_a_range_is_clipped_in_place_as_it_is_by_loading_and_does_not_jump() -> None:
+    clip = {"xmin": -0.5, "xmax": 0.5, "averaging_constant": 0}
+    rules = {"": qc.get_default_qconfig(activation_observer="clip", activation_qkwargs=clip)}
+    source, model = calibrated(SEARCHED), calibrated(SEARCHED)
+    loaded = qc.prepare(ResNet().eval(), rules, example_inputs=X, stage="qat")
+    qc.load_observer_params(source, loaded)
+    qc.change_stage(model, rules)
+
+    assert scales(model) == scales(loaded)
+    before = scales(model)["input.x"]
+    assert before[0] == pytest.approx(0.5 / 127.5)
+    model.train()(X)
+    assert scales(model)["input.x"] == before
+
+
 @pytest.mark.parametrize("bn", ["fold", "keep", "freeze"])
 def test_in_place_and_by_loading_are_the_same(bn: str) -> None:
     source, model = calibrated(SEARCHED, bn=bn), calibrated(SEARCHED, bn=bn)
