@@ -27,7 +27,7 @@ from quantcfg.preparation.positions import positions_in
 from quantcfg.preparation.ratios import kept_for_ratios
 from quantcfg.preparation.record import Operand, Recording, Site, Slot, Value
 from quantcfg.preparation.roots import kept_for_roots
-from quantcfg.preparation.steep import INVERSES, kept_for_steepness, steepness
+from quantcfg.preparation.steep import INVERSES, filters, kept_for_steepness, steepness
 
 LEFT_BY_RULES = ("left in float by", "no rule covers it", "no activation fake quant")
 """How the reason of an op begins that is in float because of the rules, not because of what it is."""
@@ -218,7 +218,8 @@ class _Assigner:
 
     def _steep_reason(self, site: Site) -> str:
         """A layer before what is steep is on grids, and gives 32 bits; all else there is in float."""
-        return "" if _is_layer(site) else self.steep.get(site.index, "")
+        on_grids = _is_layer(site) and not filters(self.recording, site)
+        return "" if on_grids else self.steep.get(site.index, "")
 
     def _rule_reason(self, decision: Decision) -> str:
         if decision.spec is not None:

@@ -82,3 +82,47 @@ def test_what_is_read_by_others_too_is_on_a_grid() -> None:
     assert rows["div_0"] == ("float", REASON)
     assert rows["rsub_0"][0] == "float"
     assert rows["log_0"] == ("quantized", "")
+
+
+class Bands(nn.Module):
+    """The logarithms of the power in the bands of a spectrum, as most that listens to sound begins."""
+
+    def __init__(self, kind: type[Tensor]) -> None:
+        super().__init__()
+        filters = torch.rand(129, 20, generator=torch.Generator().manual_seed(0))
+        if kind is nn.Parameter:
+            self.filters = nn.Parameter(filters)
+        else:
+            self.register_buffer("filters", filters)
+        self.head = nn.Linear(20, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        spectrum = torch.stft(x, 256, window=torch.hann_window(256), return_complex=True)
+        power = spectrum.abs().pow(2).transpose(1, 2)
+        bands: Tensor = self.head(torch.log(power @ self.filters + 1e-8))
+        return bands
+
+
+def test_the_power_in_the_bands_of_a_spectrum_stays_float() -> None:
+    times = torch.arange(4096) / 8000
+    x = torch.stack([torch.sin(3000 * times) * torch.exp(-20 * times), 1e-3 * torch.sin(9000 * times)])
+    model = Bands(Tensor)
+    prepared = validated(model, x)
+    rows = {row.name: row for row in plan_of(prepared).rows}
+    assert {rows[name].reason for name in ("abs_0", "matmul_0", "add_0")} == {REASON}
+    assert not rows["matmul_0"].inputs and rows["log_0"].role == "quantized"
+    assert torch.cosine_similarity(prepared(x).flatten(), model(x).flatten(), dim=0) > 0.999
+
+
+def test_a_learned_layer_before_a_logarithm_is_on_grids() -> None:
+    rows = {row.name: row for row in plan_of(validated(Bands(nn.Parameter), torch.randn(2, 4096))).rows}
+    assert rows["matmul_0"].weight is not None and rows["matmul_0"].role == "quantized"
+
+
+def test_what_is_squared_for_a_root_is_on_a_grid() -> None:
+    class Energy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(x).pow(2).sum(-1).sqrt()
+
+    rows = plan_of(prepare(Energy(), GLOBAL, example_inputs=torch.randn(4, 8))).rows
+    assert rows[0].role == "quantized"
