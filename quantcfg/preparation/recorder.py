@@ -221,6 +221,9 @@ class Recorder:
         data, weights = self._split(spec, call.op, operands)
         others = tuple(o for o in operands if o not in data and o not in weights)
         kind = ops.kind_of(call.op, spec, call.args, call.kwargs)
+        into = data[0].value if kind is OpKind.JOIN and spec.data and data else None
+        if into is not None and self.recording.values[into].unwritten:
+            spec, kind = ops.spec_of("setitem"), OpKind.FLOAT  # most of it is what the memory held before
         with self._one_at_a_time:
             site = Site(
                 index=len(self.recording.sites), path=call.scope.path, call=call.scope.call, op=call.op,
@@ -268,8 +271,8 @@ class Recorder:
             value.live = is_reached or (found and self._applies_layer(site))
             value.learned = any(values[o.value].learned for o in (*site.data, *site.weights, *site.others))
         value.fixed = bool(sources) and all(source.fixed for source in sources) and not value.live
-        moves = site.kind is OpKind.MOVE
-        value.unwritten = site.op in ops.UNWRITTEN or (moves and any(source.unwritten for source in sources))
+        keeps = site.kind is OpKind.MOVE or site.spec is ops.spec_of("setitem")
+        value.unwritten = site.op in ops.UNWRITTEN or (keeps and any(source.unwritten for source in sources))
         return value.index
 
     def _applies_layer(self, site: Site) -> bool:

@@ -391,3 +391,27 @@ def test_an_einsum_of_one_tensor_that_adds_up_nothing_moves(equation: str, role:
     with calibrating(prepared):
         prepared(x)
     assert torch.equal(prepared(x), model(x))
+
+
+class SortsInto(nn.Module):
+    """Writes the rows of two layers where they belong, into memory that holds anything before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.head = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)]), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.new_empty(x.shape)
+        for layer, rows in zip(self.layers, torch.arange(len(x)).chunk(2), strict=True):
+            y.index_copy_(0, rows, layer(x[rows]))
+        return self.head(y)
+
+
+def test_what_is_copied_into_new_memory_is_quantized_where_all_of_it_is_there() -> None:
+    prepared = prepare(SortsInto(), {"": get_default_qconfig()}, example_inputs=(torch.randn(4, 8),))
+    rows = {row.name: row for row in plan_of(prepared).rows}
+    reason = "its readers quantize what it writes"
+    assert {rows[name].reason for name in ("index_copy_0", "index_copy_1")} == {reason}
+    assert rows["head"].inputs == ("index_copy_1: qint8",)
+    assert rows["layers.0"].role == rows["head"].role == "quantized"
+    assert not [name for name in fake_quants(prepared) if name.startswith("index_copy")]
