@@ -26,6 +26,7 @@ from quantcfg.numeric.backward import (
     sum_to,
     where_zero,
 )
+from quantcfg.numeric.exporting import is_exporting
 from quantcfg.numeric.host import is_on_host
 from quantcfg.numeric.parts import parts
 from quantcfg.numeric.qparams import along, effective_alpha, effective_scale, in_memory
@@ -359,7 +360,7 @@ def _learned_step_gradients(grad: Tensor, ctx: Any) -> tuple[Tensor, Tensor]:
 
 
 def _run(function: Any, x: Tensor, *arguments: object) -> Tensor:
-    if torch.compiler.is_exporting() or not torch.is_grad_enabled():
+    if is_exporting() or not torch.is_grad_enabled():
         # Or `needs_input_grad` says that there is a backward to prepare for. An exported graph is the forward
         # alone, and without what only a backward would use.
         x, arguments = x.detach(), tuple(a.detach() if isinstance(a, Tensor) else a for a in arguments)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quantcfg.numeric.exporting import is_exporting
 from quantcfg.numeric.host import Values, is_on_host, range_of
 
 # The smallest scale: the epsilon of float32. Far above the subnormals, so 1 / scale is finite in float16 too.
@@ -170,7 +171,7 @@ def in_memory(qparam: Tensor) -> Tensor:
     vector of the tensor to be quantized: 5.4 copies of it for forward and backward, this 3.4. For qparams
     alone: of a slice of what it has not written down, torch 2.13's compiler then reads other memory.
     """
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+    if torch.compiler.is_compiling() and not is_exporting():
         return qparam.as_strided(qparam.shape, qparam.stride())
     return qparam
 

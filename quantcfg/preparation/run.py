@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from quantcfg.errors import PrepareError, warn
+from quantcfg.numeric.exporting import is_exporting
 from quantcfg.numeric.fake_quantize_base import FakeQuantizeBase
 from quantcfg.numeric.relu import relu
 from quantcfg.preparation.intercept import Memo, Scope, scope_of
@@ -131,7 +132,7 @@ class Action:
 
 def _compiled_well(func: Callable[..., Any]) -> Callable[..., Any]:
     """``func``, or what compiles better where nobody sees the result before it is quantized."""
-    if func.__name__ not in _RELUS or not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+    if func.__name__ not in _RELUS or not torch.compiler.is_compiling() or is_exporting():
         return func
     return relu
 

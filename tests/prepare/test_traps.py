@@ -221,7 +221,7 @@ def test_an_out_argument_is_written_to() -> None:
 
 
 def test_what_an_unseen_part_makes_is_quantized_again() -> None:
-    with pytest.warns((DeprecationWarning, FutureWarning)):  # and yet models hold such modules
+    with warnings.catch_warnings(action="ignore"):  # some torch calls it deprecated; models hold such modules
         script = torch.jit.trace(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), BATCH)
     model = Trap(lambda m, x: m.b(m.script(m.a(x))))
     model.script = script
