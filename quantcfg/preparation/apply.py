@@ -187,6 +187,8 @@ class _Builder:
                 if key in recorded.counts:
                     found = recorded.spellings[key], recorded.counts[key], recorded.places[key]
                     table.close(self.modules[path], *found)
+                else:
+                    table.hands_on = not self.modules[path]._modules
 
 
 def _build(factory: FakeQuantFactory, slotted: Slotted) -> FakeQuantizeBase:

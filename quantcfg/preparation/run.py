@@ -182,7 +182,7 @@ class Table:
     """The actions of one call of one module: which spellings count, and the action of each occurrence.
 
     ``known`` has every spelling that ran, with an action or without; ``only`` is the action of a module that
-    is one torch function.
+    is one torch function. ``hands_on`` says of a module that holds no other one that nothing ran.
     """
 
     names: dict[str, str] = field(default_factory=dict)
@@ -190,6 +190,7 @@ class Table:
     known: set[str] = field(default_factory=set)
     places: Places = field(default_factory=Places)
     only: Action | None = None
+    hands_on: bool = False
 
     def set(self, op: str, ordinal: int, action: Action) -> None:
         """Note the action of the ``ordinal``-th occurrence of ``op``."""
@@ -252,6 +253,7 @@ class Runner:
         self.modules = {} if modules is None else modules
         self.settled = False  # every quantizer has been at work
         self.has_started = False  # training has
+        self.is_training = False  # the module that the forward of now started at
         self.strangers: set[str] = set()  # modules that ran what was not recorded
         self.alone: set[str] = set()  # modules that ran outside of those that they are in
 
@@ -300,6 +302,7 @@ class Runner:
             PrepareError: ``torch.jit.trace``, or an exporter that calls it, is at work; or what is learned
                 cannot start.
         """
+        self.is_training = module.training
         if torch.compiler.is_compiling():
             return
         if torch._C._get_tracing_state() is not None:
@@ -362,7 +365,8 @@ class Runner:
         op = table.names.get(name)
         if op is None:
             result = func(*args, **kwargs)
-            if table.misses(name):
+            # What hands on its input in evaluation, as a module that drops paths does, computes in training alone.
+            if table.misses(name) and not (table.hands_on and self.is_training):
                 self._meet(scope.path, name, result)
             return result
         ordinal = occurrence(scope, op, table.places)

@@ -320,6 +320,38 @@ def test_a_branch_with_the_same_ops_gets_no_quantizers_of_the_recorded_one() -> 
     assert (large - prepared(BATCH)).abs().max() > 1e-3 * large.abs().max()
 
 
+class DropPath(nn.Module):
+    """Larsson et al. 2016, arXiv 1605.07648: in training some samples lose a branch; else nothing happens."""
+
+    is_on = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training or self.is_on):
+            return x
+        keep = torch.rand(len(x), 1).add_(0.8).floor_()
+        return x.div(0.8) * keep
+
+
+def test_what_only_drops_paths_in_training_is_no_stranger() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.drop = nn.Linear(8, 8), DropPath()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.drop(self.layer(x))
+
+    prepared = prepare(Block().eval(), {"": INT16}, example_inputs=(BATCH,), stage="qat")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepared.train()(BATCH).sum().backward()
+        prepared.eval()(BATCH)
+
+    prepared.drop.is_on = True
+    with pytest.warns(QuantcfgWarning, match="'add' runs in drop now where it did not"):
+        prepared(BATCH)
+
+
 class Scored(nn.Module):
     """Computes its losses inside its forward, before and between what it does in evaluation, too."""
 
