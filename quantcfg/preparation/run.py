@@ -365,7 +365,7 @@ class Runner:
         op = table.names.get(name)
         if op is None:
             result = func(*args, **kwargs)
-            # What hands on its input in evaluation, as a module that drops paths does, computes in training alone.
+            # What hands on its input in evaluation computes in training alone, as what drops paths does.
             if table.misses(name) and not (table.hands_on and self.is_training):
                 self._meet(scope.path, name, result)
             return result
